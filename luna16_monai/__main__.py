@@ -1,0 +1,7 @@
+"""``python -m luna16_monai`` is the ``luna16`` command."""
+
+import sys
+
+from luna16_monai.cli import main
+
+sys.exit(main())

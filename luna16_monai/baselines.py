@@ -1,0 +1,129 @@
+"""What a network has to beat: boosted trees on a handful of plain numbers about each cutout.
+
+Where such numbers alone tell the classes apart, a good score of the network says little about it. Each baseline
+knows more than the one before: brightness at the centre, size and brightness of the central blob, brightness by
+distance from the centre.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+CENTRE_MM = 3.0
+NEAR_MM = 5.0
+BLOB_REACH_MM = 10.0
+PROFILE_MM = np.arange(0.0, 15.01, 1.25)
+BLOB_HU = (-600, -300)
+_CHUNK = 256
+
+
+def baseline_features(cutouts: NDArray[np.int16], spacing_zyx: ArrayLike) -> dict[str, NDArray[np.float32]]:
+    """Measure each cutout.
+
+    Args:
+        cutouts: (n, z, y, x) HU, the candidate at the middle of the box.
+        spacing_zyx: (3,) mm, the same for all.
+
+    Returns:
+        ``mean_hu_centre`` (n, 1): mean HU within 3 mm of the centre.
+        ``size_brightness`` (n, 6): mean and highest HU within 5 mm; for the thresholds -600 and -300 HU the volume
+        (mm³) and mean HU of the connected part nearest to the centre, in a box that reaches 10 mm; 0 and -1000 where none begins within 5 mm.
+        ``radial_profile`` (n, 12): mean HU in shells of 1.25 mm; shells beyond the box repeat the last one inside.
+
+    Raises:
+        ValueError: cutouts that are not (n, z, y, x), or a spacing that is not three numbers above 0.
+    """
+    spacing = np.asarray(spacing_zyx, np.float64)
+    if cutouts.ndim != 4:
+        raise ValueError(f"cutouts of shape {cutouts.shape}: give (n, z, y, x)")
+    if spacing.shape != (3,) or not (spacing > 0).all():
+        raise ValueError(f"spacing {spacing.tolist()} mm: give three numbers above 0, (z, y, x)")
+    middle, distance = _central_box(cutouts.shape[1:], spacing, PROFILE_MM[-1])
+    blob_box, blob_distance = _central_box(cutouts.shape[1:], spacing, BLOB_REACH_MM)
+    shells = np.digitize(distance, PROFILE_MM) - 1
+    weights = np.stack([distance <= CENTRE_MM, distance <= NEAR_MM, *(shells == k for k in range(len(PROFILE_MM) - 1))])
+    weights = weights.reshape(len(weights), -1).T.astype(np.float32)
+    counts = weights.sum(0)
+    counts[2:], filled = np.maximum(counts[2:], 1), np.flatnonzero(counts[2:])
+    nearest_shell = filled[np.abs(np.arange(len(PROFILE_MM) - 1)[:, None] - filled).argmin(1)]
+
+    means, blobs = [np.empty((0, weights.shape[1]), np.float32)], [np.empty((0, 5), np.float32)]
+    for start in range(0, len(cutouts), _CHUNK):
+        chunk = cutouts[start : start + _CHUNK]
+        means.append(chunk[(slice(None), *middle)].reshape(len(chunk), -1).astype(np.float32) @ weights / counts)
+        boxes = chunk[(slice(None), *blob_box)]
+        blobs.append(np.array([_measure_blob(box, blob_distance, spacing) for box in boxes], np.float32))
+    mean, blob = np.concatenate(means), np.concatenate(blobs)
+    return {
+        "mean_hu_centre": mean[:, :1],
+        "size_brightness": np.concatenate([mean[:, 1:2], blob], axis=1),
+        "radial_profile": mean[:, 2:][:, nearest_shell],
+    }
+
+
+def score_baselines(
+    train_cutouts: NDArray[np.int16],
+    train_labels: ArrayLike,
+    test_cutouts: NDArray[np.int16],
+    spacing_zyx: ArrayLike,
+) -> dict[str, NDArray[np.float64]]:
+    """Train boosted trees on each set of features, and return their probabilities of class 1 on other cutouts.
+
+    Args:
+        train_cutouts, test_cutouts: (n, z, y, x) HU, of different patients.
+        train_labels: (n,) 0 or 1.
+        spacing_zyx: (3,) mm.
+
+    Raises:
+        ValueError: the labels name one class only, or as `baseline_features`.
+        ModuleNotFoundError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "scikit-learn is not installed, and the baselines need it: pip install 'luna16_monai[phantom]'"
+        ) from error
+    labels = np.asarray(train_labels)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"train_labels hold class {np.unique(labels).tolist()} only: give both classes")
+    train, test = (baseline_features(c, spacing_zyx) for c in (train_cutouts, test_cutouts))
+    scores = {}
+    for name, features in train.items():
+        trees = HistGradientBoostingClassifier(
+            learning_rate=0.06, max_iter=150, max_leaf_nodes=12, l2_regularization=1.0, random_state=0
+        )
+        scores[name] = trees.fit(features, labels).predict_proba(test[name])[:, 1]
+    return scores
+
+
+def _central_box(
+    shape_zyx: tuple[int, ...], spacing_zyx: NDArray[np.float64], reach_mm: float
+) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
+    """The middle part of a cutout, and the distances (mm) of its voxels from the cutout's middle voxel."""
+    middle = [n // 2 for n in shape_zyx]
+    reach = np.ceil(reach_mm / spacing_zyx).astype(int).tolist()
+    box = tuple(slice(max(m - r, 0), m + r + 1) for m, r in zip(middle, reach, strict=True))
+    offsets = [(np.arange(n) - m)[s] * step for n, m, s, step in zip(shape_zyx, middle, box, spacing_zyx, strict=True)]
+    z, y, x = np.meshgrid(*offsets, indexing="ij", sparse=True)
+    return box, np.sqrt(z**2 + y**2 + x**2)
+
+
+def _measure_blob(
+    box: NDArray[np.int16], distance_mm: NDArray[np.float64], spacing_zyx: NDArray[np.float64]
+) -> list[float]:
+    """Highest HU within 5 mm, then volume (mm³) and mean HU of the blob nearest to the centre, for each threshold."""
+    near = distance_mm <= NEAR_MM
+    measures = [float(box[near].max())]
+    for threshold in BLOB_HU:
+        parts, _ = ndimage.label(box > threshold)
+        seeds = np.where(near & (parts > 0), distance_mm, np.inf)
+        nearest = np.unravel_index(seeds.argmin(), seeds.shape)
+        if np.isinf(seeds[nearest]):
+            measures += [0.0, -1000.0]
+        else:
+            blob = box[parts == parts[nearest]]
+            measures += [float(blob.size * spacing_zyx.prod()), float(blob.mean())]
+    return measures

@@ -1,0 +1,373 @@
+"""LUNA16's CSV tables: find them, read them strictly, join them by series, write them.
+
+A table is kept as a handful of numpy columns instead of one Python object per row: the 754,975 rows of
+candidates_V2 then take about 30 MB, and a loader's worker shares them with its parent.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import logging
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from luna16_monai.files import atomic_write
+from luna16_monai.froc import Findings, Marks, pairs_inside
+
+logger = logging.getLogger(__name__)
+
+COORDINATES = ("coordX", "coordY", "coordZ")
+ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class PointTable:
+    """Rows of one table, as columns.
+
+    Attributes:
+        source: where the rows were read, for messages.
+        series_uids: the distinct series, sorted.
+        series: (n,) int32, each row's index into ``series_uids``.
+        points_xyz: (n, 3) float64, world LPS in mm.
+        values: (n,) float64: the class, the diameter in mm or the probability.
+        lines: (n,) int32, each row's line in the file, counted from 1.
+    """
+
+    source: str
+    series_uids: tuple[str, ...]
+    series: NDArray[np.int32]
+    points_xyz: NDArray[np.float64]
+    values: NDArray[np.float64]
+    lines: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> PointTable:
+        """The same table with only these rows (a mask or indices); the list of series stays as it is."""
+        columns = (self.series, self.points_xyz, self.values, self.lines)
+        return PointTable(self.source, self.series_uids, *(column[rows] for column in columns))
+
+    def series_codes(self, series_uids: Sequence[str]) -> NDArray[np.int32]:
+        """Each row's index into another list of series, -1 where that list lacks the row's series.
+
+        Args:
+            series_uids: distinct series, in any order.
+
+        Returns:
+            (n,) int32.
+        """
+        position = {uid: i for i, uid in enumerate(series_uids)}
+        recode = np.array([position.get(uid, -1) for uid in self.series_uids], dtype=np.int32)
+        return recode[self.series] if len(recode) else np.zeros(0, np.int32)
+
+    def require_series(self, series_uids: Iterable[str], where: str) -> None:
+        """Check that every row's series is known.
+
+        Raises:
+            ValueError: names the first row whose series is not among ``series_uids``.
+        """
+        unknown = set(self.series_uids) - set(series_uids)
+        codes = [i for i, uid in enumerate(self.series_uids) if uid in unknown]
+        rows = np.flatnonzero(np.isin(self.series, codes))
+        if len(rows):
+            raise ValueError(
+                f"series {self.series_uids[self.series[rows[0]]]} ({self.source}, line {self.lines[rows[0]]}) "
+                f"is not in {where}: does this table belong to these scans?"
+            )
+
+
+def find_table(data_dir: Path, name: str) -> Path | zipfile.Path | None:
+    """Find one of LUNA16's tables as people have them: unpacked, in its zip, or with the evaluation script.
+
+    Args:
+        data_dir: the data folder.
+        name: the table's name without ``.csv``.
+
+    Returns:
+        A path that can be opened, or None.
+    """
+    file = f"{name}.csv"
+    script = "evaluationScript"
+    for path in (data_dir / file, data_dir / name / file, data_dir / script / "annotations" / file):
+        if path.is_file():
+            return path
+    for archive, members in (
+        (data_dir / f"{name}.zip", (file, f"{name}/{file}")),
+        (data_dir / f"{script}.zip", (f"{script}/annotations/{file}", f"annotations/{file}")),
+    ):
+        if archive.is_file():
+            for member in members:
+                if (path_in_zip := zipfile.Path(archive, member)).is_file():
+                    return path_in_zip
+    return None
+
+
+def read_candidates(data_dir: Path) -> PointTable:
+    """Read ``candidates_V2`` of a data folder, or with a warning the first version; values are the classes 0 and 1.
+
+    Raises:
+        FileNotFoundError: neither version is there.
+        ValueError: a row is malformed, or the same point is listed with both classes.
+    """
+    path = find_table(data_dir, "candidates_V2")
+    if path is None and (path := find_table(data_dir, "candidates")) is not None:
+        logger.warning("candidates_V2 not found, reading candidates.csv: the first version, which lacks more nodules")
+    if path is None:
+        raise FileNotFoundError(
+            f"no candidates_V2.csv (or .zip) and no candidates.csv in {data_dir}: put LUNA16's candidate list there"
+        )
+    table = read_points(path, "class")
+    _refuse_contradictions(table)
+    return table
+
+
+def read_annotations(data_dir: Path) -> PointTable:
+    """Read the nodules of a data folder; values are diameters in mm.
+
+    Raises:
+        FileNotFoundError: ``annotations.csv`` is missing.
+        ValueError: a row is malformed.
+    """
+    return read_points(_require_table(data_dir, "annotations"), "diameter_mm")
+
+
+def read_excluded(data_dir: Path) -> PointTable:
+    """Read the findings that count neither way; values are diameters in mm, negative where unknown.
+
+    Raises:
+        FileNotFoundError: ``annotations_excluded.csv`` is missing.
+        ValueError: a row is malformed.
+    """
+    return read_points(_require_table(data_dir, "annotations_excluded"), "diameter_mm")
+
+
+def read_series_uids(path: Path | zipfile.Path) -> tuple[str, ...]:
+    """Read a list of series, one a line, without a header; sorted.
+
+    Raises:
+        ValueError: a line is no identifier, or one is listed twice.
+    """
+    with _open_text(path) as stream:
+        uids = [line.strip().strip(",") for line in stream]
+    uids = [uid for uid in uids if uid]
+    for uid in uids:
+        _check_series_uid(uid, str(path))
+    repeated = [uid for uid, times in Counter(uids).items() if times > 1]
+    if repeated:
+        raise ValueError(f"series {repeated[0]} is listed twice in {path}: keep one line for each scan")
+    return tuple(sorted(uids))
+
+
+def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
+    """Read a table of points. A byte-order mark, CRLF, further columns and the columns' order do not matter.
+
+    Args:
+        path: a CSV file with a header line, or a member of a zip.
+        value_column: ``class``, ``diameter_mm`` or ``probability``; decides which values are allowed.
+
+    Raises:
+        ValueError: names file, line and column of what is wrong.
+    """
+    columns = ("seriesuid", *COORDINATES, value_column)
+    codes: dict[str, int] = {}
+    parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]] = []
+    with _open_text(path) as stream:
+        reader = csv.reader(stream)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            positions = _positions(header, columns, path)
+            while rows := list(itertools.islice(reader, ROWS_AT_ONCE)):
+                first_line = reader.line_num - len(rows) + 1
+                parts.append(_parse_rows(rows, first_line, header, positions, codes, path))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}: is this a CSV table?") from error
+    series_uids = tuple(sorted(codes))
+    sorted_codes = np.argsort(np.argsort(np.array(list(codes), dtype=object))) if codes else np.zeros(0, int)
+    first_seen = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int32)
+    numbers = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, 4))
+    lines = np.concatenate([part[2] for part in parts]) if parts else np.zeros(0, np.int32)
+    table = PointTable(
+        source=str(path),
+        series_uids=series_uids,
+        series=sorted_codes[first_seen].astype(np.int32),
+        points_xyz=np.ascontiguousarray(numbers[:, :3]),
+        values=np.ascontiguousarray(numbers[:, 3]),
+        lines=lines,
+    )
+    _check_values(table, value_column)
+    return table
+
+
+def read_series_list(data_dir: Path) -> tuple[str, ...] | None:
+    """The series that a data folder's ``seriesuids.csv`` lists, sorted; None without that table."""
+    path = find_table(data_dir, "seriesuids")
+    return None if path is None else read_series_uids(path)
+
+
+def write_points(
+    path: Path,
+    series_uids: Sequence[str],
+    points_xyz: ArrayLike,
+    values: ArrayLike,
+    value_column: str,
+    **more: ArrayLike,
+) -> None:
+    """Write a table in LUNA16's columns; the file is whole or absent.
+
+    Args:
+        path: the CSV file.
+        series_uids: one series a row.
+        points_xyz: (n, 3) world LPS in mm, written with 6 decimals.
+        values: (n,) numbers.
+        value_column: the last column's name.
+        more: further columns, (n,) each.
+    """
+    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["seriesuid", *COORDINATES, value_column, *more])
+        points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
+        columns = [np.asarray(column).tolist() for column in (values, *more.values())]
+        for uid, point, *numbers in zip(series_uids, points, *columns, strict=True):
+            writer.writerow([uid, *(f"{coordinate:.6f}" for coordinate in point), *numbers])
+
+
+def lies_on(points: PointTable, findings: PointTable) -> NDArray[np.bool_]:
+    """Which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``froc.pairs_inside``).
+
+    Args:
+        points: candidates or marks.
+        findings: nodules or excluded findings; their values are diameters in mm.
+
+    Returns:
+        (n,) bool, one for each point.
+    """
+    scans = points.series_codes(findings.series_uids)
+    marks = Marks(scans, points.points_xyz, np.zeros(len(points)))
+    hits, _ = pairs_inside(marks, Findings(findings.series, findings.points_xyz, findings.values))
+    on = np.zeros(len(points), bool)
+    on[hits] = True
+    return on
+
+
+def duplicate_rows(table: PointTable) -> NDArray[np.intp]:
+    """Rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
+    order, same = _runs_of_equal_points(table)
+    return np.sort(order[1:][same])
+
+
+def _runs_of_equal_points(table: PointTable) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    order = np.lexsort((*table.points_xyz.T, table.series))
+    series, points = table.series[order], table.points_xyz[order]
+    same = (series[1:] == series[:-1]) & (points[1:] == points[:-1]).all(axis=1)
+    return order, same
+
+
+def _refuse_contradictions(table: PointTable) -> None:
+    order, same = _runs_of_equal_points(table)
+    values = table.values[order]
+    clash = np.flatnonzero(same & (values[1:] != values[:-1]))
+    if len(clash):
+        one, other = sorted(table.lines[order[clash[0] : clash[0] + 2]].tolist())
+        raise ValueError(
+            f"{table.source}, lines {one} and {other}: the same point of series "
+            f"{table.series_uids[table.series[order[clash[0]]]]} has class 0 and class 1: keep the right one"
+        )
+
+
+def _require_table(data_dir: Path, name: str) -> Path | zipfile.Path:
+    if (path := find_table(data_dir, name)) is None:
+        raise FileNotFoundError(f"no {name}.csv in {data_dir} nor in its evaluationScript: put LUNA16's table there")
+    return path
+
+
+def _open_text(path: Path | zipfile.Path) -> IO[str]:
+    if isinstance(path, zipfile.Path):
+        return io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="")
+    return open(os.fspath(path), encoding="utf-8-sig", newline="")
+
+
+def _positions(header: list[str], columns: Sequence[str], path: Path | zipfile.Path) -> list[int]:
+    for column in columns:
+        if header.count(column) != 1:
+            what = "is missing" if column not in header else "stands there twice"
+            raise ValueError(
+                f"{path}, line 1: column {column} {what} (found: {', '.join(header)[:200]}): "
+                f"the header must name {', '.join(columns)}"
+            )
+    return [header.index(column) for column in columns]
+
+
+def _parse_rows(
+    rows: list[list[str]],
+    first_line: int,
+    header: list[str],
+    positions: list[int],
+    codes: dict[str, int],
+    path: Path | zipfile.Path,
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]:
+    """Turn rows of text into (series code by first appearance, (n, 4) numbers, line numbers)."""
+    lines = range(first_line, first_line + len(rows))
+    if not all(rows):  # blank lines
+        lines = [line for line, row in zip(lines, rows, strict=True) if row]
+        rows = [row for row in rows if row]
+    if not set(map(len, rows)) <= {len(header)}:
+        line, row = next((line, row) for line, row in zip(lines, rows, strict=True) if len(row) != len(header))
+        raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: mend it")
+    uid_position, *number_positions = positions
+    uids = [row[uid_position].strip() for row in rows]
+    for uid in set(uids) - codes.keys():
+        _check_series_uid(uid, f"{path}, line {lines[uids.index(uid)]}")
+        codes[uid] = len(codes)
+    numbers = np.empty((len(rows), len(number_positions)))
+    for target, position in enumerate(number_positions):
+        texts = [row[position] for row in rows]
+        try:
+            numbers[:, target] = np.fromiter(map(float, texts), float, len(texts))
+        except ValueError:
+            raise ValueError(_first_bad_number(texts, lines, header[position], path)) from None
+    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{path}, line {lines[bad[0]]}: {rows[bad[0]]} is not finite: mend or remove the line")
+    series = np.fromiter((codes[uid] for uid in uids), np.int32, len(uids))
+    return series, numbers, np.array(lines, np.int32)
+
+
+def _first_bad_number(texts: list[str], lines: Sequence[int], column: str, path: Path | zipfile.Path) -> str:
+    line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_number(text))
+    return f"{path}, line {line}: {column} is {text[:40]!r}, not a number: mend or remove the line"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_series_uid(uid: str, where: str) -> None:
+    if not uid or uid[0] == "." or any(c in "/\\" or not c.isprintable() for c in uid) or len(uid) > 200:
+        raise ValueError(f"{uid[:40]!r} ({where}) is no series identifier: a plain name without slashes was expected")
+
+
+def _check_values(table: PointTable, column: str) -> None:
+    values = table.values
+    allowed, what = {
+        "class": ((values == 0) | (values == 1), "0 (no nodule) or 1 (nodule)"),
+        "diameter_mm": (values != 0, "a diameter in mm, or -1 where it is unknown"),
+        "probability": ((values >= 0) & (values <= 1), "a probability between 0 and 1"),
+    }[column]
+    bad = np.flatnonzero(~allowed)
+    if len(bad):
+        raise ValueError(f"{table.source}, line {table.lines[bad[0]]}: {column} is {values[bad[0]]:g}, expected {what}")

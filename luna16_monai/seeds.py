@@ -1,0 +1,35 @@
+"""Seeds: what is random in a run depends on the run's seed and a counter, never on what ran before."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+ITERATION_STREAM, NETWORK_STREAM = 100, 101
+
+
+def derive(seed: int, *key: int) -> int:
+    """A seed of 63 bits for one purpose, from the run's seed and whole numbers that name the purpose."""
+    words = np.random.SeedSequence([seed, *key]).generate_state(2)
+    # a Python int: a tensor or numpy scalar as torch's seed may silently become something else
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def configure_torch(deterministic: bool) -> None:
+    """Choose between the same bits at every run and speed, on CUDA; a CPU with a fixed number of threads has both.
+
+    Max-pool's backward in 3-D is listed as non-deterministic, though it is not without overlapping windows: hence
+    a warning there, not an error.
+    """
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seed torch on all devices for one training iteration."""
+    torch.manual_seed(derive(seed, ITERATION_STREAM, iteration))
+
+
+def seed_network(seed: int) -> None:
+    """Seed torch for the network's initial weights."""
+    torch.manual_seed(derive(seed, NETWORK_STREAM))

@@ -1,0 +1,382 @@
+"""One synthetic scan: a half chest, nodules and what is mistaken for them, and the candidates a detector would list.
+
+Candidates of both classes are jittered alike, so that nothing but the image tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luna16_monai.anatomy import Chest, draw_chest, scan_chest
+from luna16_monai.geometry import Geometry
+from luna16_monai.lesions import (
+    ShapeBank,
+    choose_look,
+    ellipsoid_share,
+    load_shape_bank,
+    nodule_increment,
+    nodule_share,
+    propose_blobs,
+    random_turn,
+    tube_share,
+)
+
+Floats = NDArray[np.floating]
+Location = Literal["isolated", "vascular", "pleural"]
+
+JITTER_MM = 1.55
+"""Largest distance of a candidate from what it marks: below the radius of the smallest nodule, 1.6 mm."""
+_CLEARANCE_MM = 4.0
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """What a scan holds.
+
+    Attributes:
+        slices: fewest and most slices.
+        rows: voxels along y and along x.
+        nodules: fewest and most nodules a scan.
+        negatives: candidates of class 0 a scan.
+    """
+
+    slices: tuple[int, int] = (80, 112)
+    rows: int = 192
+    nodules: tuple[int, int] = (6, 8)
+    negatives: int = 60
+
+    def __post_init__(self) -> None:
+        for name, (fewest, most) in {"slices": self.slices, "nodules": self.nodules}.items():
+            if not 1 <= fewest <= most:
+                raise ValueError(f"{name} {(fewest, most)}: give two whole numbers, 1 or more, the smaller one first")
+        if self.slices[0] < 32 or self.rows < 64:
+            raise ValueError(f"slices {self.slices}, rows {self.rows}: a chest needs 32 slices and 64 rows at least")
+        if self.negatives < 0:
+            raise ValueError(f"negatives {self.negatives}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """One scan before it is drawn: its names, its place, and the shapes of nodules that are its own."""
+
+    number: int
+    series_uid: str
+    patient_id: str
+    subset: int
+    shapes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """One nodule that was put into a scan; ``shape`` is its number in the bank of shapes."""
+
+    position_zyx: Floats
+    diameter_mm: float
+    kind: str
+    location: str
+    shape: int
+    texture: float
+    malignancy: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known about a scan, world LPS in mm, as plain values that go to JSON and back.
+
+    Attributes:
+        nodules: (x, y, z, diameter, kind, location, shape, texture, malignancy).
+        excluded: (x, y, z, diameter or -1): findings that count neither way.
+        candidates: (x, y, z, class).
+    """
+
+    nodules: list[list[Any]]
+    excluded: list[list[float]]
+    candidates: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan as it is stored: int16 HU in (z, y, x), where it lies, and what is in it."""
+
+    hu: NDArray[np.int16]
+    geometry: Geometry
+    findings: Findings
+
+
+def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
+    """Draw one scan; the same plan, seed and settings give the same scan."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number]))
+    bank = load_shape_bank()
+    in_plane = round(rng.uniform(0.6, 0.8), 6)
+    between = float(rng.choice([1.0, 1.25, 1.8, 2.0, 2.5], p=[0.15, 0.35, 0.1, 0.05, 0.35]))
+    spacing = np.array([between, in_plane, in_plane])
+    shape = (int(rng.integers(settings.slices[0], settings.slices[1] + 1)), settings.rows, settings.rows)
+    chest = draw_chest(rng, shape, spacing)
+    nodules = place_nodules(
+        rng, chest, bank, plan.shapes, int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))
+    )
+    mimics, excluded = place_mimics(rng, chest, nodules)
+    clean, noisy = scan_chest(rng, chest.image_hu, spacing)
+    hu = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
+    _pad_outside_view(rng, hu)
+    marks = choose_candidates(rng, chest, clean, nodules, mimics, excluded, settings.negatives)
+
+    flipped = rng.random() < 1 / 3
+    geometry = _random_geometry(rng, shape, spacing, flipped)
+    if flipped:
+        hu = np.ascontiguousarray(hu[:, ::-1, ::-1])
+
+    def world(points_zyx: Sequence[Floats]) -> NDArray[np.float64]:
+        index = np.reshape(points_zyx, (-1, 3)) / spacing - 0.5
+        if flipped:
+            index[:, 1:] = np.array(shape[1:]) - 1 - index[:, 1:]
+        return geometry.world_from_voxel(index).round(6)
+
+    nodule_points = world([n.position_zyx for n in nodules]).tolist()
+    findings = Findings(
+        nodules=[
+            [*point, n.diameter_mm, n.kind, n.location, n.shape, n.texture, n.malignancy]
+            for point, n in zip(nodule_points, nodules, strict=True)
+        ],
+        excluded=[[*p, d] for p, (_, d) in zip(world([e[0] for e in excluded]).tolist(), excluded, strict=True)],
+        candidates=[[*p, c] for p, (_, c) in zip(world([m[0] for m in marks]).tolist(), marks, strict=True)],
+    )
+    return Scan(hu, geometry, findings)
+
+
+def _random_geometry(
+    rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats, flipped: bool
+) -> Geometry:
+    """A random origin and the direction, identity or diag(-1, -1, 1), with six decimals as the header has them."""
+    z, y, x = shape_zyx
+    low = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)])
+    far = low + (np.array([x, y, z]) - 1) * spacing_zyx[::-1]
+    sign = np.array([-1.0, -1.0, 1.0]) if flipped else np.ones(3)
+    origin = np.where(sign > 0, low, far).round(6)
+    return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.diag(sign))
+
+
+def _pad_outside_view(rng: np.random.Generator, hu: NDArray[np.int16]) -> None:
+    """In three of ten scans, fill what lies outside the round field of view with a scanner's padding value."""
+    padding = rng.choice([-2000, -3024])
+    if rng.random() < 0.3:
+        y, x = (np.arange(n) + 0.5 - n / 2 for n in hu.shape[1:])
+        hu[:, np.hypot(y[:, None], x) > 0.505 * hu.shape[1]] = padding
+
+
+def place_nodules(
+    rng: np.random.Generator, chest: Chest, bank: ShapeBank, shapes: Sequence[int], count: int
+) -> list[Nodule]:
+    """Put nodules into a drawn chest: free in the lung, on vessels, and at the wall.
+
+    Args:
+        rng: source of chance.
+        chest: its image is changed in place.
+        bank: the shapes.
+        shapes: the numbers that may be used, each several times if need be.
+        count: how many nodules are wanted.
+
+    Raises:
+        ValueError: no nodule at all finds a place.
+    """
+    lung, spacing = chest.lung, chest.lung.spacing_zyx
+    placed: list[Nodule] = []
+    for _ in range(60 * count):
+        if len(placed) == count:
+            break
+        shape = int(rng.choice(shapes))
+        diameter = float(bank.diameter_mm[shape])
+        if diameter > 22 and rng.random() < 0.5:
+            continue
+        position, location = _nodule_position(rng, chest, diameter / 2)
+        if not _has_room(chest, position, diameter / 2, placed):
+            continue
+        look = choose_look(rng, bank, shape)
+        box, share = nodule_share(bank, shape, look, random_turn(rng), position, lung.shape_zyx, spacing)
+        chest.image_hu[box] += nodule_increment(rng, look, share, chest.image_hu[box])
+        ratings = (round(float(bank.texture[shape]), 4), round(float(bank.malignancy[shape]), 4))
+        placed.append(Nodule(position, round(diameter, 6), look.kind, location, shape, *ratings))
+    if not placed:
+        raise ValueError(f"no nodule finds a place in a volume of {lung.size_mm.round(1).tolist()} mm: enlarge it")
+    return placed
+
+
+def _nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -> tuple[Floats, Location]:
+    lung, fate = chest.lung, rng.random()
+    deepest = -float(lung.distance_mm.min())
+    if fate < 0.28:
+        return lung.sample(rng, 1, min(radius_mm + 2, 0.7 * deepest))[0], "isolated"
+    if fate < 0.72:
+        radii = chest.vessel_radius_mm
+        vessel = rng.choice(np.flatnonzero((radii > 0.7) & (radii < 3.5)))
+        aside = np.cross(chest.vessel_direction_zyx[vessel], rng.standard_normal(3))
+        aside *= (radii[vessel] + radius_mm * rng.uniform(0.35, 0.95)) / np.linalg.norm(aside)
+        return chest.vessels_zyx[vessel] + aside, "vascular"
+    start = lung.sample(rng, 1, 0.5)[0]
+    return lung.slide_to_depth(start, radius_mm * rng.uniform(0.45, 0.9)), "pleural"
+
+
+def _has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
+    """Most of the nodule in the lung, inside the field of view, off the volume's faces and off other nodules."""
+    size = chest.lung.size_mm
+    if chest.lung.distance_at(position_zyx)[0] > -0.35 * radius_mm:
+        return False
+    if np.hypot(*(position_zyx - size / 2)[1:]) > size[1] / 2 - 4:
+        return False
+    if (position_zyx < 6).any() or (position_zyx > size - 6).any():
+        return False
+    return _clearance(position_zyx[None], placed)[0] > radius_mm + _CLEARANCE_MM
+
+
+def _clearance(points_zyx: Floats, nodules: Sequence[Nodule]) -> NDArray[np.float64]:
+    """Distance of each point (n, 3) to the nearest nodule's surface, mm; infinite without nodules."""
+    if not nodules:
+        return np.full(len(points_zyx), np.inf)
+    centres = np.stack([n.position_zyx for n in nodules])
+    radii = np.array([n.diameter_mm / 2 for n in nodules])
+    return (np.linalg.norm(points_zyx[:, None] - centres, axis=2) - radii).min(1)
+
+
+def place_mimics(
+    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]
+) -> tuple[list[Floats], list[tuple[Floats, float]]]:
+    """Put plugs, scars, pleural plaques and micronodules into a drawn chest.
+
+    Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by three and more, unlike the
+    real nodules (1.2 to 2.6), and plaques lie flat on the wall. Micronodules are below 3 mm: LUNA16 counts them
+    neither way, nor a few of the others.
+
+    Returns:
+        Positions of plugs, scars and plaques, and of excluded findings with their diameter (mm, -1: not measured).
+    """
+    mimics = _place_plugs(rng, chest, nodules) + _place_scars(rng, chest, nodules) + _place_plaques(rng, chest, nodules)
+    excluded = [(point, -1.0) for point in mimics if rng.random() < 0.1]
+    for _ in range(rng.integers(2, 7)):
+        point = chest.lung.sample(rng, 1, 3)[0]
+        radius = rng.uniform(0.8, 1.3)
+        if _clearance(point[None], nodules)[0] > 3 + _CLEARANCE_MM:
+            _add_ellipsoid(chest, point, np.full(3, radius), np.eye(3), rng.uniform(-100, 50))
+            excluded.append((point, -1.0 if rng.random() < 0.8 else round(2 * radius, 6)))
+    return mimics, excluded
+
+
+def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+    """Short bent tubes, a third of them forked, where nodules lie too: free, on vessels, near the wall."""
+    lung = chest.lung
+    placed = []
+    for _ in range(rng.integers(20, 28)):
+        radius = rng.uniform(0.9, 2.4)
+        point, _ = _nodule_position(rng, chest, 1.5 * radius)
+        length = 2 * radius * rng.uniform(3, 5)
+        if _clearance(point[None], nodules)[0] <= length / 2 + _CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
+            continue
+        turn, bend = random_turn(rng), rng.normal(0, 0.12) * length
+        t = np.linspace(-1, 1, 25)
+        line = np.stack([t * length / 2, bend * (1 - t**2), np.zeros_like(t)], 1)
+        taper = radius * (1 - rng.uniform(0, 0.25) * t)
+        if rng.random() < 1 / 3:
+            arm = np.linspace(0, 1, 12)[:, None] * length * rng.uniform(0.3, 0.5) * np.array([0.6, 0.3, 0.75])
+            line, taper = np.concatenate([line, line[12] + arm]), np.concatenate([taper, np.full(12, 0.8 * radius)])
+        edge = max(0.7, float(lung.spacing_zyx[2]))
+        box, share = tube_share(line @ turn, taper, edge, point, lung.shape_zyx, lung.spacing_zyx)
+        hu = rng.normal(5, 35) if rng.random() < 0.7 else rng.uniform(-350, 0)
+        chest.image_hu[box] += share * np.maximum(hu - chest.image_hu[box], 0)
+        placed.append(point)
+    return placed
+
+
+def _place_scars(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+    placed = []
+    for _ in range(rng.integers(4, 9)):
+        point = chest.lung.sample(rng, 1, 2)[0]
+        if _clearance(point[None], nodules)[0] <= 6 + _CLEARANCE_MM:
+            continue
+        width = rng.uniform(1.1, 2.2)
+        band = [1, rng.uniform(1, 2.2), rng.uniform(5, 9)]
+        plate = [1, rng.uniform(4, 6), rng.uniform(5, 8)]
+        half_axes = width * np.array(band if rng.random() < 0.6 else plate)
+        _add_ellipsoid(chest, point, half_axes, random_turn(rng), rng.uniform(-150, 30))
+        placed.append(point)
+    return placed
+
+
+def _place_plaques(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+    placed = []
+    for _ in range(rng.integers(3, 7)):
+        point = chest.lung.slide_to_depth(chest.lung.sample(rng, 1, 0.5)[0], 0.3, steps=12)
+        height = rng.uniform(2, 4.5)
+        outward = chest.lung.outward(point)
+        inside = (point > _CLEARANCE_MM).all() and (point < chest.lung.size_mm - _CLEARANCE_MM).all()
+        if not inside or _clearance(point[None], nodules)[0] <= 8 + _CLEARANCE_MM:
+            continue
+        flat = np.cross(outward, rng.standard_normal(3))
+        flat /= np.linalg.norm(flat)
+        turn = np.stack([outward, flat, np.cross(outward, flat)])
+        half_axes = height * np.array([1, *[rng.uniform(3, 6)] * 2])
+        _add_ellipsoid(chest, point, half_axes, turn, rng.uniform(-20, 60))
+        placed.append(point - outward * 0.4 * height)
+    return placed
+
+
+def _add_ellipsoid(chest: Chest, point_zyx: Floats, half_axes_mm: Floats, turn: Floats, hu: float) -> None:
+    lung = chest.lung
+    edge = max(0.7, float(lung.spacing_zyx[2]))
+    box, share = ellipsoid_share(half_axes_mm, turn, edge, point_zyx, lung.shape_zyx, lung.spacing_zyx)
+    chest.image_hu[box] += share * np.maximum(hu - chest.image_hu[box], 0)
+
+
+def jitter(rng: np.random.Generator, points_zyx: Floats) -> NDArray[np.float64]:
+    """Move points (n, 3) by up to `JITTER_MM`, evenly over the ball."""
+    direction = rng.standard_normal((len(points_zyx), 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return points_zyx + direction * (JITTER_MM * np.cbrt(rng.random((len(points_zyx), 1))))
+
+
+def choose_candidates(
+    rng: np.random.Generator,
+    chest: Chest,
+    clean_hu: Floats,
+    nodules: Sequence[Nodule],
+    mimics: Sequence[Floats],
+    excluded: Sequence[tuple[Floats, float]],
+    negatives: int,
+) -> list[tuple[Floats, int]]:
+    """List the candidates of a scan in random order: (position mm, class).
+
+    One mark in each nodule, in a fifth of them two, in one of 25 none (never in the first two). Of the negatives,
+    plugs, scars, plaques and some excluded findings come first, up to 55 %, then three quarters of the rest from
+    the blob detector, the others from vessels, forks and airways, which the detector alone would take from the brightest only.
+    """
+    marks = [
+        0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
+    ]
+    positives = np.repeat([n.position_zyx for n in nodules], marks, axis=0)
+
+    blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < 1, 3 * negatives + 40)
+    forks = chest.bifurcations_zyx
+    vessels = chest.vessels_zyx[chest.vessel_radius_mm > 1.1]
+    drawn = np.concatenate([forks, vessels, chest.bronchi_zyx])
+    shaped = np.array([*mimics, *(p for p, _ in excluded if rng.random() < 0.4)]).reshape(-1, 3)
+    off_limits = np.array([p for p, _ in excluded]).reshape(-1, 3)
+
+    def free(points: Floats, spots: Floats) -> Floats:
+        points = rng.permutation(points[_clearance(points, nodules) > _CLEARANCE_MM])
+        if not len(spots):
+            return points
+        return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > _CLEARANCE_MM]
+
+    none = np.empty((0, 3))
+    chosen = np.unique(free(shaped, none), axis=0)[: round(0.55 * negatives)]
+    blobs, drawn = free(blobs, off_limits), free(drawn, off_limits)
+    from_blobs = min(len(blobs), max(round(0.75 * (negatives - len(chosen))), negatives - len(chosen) - len(drawn)))
+    chosen = np.concatenate([chosen, blobs[:from_blobs], drawn[: negatives - len(chosen) - from_blobs]])
+
+    points = jitter(rng, np.concatenate([positives, chosen]))
+    labels = np.repeat([1, 0], [len(positives), len(chosen)])
+    inside = ((points > 0) & (points < chest.lung.size_mm)).all(1)
+    return [(points[i], int(labels[i])) for i in rng.permutation(np.flatnonzero(inside))]
