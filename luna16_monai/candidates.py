@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from luna16_monai.files import atomic_write
-from luna16_monai.froc import Findings, Marks, pairs_inside
+from luna16_monai.hits import Findings, Marks, pairs_inside
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def write_points(
 
 
 def lies_on(points: PointTable, findings: PointTable) -> NDArray[np.bool_]:
-    """Which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``froc.pairs_inside``).
+    """Which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``hits.pairs_inside``).
 
     Args:
         points: candidates or marks.

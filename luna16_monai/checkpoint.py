@@ -254,7 +254,9 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """The checkpoints, newest first."""
-        named = [path for path in self.folder.glob("iteration_*.pt") if re.fullmatch(r"iteration_\d+_\w{16}", path.stem)]
+        named = [
+            path for path in self.folder.glob("iteration_*.pt") if re.fullmatch(r"iteration_\d+_\w{16}", path.stem)
+        ]
         return sorted(named, key=lambda path: (path.name.split("_")[1], path.stat().st_mtime_ns), reverse=True)
 
 

@@ -97,7 +97,9 @@ def _verify(options: argparse.Namespace) -> int:
     wrong = verify(store_dir, progress=_progress(options))
     for line in wrong:
         print("luna16:", line, file=sys.stderr)
-    _print(options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}")
+    _print(
+        options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}"
+    )
     return FAILED if wrong else DONE
 
 

@@ -11,6 +11,7 @@ without the itk package. Of a DICOM file only the tags listed here are looked at
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import re
 import zlib
@@ -47,6 +48,7 @@ _NIFTI_ERRORS = (
     HeaderDataError,
     WrapStructError,
 )
+_SILENT = logging.Logger("nifti", level=logging.CRITICAL + 1)
 # GDCM fills in a default where one of these is missing, so their presence is checked.
 _PLACE_TAGS = {"0020|0032": "ImagePositionPatient", "0020|0037": "ImageOrientationPatient", "0028|0030": "PixelSpacing"}
 
@@ -196,7 +198,7 @@ class CTReader(ImageReader):
         if len(img) != 1:
             raise ValueError(f"{len(img)} paths for one CT: give one file, or one folder of DICOM files")
         ct = open_ct(img[0], self.data_dir, self.allow_symlinks)
-        voxels = ct.read().T
+        voxels = _transposed(ct.read())
         affine = ct.geometry.ras_affine_xyz()
         return voxels, {
             "spacing": np.array(ct.geometry.spacing_zyx[::-1]),
@@ -212,6 +214,14 @@ class CTReader(ImageReader):
 def _suffix(path: Path) -> str:
     """The ending that makes a file a CT, in lower case; empty where there is none."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def _transposed(voxels_zyx: NDArray[Any]) -> NDArray[Any]:
+    """The voxels in (x, y, z), contiguous as MONAI would make them, but plane by plane: three times as fast."""
+    voxels = np.empty(voxels_zyx.shape[::-1], voxels_zyx.dtype)
+    for y in range(voxels.shape[1]):
+        voxels[:, y] = voxels_zyx[:, y].T
+    return voxels
 
 
 def _nothing_found(data_dir: Path) -> str:
@@ -301,7 +311,9 @@ def _nifti_header(path: Path, gzipped: bool) -> Any:
     with gzip.open(path) if gzipped else path.open("rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
     kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header
-    header = kind(start[: kind.sizeof_hdr])
+    header = kind(start[: kind.sizeof_hdr], check=False)
+    # At its own level of 40 nibabel would put a negative spacing (35) right, and log that.
+    header.check_fix(logger=_SILENT, error_level=35)
     # 1 MiB leaves room for every extension that is in use.
     if not header.is_single or not kind.single_vox_offset <= header["vox_offset"] <= 1 << 20:
         raise ValueError("header and voxels are not in one file")

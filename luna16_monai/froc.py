@@ -1,8 +1,7 @@
-"""LUNA16's official score: which mark hits which nodule, the FROC curve, the CPM and their bootstrap intervals.
+"""LUNA16's official score: the FROC curve, the CPM and their bootstrap intervals.
 
-Everything is a pure function of plain arrays; a scan is a number from 0 to ``n_scans - 1``. The work comes in two
-steps. `match_marks` applies the hit rule once and says what became of every mark and every nodule. All scores then
-read that `Match`, and all by the same road: a weight per scan goes in, sensitivities come out. Weights of one give
+Everything is a pure function of plain arrays. `match_marks` in ``hits.py`` applies the hit rule once; all scores read
+its `Match`, and all by the same road: a weight per scan goes in, sensitivities come out. Weights of one give
 the score itself, a draw of the bootstrap weighs a scan by how often it was drawn, a subset weighs the other scans 0.
 So an interval cannot drift from its score, and 1,000 draws are cumulative sums instead of 1,000 evaluations.
 
@@ -14,23 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.integer[Any]]
+from luna16_monai.hits import FloatArray, IntArray, MarkStatus, Match
 
 RATES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """The false positives per scan at which the CPM reads the sensitivity."""
-
-MARKS_PER_SCAN = 100
-"""The most marks of one scan that are scored."""
-
-UNKNOWN_DIAMETER_MM = 10.0
-"""What a finding without a diameter (below 0 in the table) counts as."""
 
 DIAMETER_BINS_MM: dict[str, tuple[float, float]] = {
     "<5": (0.0, 5.0),
@@ -43,98 +34,6 @@ DIAMETER_BINS_MM: dict[str, tuple[float, float]] = {
 
 _ELEMENTS_PER_CHUNK = 2_000_000
 """Draws are scored in chunks of at most this many (draw, false positive) pairs: 16 MB an array."""
-
-
-class MarkStatus(IntEnum):
-    """What became of a mark."""
-
-    FALSE_POSITIVE = 0
-    HIT = 1  # the most probable mark on at least one nodule
-    DOUBLE = 2  # on a nodule that has a more probable mark: counts neither way
-    ON_EXCLUDED = 3  # on an excluded finding and on no nodule: counts neither way
-    BEYOND_LIMIT = 4  # not among the scan's most probable marks: not scored
-
-
-@dataclass(frozen=True, eq=False)
-class Marks:
-    """Points of a submission, one row each: ``scan`` (n,), ``points_xyz`` (n, 3) world LPS in mm, ``probability`` (n,).
-
-    Raises:
-        ValueError: shapes that do not fit, a position that is not finite, a probability outside 0 to 1.
-    """
-
-    scan: IntArray
-    points_xyz: FloatArray
-    probability: FloatArray
-
-    def __post_init__(self) -> None:
-        _check_points("mark", self.scan, self.points_xyz, self.probability)
-        outside = np.flatnonzero(~((self.probability >= 0) & (self.probability <= 1)))  # NaN is outside
-        if outside.size:
-            raise ValueError(
-                f"probability ({self.probability[outside[0]]}) of mark {outside[0]} lies outside 0 to 1:"
-                " pass probabilities, not logits or percentages"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """Annotated points, one row each: ``scan`` (n,), ``points_xyz`` (n, 3) world LPS in mm, ``diameter_mm`` (n,).
-
-    A diameter below 0 means that none was measured.
-
-    Raises:
-        ValueError: shapes that do not fit, a position or a diameter that is not finite.
-    """
-
-    scan: IntArray
-    points_xyz: FloatArray
-    diameter_mm: FloatArray
-
-    def __post_init__(self) -> None:
-        _check_points("finding", self.scan, self.points_xyz, self.diameter_mm)
-        bad = np.flatnonzero(~np.isfinite(self.diameter_mm))
-        if bad.size:
-            raise ValueError(
-                f"diameter ({self.diameter_mm[bad[0]]} mm) of finding {bad[0]} is not finite:"
-                " give it in mm, or -1 where it is unknown"
-            )
-
-    @property
-    def scored_diameter_mm(self) -> FloatArray:
-        """The diameter that the hit rule uses, (n,): as measured, else `UNKNOWN_DIAMETER_MM`."""
-        return np.where(self.diameter_mm < 0, UNKNOWN_DIAMETER_MM, self.diameter_mm)
-
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """What became of every mark and of every nodule; rows are those of the tables given to `match_marks`.
-
-    Attributes:
-        n_scans: scans by which false positives are divided, with and without nodules or marks.
-        mark_scan: (m,) scan of each mark.
-        mark_probability: (m,) its probability.
-        mark_status: (m,) a `MarkStatus`.
-        mark_nodule: (m,) the nodule that a scored mark hits, -1 if none; of several the one it counts for.
-        nodule_scan: (n,) scan of each nodule.
-        nodule_diameter_mm: (n,) the diameter that was scored.
-        nodule_mark: (n,) its most probable scored mark, -1 where it was missed.
-        nodule_marks: (n,) how many scored marks lie on it.
-        nodule_reached: (n,) whether any mark lies on it, scored or beyond the limit.
-        n_excluded: excluded findings that were respected; None if no list of them was given.
-    """
-
-    n_scans: int
-    mark_scan: IntArray
-    mark_probability: FloatArray
-    mark_status: NDArray[np.int8]
-    mark_nodule: IntArray
-    nodule_scan: IntArray
-    nodule_diameter_mm: FloatArray
-    nodule_mark: IntArray
-    nodule_marks: IntArray
-    nodule_reached: NDArray[np.bool_]
-    n_excluded: int | None
 
 
 class FrocCurve(NamedTuple):
@@ -150,73 +49,6 @@ class Intervals(NamedTuple):
 
     cpm: FloatArray
     sensitivity_at: FloatArray
-
-
-def match_marks(
-    marks: Marks, nodules: Findings, excluded: Findings | None, n_scans: int, limit: int = MARKS_PER_SCAN
-) -> Match:
-    """Decides for every mark whether it hits a nodule, lies on an excluded finding or is a false positive.
-
-    A mark hits a finding if it lies strictly inside its radius. Of more than `limit` marks in a scan those strictly
-    above the probability of the next one are scored, which can be fewer than `limit` where probabilities tie. A mark
-    counts for each nodule that it hits; of several marks on one nodule the most probable counts, the others count
-    neither way. Nodules go before excluded findings.
-
-    Args:
-        marks: the submission.
-        nodules: what has to be found.
-        excluded: findings that count neither way; None to do without them, which LUNA16 does not.
-        n_scans: number of scans that are evaluated.
-        limit: the most marks scored in a scan.
-
-    Raises:
-        ValueError: no scan at all, or a scan number outside 0 to ``n_scans - 1``.
-    """
-    if n_scans < 1:
-        raise ValueError(f"number of scans ({n_scans}) must be 1 or more: name the scans that are evaluated")
-    _check_scans("mark", marks.scan, n_scans)
-    _check_scans("nodule", nodules.scan, n_scans)
-    if excluded is not None:
-        _check_scans("excluded finding", excluded.scan, n_scans)
-
-    within_limit = _within_limit(marks, limit)
-    mark, nodule = pairs_inside(marks, nodules)
-    reached = np.zeros(nodules.scan.size, dtype=bool)
-    reached[nodule] = True
-    scored = within_limit[mark]
-    mark, nodule = mark[scored], nodule[scored]
-
-    by_nodule_then_probability = np.lexsort((mark, -marks.probability[mark], nodule))
-    hit_nodules, first = np.unique(nodule[by_nodule_then_probability], return_index=True)
-    best_marks = mark[by_nodule_then_probability][first]
-
-    nodule_mark = np.full(nodules.scan.size, -1, dtype=np.int64)
-    nodule_mark[hit_nodules] = best_marks
-    mark_nodule = np.full(marks.scan.size, -1, dtype=np.int64)
-    mark_nodule[mark] = nodule
-    mark_nodule[best_marks] = hit_nodules
-
-    # From the weakest claim to the strongest: each line overrules those before it.
-    status = np.full(marks.scan.size, MarkStatus.FALSE_POSITIVE, dtype=np.int8)
-    if excluded is not None:
-        status[pairs_inside(marks, excluded)[0]] = MarkStatus.ON_EXCLUDED
-    status[mark] = MarkStatus.DOUBLE
-    status[best_marks] = MarkStatus.HIT
-    status[~within_limit] = MarkStatus.BEYOND_LIMIT
-
-    return Match(
-        n_scans=n_scans,
-        mark_scan=marks.scan,
-        mark_probability=marks.probability,
-        mark_status=status,
-        mark_nodule=mark_nodule,
-        nodule_scan=nodules.scan,
-        nodule_diameter_mm=nodules.scored_diameter_mm,
-        nodule_mark=nodule_mark,
-        nodule_marks=np.bincount(nodule, minlength=nodules.scan.size),
-        nodule_reached=reached,
-        n_excluded=None if excluded is None else excluded.scan.size,
-    )
 
 
 def froc_curve(match: Match) -> FrocCurve:
@@ -502,61 +334,6 @@ def _interval(drawn: FloatArray) -> FloatArray:
     """Low and high bound of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
     ordered = np.sort(drawn, axis=0)
     return np.stack((ordered[len(ordered) * 25 // 1000], ordered[len(ordered) * 975 // 1000]), axis=-1)
-
-
-def pairs_inside(marks: Marks, findings: Findings) -> tuple[IntArray, IntArray]:
-    """All pairs (mark, finding) of one scan with the mark strictly inside the finding's radius, (p,) each."""
-    squared_radius = (findings.scored_diameter_mm / 2) ** 2
-    scans = np.intersect1d(marks.scan, findings.scan)
-    pairs = [np.empty((2, 0), dtype=np.int64)]
-    rows = zip(_rows_by_scan(marks.scan, scans), _rows_by_scan(findings.scan, scans), strict=True)
-    for in_marks, in_findings in rows:
-        dx, dy, dz = marks.points_xyz[in_marks].T[:, :, None] - findings.points_xyz[in_findings].T[:, None, :]
-        mark, finding = np.nonzero(dx * dx + dy * dy + dz * dz < squared_radius[in_findings])
-        pairs.append(np.stack((in_marks[mark], in_findings[finding])))
-    all_marks, all_findings = np.concatenate(pairs, axis=1)
-    return all_marks, all_findings
-
-
-def _rows_by_scan(scan: IntArray, scans: IntArray) -> Iterator[IntArray]:
-    """Yields the rows of each of the wanted scans in turn."""
-    order = np.argsort(scan, kind="stable")
-    starts, stops = (np.searchsorted(scan[order], scans, side) for side in ("left", "right"))
-    return (order[start:stop] for start, stop in zip(starts, stops, strict=True))
-
-
-def _within_limit(marks: Marks, limit: int) -> NDArray[np.bool_]:
-    """Which marks are strictly above the probability of their scan's mark number ``limit + 1``, (m,)."""
-    order = np.lexsort((-marks.probability, marks.scan))
-    scan = marks.scan[order]
-    rank = np.arange(scan.size) - np.searchsorted(scan, scan, "left")
-    first_left_out = order[rank == limit]
-    threshold = np.full(marks.scan.max(initial=0) + 1, -np.inf)
-    threshold[marks.scan[first_left_out]] = marks.probability[first_left_out]
-    return marks.probability > threshold[marks.scan]
-
-
-def _check_points(kind: str, scan: IntArray, points_xyz: FloatArray, value: FloatArray) -> None:
-    """Raises ValueError unless there is one scan number, one finite position and one value a row."""
-    n = scan.size
-    if scan.shape != (n,) or points_xyz.shape != (n, 3) or value.shape != (n,):
-        raise ValueError(
-            f"{kind}s have scans of shape {scan.shape}, positions {points_xyz.shape} and values {value.shape}:"
-            " pass (n,), (n, 3) and (n,)"
-        )
-    bad = np.flatnonzero(~np.isfinite(points_xyz).all(axis=1))
-    if bad.size:
-        raise ValueError(f"position {points_xyz[bad[0]].tolist()} mm of {kind} {bad[0]} is not finite: mend that row")
-
-
-def _check_scans(kind: str, scan: IntArray, n_scans: int) -> None:
-    """Raises ValueError where a row's scan is none of those that are evaluated."""
-    outside = np.flatnonzero((scan < 0) | (scan >= n_scans))
-    if outside.size:
-        raise ValueError(
-            f"scan number ({scan[outside[0]]}) of {kind} {outside[0]} lies outside 0 to {n_scans - 1}:"
-            " keep only rows of the scans that are evaluated"
-        )
 
 
 def _require_nodules(match: Match) -> None:

@@ -231,9 +231,7 @@ class BestEpoch:
         candidates: the validation list.
     """
 
-    def __init__(
-        self, output_dir: str, network: nn.Module, scores: CandidateScores, candidates: CandidateList
-    ) -> None:
+    def __init__(self, output_dir: str, network: nn.Module, scores: CandidateScores, candidates: CandidateList) -> None:
         self.output_dir, self.network, self.scores = Path(output_dir), network, scores
         self.table = candidates.table
 
@@ -322,9 +320,7 @@ class Progress:
         metrics = engine.state.metrics
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self.scores if name in metrics)
         best = ", best so far" if self.best and engine.state.best_metric_epoch == engine.state.epoch else ""
-        logger.info(
-            "%s: %s in %s%s", self._title(engine), shown, _clock(time.monotonic() - self.started), best
-        )
+        logger.info("%s: %s in %s%s", self._title(engine), shown, _clock(time.monotonic() - self.started), best)
 
     def _title(self, engine: Engine) -> str:
         return f"epoch {engine.state.epoch} {self.name}"

@@ -73,7 +73,10 @@ def write_dicom(folder: Path, change: Callable[[int, FileDataset], object] = lam
     folder.mkdir(exist_ok=True)
     for k, name in enumerate(("c.dcm", "a.dcm", "d.dcm", "b.dcm")):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, f"{UID}.{k + 1}"
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            pydicom.uid.UID(f"{UID}.{k + 1}"),
+        )
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         slice_ = FileDataset(str(folder / name), {}, file_meta=meta, preamble=b"\0" * 128)
         slice_.SOPClassUID, slice_.SOPInstanceUID, slice_.SeriesInstanceUID = CTImageStorage, f"{UID}.{k + 1}", UID
@@ -242,6 +245,12 @@ def test_open_ct_refuses_what_is_no_nifti(tmp_path, content, message):
     refused(tmp_path / "scan.nii", message)
 
 
+def test_open_ct_refuses_negative_spacing_in_nifti_and_logs_nothing(tmp_path, capfd):
+    path = write_nifti(tmp_path / "scan.nii", pixdim=[1, -0.5, 0.75, 2, 1, 1, 1, 1])
+    refused(path, "scan.nii is no NIfTI file (HeaderDataError): fetch or convert it anew")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_open_ct_refuses_a_nifti_file_of_another_length(tmp_path):
     path = write_nifti(tmp_path / "scan.nii")
     content = path.read_bytes()
@@ -344,7 +353,7 @@ def test_open_ct_reads_the_run_length_transfer_syntax(tmp_path):
 def test_open_ct_refuses_a_transfer_syntax_that_nobody_can_decode(tmp_path):
     # Named JPEG 2000, filled with something else.
     def pretend(k: int, slice_: FileDataset) -> None:
-        slice_.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.90"
+        slice_.file_meta.TransferSyntaxUID = JPEG2000Lossless
         slice_.PixelData = pydicom.encaps.encapsulate([b"no codestream" * 10])
         slice_["PixelData"].is_undefined_length = True
 

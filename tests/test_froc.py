@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luna16_monai import froc
-from luna16_monai.froc import Findings, Marks, MarkStatus, Match
+from luna16_monai import froc, hits
+from luna16_monai.hits import Findings, Marks, MarkStatus, Match
 
 SHARED = Path(__file__).resolve().parents[1] / os.environ.get("LUNA16_SHARED", "../shared")
 Row = tuple[int, float, float]
@@ -34,9 +34,9 @@ def match(
     nodules: Sequence[Row],
     excluded: Sequence[Row] = (),
     n_scans: int = 1,
-    limit: int = froc.MARKS_PER_SCAN,
+    limit: int = hits.MARKS_PER_SCAN,
 ) -> Match:
-    return froc.match_marks(
+    return hits.match_marks(
         Marks(*columns(marks)), Findings(*columns(nodules)), Findings(*columns(excluded)), n_scans, limit
     )
 
@@ -55,7 +55,7 @@ class TestMatchMarks:
         nodule = Findings(np.array([0]), np.array([[1.0, 2.0, 3.0]]), np.array([14.0]))
         # Offsets (2, 3, 6): distance 7, the radius. The second mark is 0.001 mm nearer in z.
         marks = Marks(np.array([0, 0]), np.array([[3.0, 5.0, 9.0], [3.0, 5.0, 8.999]]), np.array([0.5, 0.5]))
-        assert statuses(froc.match_marks(marks, nodule, None, 1)) == [MarkStatus.FALSE_POSITIVE, MarkStatus.HIT]
+        assert statuses(hits.match_marks(marks, nodule, None, 1)) == [MarkStatus.FALSE_POSITIVE, MarkStatus.HIT]
 
     def test_match_marks_of_another_scan_does_not_hit(self) -> None:
         result = match([(1, 0.0, 0.9)], nodules=[(0, 0.0, 6.0)], n_scans=2)
@@ -105,7 +105,7 @@ class TestMatchMarks:
 
     def test_match_marks_without_excluded_list_makes_false_positives_and_says_so(self) -> None:
         marks, nodules = Marks(*columns([(0, 50.0, 0.9)])), Findings(*columns([(0, 0.0, 6.0)]))
-        result = froc.match_marks(marks, nodules, None, 1)
+        result = hits.match_marks(marks, nodules, None, 1)
         assert statuses(result) == [MarkStatus.FALSE_POSITIVE]
         assert froc.score(result, draws=0)["excluded_findings"] is None
         assert froc.score(match([], [(0, 0.0, 6.0)], [(0, 9.0, 1.0)]), draws=0)["excluded_findings"] == 1
@@ -408,7 +408,7 @@ def reference_match(case: str) -> tuple[Match, dict]:
     marks = Marks(*read(folder / f"{case}_submission.csv"))
     nodules = Findings(*read(SHARED / "data" / "luna16" / "annotations.csv"))
     excluded = Findings(*read(SHARED / "data" / "luna16" / "annotations_excluded.csv"))
-    result = froc.match_marks(marks, nodules, excluded, len(code))
+    result = hits.match_marks(marks, nodules, excluded, len(code))
     return result, json.loads((folder / f"{case}_expected.json").read_text())
 
 

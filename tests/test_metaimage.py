@@ -51,7 +51,7 @@ def write_mhd(folder: Path, data: bytes = VOXELS.tobytes(), **changes: str | Non
     """A scan in a folder: scan.mhd, and scan.raw or scan.zraw."""
     path = folder / "scan.mhd"
     path.write_text(header_text(**changes), encoding="utf-8")
-    (folder / changes.get("ElementDataFile", "scan.raw")).write_bytes(data)
+    (folder / (changes.get("ElementDataFile") or "scan.raw")).write_bytes(data)
     return path
 
 

@@ -1,0 +1,36 @@
+# make demo and make test do all the set-up they need; the second time they start at once.
+
+VENV := .venv
+PYTHON := python3.11
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+export LUNA16_DATA ?= data/phantom
+export LUNA16_STORE ?= data/store
+
+.PHONY: demo test test-all check clean-demo setup
+
+demo: $(READY)
+	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf $(DEMO)
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,dev]'
+	touch $@
