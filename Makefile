@@ -32,5 +32,5 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,report,dev]'
 	touch $@

@@ -26,7 +26,7 @@ _STEP_MM = 0.6
 _MAX_VESSEL_RADIUS_MM = 7.5
 
 
-def upsample(coarse: Floats, shape_zyx: tuple[int, int, int]) -> Floats:
+def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
     """Resize a (z, y, x) array linearly, its outer edges kept in place; positions beyond the outer centres repeat."""
     out = coarse
     for axis, size in enumerate(shape_zyx):
@@ -131,7 +131,7 @@ def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     distance = (distance + 2.2 * smooth_field(rng, coarse, size, 5 * _LUNG_GRID * spacing_zyx[2])).astype(np.float32)
 
     lung = Lung(distance, shape_zyx, spacing_zyx, middle, side, axes, middle)
-    hilum = middle + [5, 0, 0.45 * medial]
+    hilum = middle + np.array([5, 0, 0.45 * medial])
     for _ in range(40):
         if lung.distance_at(hilum)[0] < -6:
             break
@@ -141,7 +141,7 @@ def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
 
 @dataclass(frozen=True)
 class Tree:
-    """A branching tree: node i hangs on ``parent[i]`` (the root, node 0, on -1); radii in mm, points in mm (z, y, x)."""
+    """A branching tree: node i hangs on ``parent[i]``, the root (node 0) on -1; radii and points (z, y, x) in mm."""
 
     points_zyx: Floats
     parent: NDArray[np.intp]
@@ -197,7 +197,7 @@ def wind_branches(rng: np.random.Generator, tree: Tree) -> Branches:
     across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-6
     third = np.cross(direction, across)
     waves = np.arange(1, 4)
-    swing = rng.normal(0, 0.11, (2, len(length), 3)) * np.minimum(length, 25)[:, None] / waves**1.3
+    swing = rng.normal(0, 0.07, (2, len(length), 3)) * np.minimum(length, 25)[:, None] / waves**1.5
 
     counts = np.maximum(2, np.ceil(length / _STEP_MM).astype(int) + 1)
     branch = np.repeat(np.arange(len(length)), counts)
@@ -404,7 +404,7 @@ def scan_chest(rng: np.random.Generator, image_hu: Floats, spacing_zyx: Floats) 
 
 
 def _ct_noise(rng: np.random.Generator, shape_zyx: tuple[int, ...], spacing_mm: float, cutoff_per_mm: float) -> Floats:
-    """Noise of deviation 1 with the spectrum of filtered back-projection: a ramp that the kernel rolls off, per slice."""
+    """Noise of deviation 1 with the spectrum of filtered back-projection: a ramp, rolled off, in each slice."""
     rows, columns = shape_zyx[1:]
     frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)) / spacing_mm
     transfer = (np.sqrt(frequency) * np.exp(-((frequency / cutoff_per_mm) ** 2))).astype(np.float32)

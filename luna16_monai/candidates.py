@@ -10,11 +10,13 @@ import csv
 import io
 import itertools
 import logging
-import os
+import math
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -55,8 +57,13 @@ class PointTable:
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> PointTable:
         """The same table with only these rows (a mask or indices); the list of series stays as it is."""
-        columns = (self.series, self.points_xyz, self.values, self.lines)
-        return PointTable(self.source, self.series_uids, *(column[rows] for column in columns))
+        return replace(
+            self,
+            series=self.series[rows],
+            points_xyz=self.points_xyz[rows],
+            values=self.values[rows],
+            lines=self.lines[rows],
+        )
 
     def series_codes(self, series_uids: Sequence[str]) -> NDArray[np.int32]:
         """Each row's index into another list of series, -1 where that list lacks the row's series.
@@ -96,6 +103,9 @@ def find_table(data_dir: Path, name: str) -> Path | zipfile.Path | None:
 
     Returns:
         A path that can be opened, or None.
+
+    Raises:
+        ValueError: the zip is damaged.
     """
     file = f"{name}.csv"
     script = "evaluationScript"
@@ -107,8 +117,9 @@ def find_table(data_dir: Path, name: str) -> Path | zipfile.Path | None:
         (data_dir / f"{script}.zip", (f"{script}/annotations/{file}", f"annotations/{file}")),
     ):
         if archive.is_file():
-            for member in members:
-                if (path_in_zip := zipfile.Path(archive, member)).is_file():
+            with _named_errors(archive):
+                found = (zipfile.Path(archive, member) for member in members)
+                if (path_in_zip := next((path for path in found if path.is_file()), None)) is not None:
                     return path_in_zip
     return None
 
@@ -158,15 +169,27 @@ def read_series_uids(path: Path | zipfile.Path) -> tuple[str, ...]:
     Raises:
         ValueError: a line is no identifier, or one is listed twice.
     """
-    with _open_text(path) as stream:
+    with open_table(path) as stream:
         uids = [line.strip().strip(",") for line in stream]
     uids = [uid for uid in uids if uid]
     for uid in uids:
-        _check_series_uid(uid, str(path))
+        if not _is_series_uid(uid):
+            raise ValueError(_no_series_uid(uid, str(path)))
     repeated = [uid for uid, times in Counter(uids).items() if times > 1]
     if repeated:
         raise ValueError(f"series {repeated[0]} is listed twice in {path}: keep one line for each scan")
     return tuple(sorted(uids))
+
+
+@contextmanager
+def open_table(path: Path | zipfile.Path) -> Iterator[IO[str]]:
+    """Open a table as text, whatever its line ends; a byte-order mark is dropped.
+
+    Raises:
+        ValueError: it is no text in UTF-8, or its zip is damaged.
+    """
+    with _named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
+        yield stream
 
 
 def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
@@ -182,14 +205,16 @@ def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
     columns = ("seriesuid", *COORDINATES, value_column)
     codes: dict[str, int] = {}
     parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]] = []
-    with _open_text(path) as stream:
+    with open_table(path) as stream:
         reader = csv.reader(stream)
         try:
             header = [name.strip() for name in next(reader, [])]
             positions = _positions(header, columns, path)
+            before = reader.line_num
             while rows := list(itertools.islice(reader, ROWS_AT_ONCE)):
-                first_line = reader.line_num - len(rows) + 1
-                parts.append(_parse_rows(rows, first_line, header, positions, codes, path))
+                _refuse_line_breaks(rows, before, reader.line_num, path)
+                parts.append(_parse_rows(rows, before + 1, header, positions, codes, path))
+                before = reader.line_num
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}: is this a CSV table?") from error
     series_uids = tuple(sorted(codes))
@@ -291,10 +316,15 @@ def _require_table(data_dir: Path, name: str) -> Path | zipfile.Path:
     return path
 
 
-def _open_text(path: Path | zipfile.Path) -> IO[str]:
-    if isinstance(path, zipfile.Path):
-        return io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="")
-    return open(os.fspath(path), encoding="utf-8-sig", newline="")
+@contextmanager
+def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
+    """Tell which file could not be read as text, or unpacked."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): save the table as CSV in UTF-8") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged, or no zip that can be read ({error}): fetch it again") from error
 
 
 def _positions(header: list[str], columns: Sequence[str], path: Path | zipfile.Path) -> list[int]:
@@ -302,10 +332,17 @@ def _positions(header: list[str], columns: Sequence[str], path: Path | zipfile.P
         if header.count(column) != 1:
             what = "is missing" if column not in header else "stands there twice"
             raise ValueError(
-                f"{path}, line 1: column {column} {what} (found: {', '.join(header)[:200]}): "
+                f"{path}, line 1: column {column} {what} (found: {', '.join(header)[:200]!r}): "
                 f"the header must name {', '.join(columns)}"
             )
     return [header.index(column) for column in columns]
+
+
+def _refuse_line_breaks(rows: list[list[str]], before: int, last_line: int, path: Path | zipfile.Path) -> None:
+    """A value with line breaks is a quote that was not closed; and every row has its line."""
+    if last_line - before != len(rows):
+        line = next(before + 1 + i for i, row in enumerate(rows) if any(c in value for value in row for c in "\r\n"))
+        raise ValueError(f"{path}, line {line}: a quoted value runs over several lines: close the quote")
 
 
 def _parse_rows(
@@ -317,7 +354,7 @@ def _parse_rows(
     path: Path | zipfile.Path,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]:
     """Turn rows of text into (series code by first appearance, (n, 4) numbers, line numbers)."""
-    lines = range(first_line, first_line + len(rows))
+    lines: Sequence[int] = range(first_line, first_line + len(rows))
     if not all(rows):  # blank lines
         lines = [line for line, row in zip(lines, rows, strict=True) if row]
         rows = [row for row in rows if row]
@@ -326,39 +363,41 @@ def _parse_rows(
         raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: mend it")
     uid_position, *number_positions = positions
     uids = [row[uid_position].strip() for row in rows]
-    for uid in set(uids) - codes.keys():
-        _check_series_uid(uid, f"{path}, line {lines[uids.index(uid)]}")
-        codes[uid] = len(codes)
+    for uid in dict.fromkeys(uids):
+        if not _is_series_uid(uid):
+            raise ValueError(_no_series_uid(uid, f"{path}, line {lines[uids.index(uid)]}"))
+        codes.setdefault(uid, len(codes))
     numbers = np.empty((len(rows), len(number_positions)))
     for target, position in enumerate(number_positions):
         texts = [row[position] for row in rows]
         try:
             numbers[:, target] = np.fromiter(map(float, texts), float, len(texts))
         except ValueError:
-            raise ValueError(_first_bad_number(texts, lines, header[position], path)) from None
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    if len(bad):
-        raise ValueError(f"{path}, line {lines[bad[0]]}: {rows[bad[0]]} is not finite: mend or remove the line")
+            numbers[:, target] = np.nan
+        if not np.isfinite(numbers[:, target]).all():
+            line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_finite(text))
+            raise ValueError(
+                f"{path}, line {line}: {header[position]} is {text[:40]!r}, not a finite number: "
+                "mend or remove the line"
+            )
     series = np.fromiter((codes[uid] for uid in uids), np.int32, len(uids))
     return series, numbers, np.array(lines, np.int32)
 
 
-def _first_bad_number(texts: list[str], lines: Sequence[int], column: str, path: Path | zipfile.Path) -> str:
-    line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_number(text))
-    return f"{path}, line {line}: {column} is {text[:40]!r}, not a number: mend or remove the line"
-
-
-def _is_number(text: str) -> bool:
+def _is_finite(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
-def _check_series_uid(uid: str, where: str) -> None:
-    if not uid or uid[0] == "." or any(c in "/\\" or not c.isprintable() for c in uid) or len(uid) > 200:
-        raise ValueError(f"{uid[:40]!r} ({where}) is no series identifier: a plain name without slashes was expected")
+def _is_series_uid(uid: str) -> bool:
+    """Whether this may become part of a file's name."""
+    return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
+
+
+def _no_series_uid(uid: str, where: str) -> str:
+    return f"{uid[:40]!r} ({where}) is no series identifier: a plain name without slashes was expected"
 
 
 def _check_values(table: PointTable, column: str) -> None:

@@ -48,6 +48,7 @@ _NIFTI_ERRORS = (
     HeaderDataError,
     WrapStructError,
 )
+# The refusal is the one line to be seen, not what nibabel logs beside it.
 _SILENT = logging.Logger("nifti", level=logging.CRITICAL + 1)
 # GDCM fills in a default where one of these is missing, so their presence is checked.
 _PLACE_TAGS = {"0020|0032": "ImagePositionPatient", "0020|0037": "ImageOrientationPatient", "0028|0030": "PixelSpacing"}

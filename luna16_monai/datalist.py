@@ -9,7 +9,6 @@ in the middle of an epoch.
 from __future__ import annotations
 
 import csv
-import importlib.resources
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from monai.transforms import Compose, Randomizable
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from luna16_monai.candidates import PointTable, lies_on, read_candidates, read_excluded, read_series_list
+from luna16_monai.candidates import PointTable, lies_on, open_table, read_candidates, read_excluded, read_series_list
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +35,21 @@ def read_patients(data_dir: Path | None = None) -> dict[str, str]:
         data_dir: a data folder; its ``patients.csv`` (seriesuid, patient_id) wins over the packaged table.
 
     Raises:
-        ValueError: the data folder's table lacks a column.
+        ValueError: the data folder's table lacks a column, or a value in a line.
     """
     patients: dict[str, str] = {}
-    sources = [importlib.resources.files("luna16_monai") / "resources" / "patients.csv"]
+    sources = [Path(__file__).parent / "resources" / "patients.csv"]
     if data_dir is not None and (own := data_dir / "patients.csv").is_file():
         sources.append(own)
     for source in sources:
-        with source.open(encoding="utf-8-sig", newline="") as stream:
+        with open_table(source) as stream:
             rows = csv.DictReader(stream)
             if not {"seriesuid", "patient_id"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"{source}, line 1: the header must name seriesuid and patient_id")
-            patients.update((row["seriesuid"], row["patient_id"]) for row in rows)
+            for row in rows:
+                if not (row["seriesuid"] and row["patient_id"]):
+                    raise ValueError(f"{source}, line {rows.line_num}: a value is missing: mend or remove the line")
+                patients[row["seriesuid"]] = row["patient_id"]
     return patients
 
 
@@ -359,7 +361,7 @@ class SeededCacheDataset(CacheDataset):
             self.set_num = int(cache_gb * 1e9 / max(size, 1))
             self.set_data(data)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Any:
+    def __getitem__(self, index: int | tuple[int, int]) -> Any:  # type: ignore[override]
         """An item; with a pair (index, seed) its augmentation is drawn from the seed."""
         if isinstance(index, tuple):
             index, seed = index
@@ -370,8 +372,8 @@ class SeededCacheDataset(CacheDataset):
 
 
 def _random_states(transform: Any) -> Iterator[np.random.RandomState]:
-    """The random state of each transform inside a transform, its own first."""
-    if isinstance(transform, Randomizable) and not isinstance(transform, Compose):
+    """The random state of each transform inside a transform, its own first; OneOf, a Compose, draws from its own."""
+    if isinstance(transform, Randomizable):
         yield transform.R
     for inner in transform.transforms if isinstance(transform, Compose) else vars(transform).values():
         if isinstance(inner, Randomizable):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -15,36 +17,65 @@ from typing import IO, Any
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when it is complete and on the disk.
 
-    Written aside in the same folder, fsync, rename, fsync of the folder; on an error the rest is removed.
-    The name aside starts with a dot and ends in ``.tmp``, unique to the writer, so two writers never share one.
+    Written aside in the same folder, fsync, rename, fsync of the folder; on an error the rest is removed. The name
+    aside starts with a dot, ends in ``.tmp`` and is unique to the writer, so two writers never share one. A writer
+    that is killed leaves it behind, see `remove_abandoned`.
 
     Args:
         path: the final name; its folder is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(aside, "xb") as stream:
+    # the lock of the guard goes when the process does, however it ends
+    with contextlib.ExitStack() as files:
+        with _open_folder(path.parent) as folder:
+            # shared by writers, so that nobody clears up between the next two lines
+            _try_lock(folder, fcntl.LOCK_SH)
+            stream = files.enter_context(open(aside, "xb"))
+            guard = files.enter_context(open(aside, "rb"))
+            _try_lock(guard.fileno(), fcntl.LOCK_EX)
+        try:
             yield stream
-        publish(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def publish(aside: Path, path: Path) -> None:
-    """Give a finished file of the same folder its final name, so that a power cut leaves the old or the new one."""
-    with open(aside, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+            stream.close()
+            os.fsync(guard.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        with _open_folder(path.parent) as folder:
+            os.fsync(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with atomic_write(path) as stream:
         stream.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what writers that were killed left aside in a folder; what a living one writes is locked, and stays."""
+    with _open_folder(folder) as descriptor:
+        if not _try_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return
+        for aside in folder.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError), open(aside, "rb") as stream:
+                if _try_lock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    aside.unlink()
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    """Lock an open file or folder; False where another has it, or the file system knows no locks."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -57,7 +57,7 @@ class NoduleNet(nn.Module):
             )
         self.return_probabilities = return_probabilities
         self.tail = nn.BatchNorm3d(in_channels)
-        blocks = []
+        blocks: list[nn.Module] = []
         for width_in, width in zip((in_channels, *channels), channels, strict=False):
             for width_before in (width_in, width):
                 blocks.append(

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -47,7 +48,10 @@ def write_phantom(
     progress: bool = True,
     settings: ScanSettings | None = None,
 ) -> dict[str, Any]:
-    """Write the synthetic data set in LUNA16's layout, and beside it ``patients.csv``, ``nodules.csv``, ``phantom.json``.
+    """Write the synthetic data set in LUNA16's layout.
+
+    Beside LUNA16's own files stand ``patients.csv`` (seriesuid, patient_id), ``nodules.csv`` (each nodule's kind,
+    location, number in the bank of shapes, and its ratings of texture and malignancy) and ``phantom.json``.
 
     Args:
         output: the folder; made if need be. What an interrupted call left there is taken up.
@@ -71,11 +75,11 @@ def write_phantom(
     return write_data_set(output, recipe, plans, partial(draw_scan, seed=seed, settings=settings), workers, progress)
 
 
-def plan_scans(scans: int, seed: int, bank: ShapeBank) -> list[ScanPlan]:
+def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[ScanPlan]:
     """Name the scans, spread them over subsets, and deal the real patients' shapes out to them.
 
     No real patient's shapes go to two synthetic patients. Where there are more scans than real patients, scans share a
-    synthetic patient, and with it one subset.
+    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed.
 
     Raises:
         ValueError: less than one scan, or a negative seed.
@@ -84,7 +88,7 @@ def plan_scans(scans: int, seed: int, bank: ShapeBank) -> list[ScanPlan]:
         raise ValueError(f"scans {scans}: give 1 or more")
     if seed < 0:
         raise ValueError(f"seed {seed}: give 0 or more")
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
     donors = rng.permutation(np.unique(bank.patient))
     patients = min(scans, len(donors))
     owner = {donor: i % patients for i, donor in enumerate(donors.tolist())}
@@ -130,6 +134,8 @@ def write_data_set(
     )
     findings.update(bar)
     summary = _write_tables(output, plans, findings)
+    for left_by_a_killed_writer in output.glob("subset?/.*.tmp"):
+        left_by_a_killed_writer.unlink(missing_ok=True)
     write_json(output / _MANIFEST, {**recipe, "summary": summary})
     shutil.rmtree(unfinished)
     return {"output": str(output), **summary, "cached": False}
@@ -144,7 +150,7 @@ def _run(
         yield from map(task, plans)
         return
     # fork would copy whatever threads the caller runs
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
     try:
         for future in as_completed([pool.submit(task, plan) for plan in plans]):
             yield future.result()
@@ -155,6 +161,17 @@ def _run(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed; otherwise it would wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, Findings]:

@@ -31,7 +31,7 @@ Location = Literal["isolated", "vascular", "pleural"]
 
 JITTER_MM = 1.55
 """Largest distance of a candidate from what it marks: below the radius of the smallest nodule, 1.6 mm."""
-_CLEARANCE_MM = 4.0
+CLEARANCE_MM = 4.0
 
 
 @dataclass(frozen=True)
@@ -126,39 +126,51 @@ def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
     _pad_outside_view(rng, hu)
     marks = choose_candidates(rng, chest, clean, nodules, mimics, excluded, settings.negatives)
 
-    flipped = rng.random() < 1 / 3
-    geometry = _random_geometry(rng, shape, spacing, flipped)
-    if flipped:
-        hu = np.ascontiguousarray(hu[:, ::-1, ::-1])
+    geometry = _random_geometry(rng, shape, spacing)
+    return finish_scan(hu, geometry, nodules, excluded, marks, flipped=rng.random() < 1 / 3)
 
-    def world(points_zyx: Sequence[Floats]) -> NDArray[np.float64]:
-        index = np.reshape(points_zyx, (-1, 3)) / spacing - 0.5
-        if flipped:
-            index[:, 1:] = np.array(shape[1:]) - 1 - index[:, 1:]
-        return geometry.world_from_voxel(index).round(6)
 
-    nodule_points = world([n.position_zyx for n in nodules]).tolist()
+def finish_scan(
+    hu: NDArray[np.int16],
+    geometry: Geometry,
+    nodules: Sequence[Nodule],
+    excluded: Sequence[tuple[Floats, float]],
+    marks: Sequence[tuple[Floats, int]],
+    flipped: bool,
+) -> Scan:
+    """Give the findings of a scan their world coordinates, and store it turned by half a circle if it is flipped.
+
+    Args:
+        hu, geometry: the scan as drawn.
+        nodules, excluded, marks: what is in it, at mm in (z, y, x) from the volume's corner.
+        flipped: whether rows and columns are stored backwards; no point of the world moves.
+    """
+
+    def world(points_zyx: list[Floats]) -> list[list[float]]:
+        index = np.reshape(points_zyx, (-1, 3)) / geometry.spacing_zyx - 0.5
+        return geometry.world_from_voxel(index).round(6).tolist()
+
     findings = Findings(
         nodules=[
             [*point, n.diameter_mm, n.kind, n.location, n.shape, n.texture, n.malignancy]
-            for point, n in zip(nodule_points, nodules, strict=True)
+            for point, n in zip(world([n.position_zyx for n in nodules]), nodules, strict=True)
         ],
-        excluded=[[*p, d] for p, (_, d) in zip(world([e[0] for e in excluded]).tolist(), excluded, strict=True)],
-        candidates=[[*p, c] for p, (_, c) in zip(world([m[0] for m in marks]).tolist(), marks, strict=True)],
+        excluded=[[*p, d] for p, (_, d) in zip(world([p for p, _ in excluded]), excluded, strict=True)],
+        candidates=[[*p, label] for p, (_, label) in zip(world([p for p, _ in marks]), marks, strict=True)],
     )
+    if flipped:
+        backwards = np.diag([1.0, -1.0, -1.0, 1.0])
+        backwards[1:3, 3] = np.array(hu.shape[1:]) - 1
+        geometry = Geometry(geometry.shape_zyx, geometry.affine @ backwards)
+        hu = np.ascontiguousarray(hu[:, ::-1, ::-1])
     return Scan(hu, geometry, findings)
 
 
-def _random_geometry(
-    rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats, flipped: bool
-) -> Geometry:
-    """A random origin and the direction, identity or diag(-1, -1, 1), with six decimals as the header has them."""
+def _random_geometry(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Geometry:
+    """A random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
     z, y, x = shape_zyx
-    low = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)])
-    far = low + (np.array([x, y, z]) - 1) * spacing_zyx[::-1]
-    sign = np.array([-1.0, -1.0, 1.0]) if flipped else np.ones(3)
-    origin = np.where(sign > 0, low, far).round(6)
-    return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.diag(sign))
+    origin = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)]).round(6)
+    return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.eye(3))
 
 
 def _pad_outside_view(rng: np.random.Generator, hu: NDArray[np.int16]) -> None:
@@ -223,17 +235,21 @@ def _nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -
 
 def _has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
     """Most of the nodule in the lung, inside the field of view, off the volume's faces and off other nodules."""
-    size = chest.lung.size_mm
     if chest.lung.distance_at(position_zyx)[0] > -0.35 * radius_mm:
         return False
-    if np.hypot(*(position_zyx - size / 2)[1:]) > size[1] / 2 - 4:
+    if not _in_view(position_zyx, chest.lung.size_mm, 6):
         return False
-    if (position_zyx < 6).any() or (position_zyx > size - 6).any():
-        return False
-    return _clearance(position_zyx[None], placed)[0] > radius_mm + _CLEARANCE_MM
+    return clearance(position_zyx[None], placed)[0] > radius_mm + CLEARANCE_MM
 
 
-def _clearance(points_zyx: Floats, nodules: Sequence[Nodule]) -> NDArray[np.float64]:
+def _in_view(points_zyx: Floats, size_mm: Floats, margin_mm: float) -> NDArray[np.bool_]:
+    """Which points (..., 3) lie inside the volume and its round field of view, off their edges by a margin."""
+    boxed = ((points_zyx > margin_mm) & (points_zyx < size_mm - margin_mm)).all(-1)
+    from_axis = np.linalg.norm((points_zyx - size_mm / 2)[..., 1:], axis=-1)
+    return boxed & (from_axis < size_mm[1] / 2 - margin_mm)
+
+
+def clearance(points_zyx: Floats, nodules: Sequence[Nodule]) -> NDArray[np.float64]:
     """Distance of each point (n, 3) to the nearest nodule's surface, mm; infinite without nodules."""
     if not nodules:
         return np.full(len(points_zyx), np.inf)
@@ -259,7 +275,7 @@ def place_mimics(
     for _ in range(rng.integers(2, 7)):
         point = chest.lung.sample(rng, 1, 3)[0]
         radius = rng.uniform(0.8, 1.3)
-        if _clearance(point[None], nodules)[0] > 3 + _CLEARANCE_MM:
+        if clearance(point[None], nodules)[0] > 3 + CLEARANCE_MM:
             _add_ellipsoid(chest, point, np.full(3, radius), np.eye(3), rng.uniform(-100, 50))
             excluded.append((point, -1.0 if rng.random() < 0.8 else round(2 * radius, 6)))
     return mimics, excluded
@@ -273,7 +289,7 @@ def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
         radius = rng.uniform(0.9, 2.4)
         point, _ = _nodule_position(rng, chest, 1.5 * radius)
         length = 2 * radius * rng.uniform(3, 5)
-        if _clearance(point[None], nodules)[0] <= length / 2 + _CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
+        if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
             continue
         turn, bend = random_turn(rng), rng.normal(0, 0.12) * length
         t = np.linspace(-1, 1, 25)
@@ -294,7 +310,7 @@ def _place_scars(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
     placed = []
     for _ in range(rng.integers(4, 9)):
         point = chest.lung.sample(rng, 1, 2)[0]
-        if _clearance(point[None], nodules)[0] <= 6 + _CLEARANCE_MM:
+        if clearance(point[None], nodules)[0] <= 6 + CLEARANCE_MM:
             continue
         width = rng.uniform(1.1, 2.2)
         band = [1, rng.uniform(1, 2.2), rng.uniform(5, 9)]
@@ -311,8 +327,8 @@ def _place_plaques(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nod
         point = chest.lung.slide_to_depth(chest.lung.sample(rng, 1, 0.5)[0], 0.3, steps=12)
         height = rng.uniform(2, 4.5)
         outward = chest.lung.outward(point)
-        inside = (point > _CLEARANCE_MM).all() and (point < chest.lung.size_mm - _CLEARANCE_MM).all()
-        if not inside or _clearance(point[None], nodules)[0] <= 8 + _CLEARANCE_MM:
+        at_wall = abs(chest.lung.distance_at(point)[0]) < 1.5 and _in_view(point, chest.lung.size_mm, CLEARANCE_MM)
+        if not at_wall or clearance(point[None], nodules)[0] <= 8 + CLEARANCE_MM:
             continue
         flat = np.cross(outward, rng.standard_normal(3))
         flat /= np.linalg.norm(flat)
@@ -349,8 +365,8 @@ def choose_candidates(
     """List the candidates of a scan in random order: (position mm, class).
 
     One mark in each nodule, in a fifth of them two, in one of 25 none (never in the first two). Of the negatives,
-    plugs, scars, plaques and some excluded findings come first, up to 55 %, then three quarters of the rest from
-    the blob detector, the others from vessels, forks and airways, which the detector alone would take from the brightest only.
+    plugs, scars, plaques and some excluded findings come first, up to 55 %, then three quarters of the rest from the
+    blob detector, the others from vessels, forks and airways, of which the detector lists the brightest only.
     """
     marks = [
         0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
@@ -365,18 +381,17 @@ def choose_candidates(
     off_limits = np.array([p for p, _ in excluded]).reshape(-1, 3)
 
     def free(points: Floats, spots: Floats) -> Floats:
-        points = rng.permutation(points[_clearance(points, nodules) > _CLEARANCE_MM])
+        apart = clearance(points, nodules) > CLEARANCE_MM
+        points = rng.permutation(points[apart & _in_view(points, chest.lung.size_mm, 2)])
         if not len(spots):
             return points
-        return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > _CLEARANCE_MM]
+        return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > CLEARANCE_MM]
 
-    none = np.empty((0, 3))
-    chosen = np.unique(free(shaped, none), axis=0)[: round(0.55 * negatives)]
+    chosen = free(np.unique(shaped, axis=0), np.empty((0, 3)))[: round(0.55 * negatives)]
     blobs, drawn = free(blobs, off_limits), free(drawn, off_limits)
     from_blobs = min(len(blobs), max(round(0.75 * (negatives - len(chosen))), negatives - len(chosen) - len(drawn)))
     chosen = np.concatenate([chosen, blobs[:from_blobs], drawn[: negatives - len(chosen) - from_blobs]])
 
     points = jitter(rng, np.concatenate([positives, chosen]))
     labels = np.repeat([1, 0], [len(positives), len(chosen)])
-    inside = ((points > 0) & (points < chest.lung.size_mm)).all(1)
-    return [(points[i], int(labels[i])) for i in rng.permutation(np.flatnonzero(inside))]
+    return [(points[i], int(labels[i])) for i in rng.permutation(len(points))]

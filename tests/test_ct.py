@@ -292,10 +292,12 @@ def test_open_ct_survives_any_nifti_header(changes: list, data: bytes):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan.nii")
         path.write_bytes(bytes(content) + b"\0\0\0\0" + (data or VOXELS.tobytes()))
+        message = ""
         try:
             open_ct(path).read()
         except ValueError as error:
-            assert "\n" not in str(error)
+            message = str(error)
+        assert "\n" not in message
 
 
 # --- DICOM ----------------------------------------------------------------------------------------------------------

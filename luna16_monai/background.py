@@ -1,0 +1,295 @@
+"""Nodules in a real CT: the phantom's nodules and candidates on real anatomy.
+
+A real scan lends its lungs; nodules in the shapes of real ones are added to it, blurred as the scan is, so that its
+own noise stays on top of them. All scans that are written share that one background, with other nodules in each. A
+network trained on them can learn the background by heart: such a run shows that the machinery works on real anatomy,
+and nothing about how well the network generalises. Lesions that the background has of its own are unknown here, and
+may be listed as class 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from luna16_monai.ct import open_ct
+from luna16_monai.geometry import Geometry
+from luna16_monai.lesions import (
+    ShapeBank,
+    choose_look,
+    load_shape_bank,
+    nodule_increment,
+    nodule_share,
+    propose_blobs,
+    random_turn,
+)
+from luna16_monai.phantom import RECIPE, plan_scans, write_data_set
+from luna16_monai.synthesis import CLEARANCE_MM, Location, Nodule, Scan, ScanPlan, clearance, finish_scan, jitter
+
+Floats = NDArray[np.floating]
+
+_AIR_HU = -400
+_SMALLEST_LUNG_ML = 20
+_MARGIN_MM = 12.0
+_STREAM = 1
+_DRAWN_BLUR_MM = 0.4
+"""What the bank's voxels and their interpolation have already blurred a nodule's share."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """A real CT, cut to the box of its lungs.
+
+    Attributes:
+        hu: int16 (z, y, x).
+        geometry: where the cut volume lies.
+        lung_zyx: points in the lungs, (n, 3), one for each 2 x 2 voxels of a slice; mm from the volume's corner.
+        depth_mm: their distances to the lung's outline, (n,).
+        lung_hu: the mean HU there, (n,).
+        around_hu: the same over about 1 cm, (n,): high in the hilum, at the wall, and in the wall itself.
+        blobs_zyx: what the blob detector finds, mm, (n, 3).
+        blur_mm: standard deviation of the scan's in-plane blur.
+    """
+
+    hu: NDArray[np.int16]
+    geometry: Geometry
+    lung_zyx: Floats
+    depth_mm: Floats
+    lung_hu: Floats
+    around_hu: Floats
+    blobs_zyx: Floats
+    blur_mm: float
+
+    @property
+    def spacing_zyx(self) -> Floats:
+        """mm."""
+        return np.array(self.geometry.spacing_zyx)
+
+
+def write_background_phantom(
+    background: Path,
+    output: Path,
+    scans: int = 10,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+    nodules: tuple[int, int] = (6, 10),
+    negatives: int = 60,
+) -> dict[str, Any]:
+    """Write a data set in LUNA16's layout whose scans are one real CT with different nodules put into it.
+
+    Each scan counts as a patient of its own, since training needs several. That is a fiction: the background is the
+    same in training and validation, so that scores show that everything works, not how well it generalises.
+
+    Args:
+        background: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files; in HU, with the lungs in view.
+        output, scans, seed, workers, progress: as `write_phantom`.
+        nodules: fewest and most nodules a scan.
+        negatives: candidates of class 0 a scan, fewer where the blob detector finds less.
+
+    Returns:
+        As `write_phantom`.
+
+    Raises:
+        FileNotFoundError: no such CT.
+        ValueError: no lungs are found in it; or as `write_phantom`.
+        RuntimeError: a worker process died.
+    """
+    if not 1 <= nodules[0] <= nodules[1]:
+        raise ValueError(f"nodules {nodules}: give two whole numbers, 1 or more, the smaller one first")
+    if negatives < 0:
+        raise ValueError(f"negatives {negatives}: give 0 or more")
+    background = Path(background).resolve()
+    plans = plan_scans(scans, seed, load_shape_bank(), _STREAM)
+    recipe = {
+        "kind": "background",
+        "recipe": RECIPE,
+        "background_sha256": hashlib.sha256(read_background(background).hu.tobytes()).hexdigest(),
+        "seed": seed,
+        "scans": scans,
+        "nodules": nodules,
+        "negatives": negatives,
+    }
+    draw = partial(draw_on_background, background=background, seed=seed, nodules=nodules, negatives=negatives)
+    return write_data_set(output, recipe, plans, draw, workers, progress)
+
+
+@lru_cache(1)
+def read_background(path: Path) -> Background:
+    """Read a CT, find its lungs, and cut it to their box; once a process.
+
+    Raises:
+        ValueError: no lungs are found, or the CT is refused.
+        FileNotFoundError: no such CT.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"background CT {str(path)!r} does not exist: give a CT file or a folder of DICOM files"
+        )
+    ct = open_ct(path)
+    hu, spacing = ct.read(), np.array(ct.geometry.spacing_zyx)
+    hu = np.clip(np.rint(hu), -32768, 32767).astype(np.int16) if hu.dtype != np.int16 else hu
+    step = spacing * [1, 2, 2]
+    lungs = find_lungs(_pairs(hu), step)
+    if lungs.sum() * step.prod() < _SMALLEST_LUNG_ML * 1000:
+        raise ValueError(
+            f"no lungs in {ct.name} (less than {_SMALLEST_LUNG_ML} ml of air enclosed by the body): "
+            "give a chest CT in HU that shows the body around the lungs"
+        )
+
+    z, y, x = _box(lungs, np.ceil(_MARGIN_MM / step).astype(int).tolist())
+    lungs = lungs[z, y, x]
+    low = (z.start, 2 * y.start, 2 * x.start)
+    hu = np.ascontiguousarray(hu[z, low[1] : 2 * y.stop, low[2] : 2 * x.stop])
+    affine = ct.geometry.affine.copy()
+    affine[:3, 3] = ct.geometry.world_from_voxel(low)
+
+    depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=step)[1:-1, 1:-1, 1:-1]
+    voxels = np.argwhere(lungs)
+    pairs = _pairs(hu)
+    return Background(
+        hu=hu,
+        geometry=Geometry(hu.shape, affine),
+        lung_zyx=(voxels + 0.5) * step,
+        depth_mm=depth[lungs],
+        lung_hu=pairs[lungs],
+        around_hu=ndimage.gaussian_filter(pairs, 5 / step, truncate=2)[lungs],
+        blobs_zyx=propose_blobs(hu, spacing, lungs.repeat(2, 1).repeat(2, 2), 600),
+        blur_mm=estimate_blur(hu, spacing),
+    )
+
+
+def find_lungs(hu: Floats, spacing_zyx: Floats) -> NDArray[np.bool_]:
+    """Mask the lungs of a CT: air that the body encloses, with the vessels in it.
+
+    Args:
+        hu: (z, y, x).
+        spacing_zyx: mm.
+
+    Returns:
+        (z, y, x) mask; empty where the body encloses no air. The trachea belongs to it.
+    """
+    parts, count = ndimage.label(hu < _AIR_HU)
+    outside = np.unique(np.concatenate([parts[:, [0, -1]].ravel(), parts[:, :, [0, -1]].ravel()]))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[outside] = sizes[0] = 0
+    lungs = np.isin(parts, np.flatnonzero((sizes > 0) & (sizes >= 0.2 * sizes.max())))
+    # close over vessels of up to 8 mm, which reach the mask's edge and are no holes
+    beyond = ndimage.distance_transform_edt(~np.pad(lungs, 4), sampling=spacing_zyx)
+    closed = ndimage.distance_transform_edt(beyond < 4, sampling=spacing_zyx) >= 4
+    lungs |= closed[4:-4, 4:-4, 4:-4]
+    return np.stack([ndimage.binary_fill_holes(section) for section in lungs])
+
+
+def estimate_blur(hu: NDArray[np.int16], spacing_zyx: Floats) -> float:
+    """Standard deviation of a scan's in-plane blur in mm, from its edges between air and tissue.
+
+    A blurred step of height h is steepest at its middle, h / (sigma * sqrt(2 pi)). Of all places in each fourth slice
+    where HU rises by 600 and more within 5 mm, the tenth with the steepest slopes counts: the others are oblique or
+    thin. Kept between 0.25 and 1.2 mm.
+    """
+    sections = hu[::4].astype(np.float32)
+    window = (1, *[2 * round(2.5 / s) + 1 for s in spacing_zyx[1:]])
+    highest, lowest = ndimage.maximum_filter(sections, window), ndimage.minimum_filter(sections, window)
+    height = highest - lowest
+    slopes = np.gradient(sections, *spacing_zyx[1:], axis=(1, 2))
+    middle = np.abs(sections - (highest + lowest) / 2) < 0.15 * height
+    edges = middle & (height > 600) & (lowest > -1025) & (highest < 400)
+    if not edges.any():
+        return 0.6
+    steepest = np.percentile(np.hypot(*slopes)[edges] / height[edges], 90)
+    sigma = 1 / (max(steepest, 0.01) * np.sqrt(2 * np.pi))
+    return float(np.clip(sigma, 0.25, 1.2))
+
+
+def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tuple[int, int], negatives: int) -> Scan:
+    """One scan: the background with the plan's nodules in it; the same arguments give the same scan."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number], spawn_key=(_STREAM,)))
+    scene, bank = read_background(background), load_shape_bank()
+    hu = scene.hu.copy()
+    placed: list[Nodule] = []
+    wanted = int(rng.integers(nodules[0], nodules[1] + 1))
+    for _ in range(60 * wanted):
+        if len(placed) == wanted:
+            break
+        shape = int(rng.choice(plan.shapes))
+        radius = float(bank.diameter_mm[shape]) / 2
+        spot = _position(rng, scene, radius)
+        if spot is None or clearance(spot[0][None], placed)[0] <= radius + CLEARANCE_MM:
+            continue
+        placed.append(_insert(rng, hu, scene, bank, shape, *spot))
+    if not placed:
+        raise ValueError("no nodule finds a place in the lungs of the background: give a CT of whole lungs")
+
+    marks = np.repeat([n.position_zyx for n in placed], np.where(rng.random(len(placed)) > 0.8, 2, 1), axis=0)
+    others = rng.permutation(scene.blobs_zyx[clearance(scene.blobs_zyx, placed) > CLEARANCE_MM])[:negatives]
+    points = jitter(rng, np.concatenate([marks, others]))
+    labels = np.repeat([1, 0], [len(marks), len(others)])
+    shuffled = [(points[i], int(labels[i])) for i in rng.permutation(len(points))]
+    return finish_scan(hu, scene.geometry, placed, [], shuffled, flipped=rng.random() < 1 / 3)
+
+
+def _position(rng: np.random.Generator, scene: Background, radius_mm: float) -> tuple[Floats, Location] | None:
+    """A place for a nodule: free in the lung, on a vessel, or at the wall; None where the lung is too small for it."""
+    fate = rng.random()
+    location: Location = "isolated" if fate < 0.28 else "vascular" if fate < 0.72 else "pleural"
+    if location == "isolated":
+        allowed = (scene.depth_mm > radius_mm + 2) & (scene.lung_hu < -700)
+    elif location == "vascular":
+        allowed = (scene.depth_mm > radius_mm) & (scene.lung_hu > -500) & (scene.around_hu < -550)
+    else:
+        allowed = (np.abs(scene.depth_mm - radius_mm * rng.uniform(0.45, 0.9)) < 1) & (scene.around_hu < -350)
+    if not allowed.any():
+        return None
+    point = scene.lung_zyx[rng.choice(np.flatnonzero(allowed))]
+    if location == "vascular":
+        aside = rng.standard_normal(3)
+        point = point + aside * (radius_mm * rng.uniform(0.35, 0.95) / np.linalg.norm(aside))
+    size = np.array(scene.hu.shape) * scene.spacing_zyx
+    return (point, location) if ((point > 6) & (point < size - 6)).all() else None
+
+
+def _insert(
+    rng: np.random.Generator,
+    hu: NDArray[np.int16],
+    scene: Background,
+    bank: ShapeBank,
+    shape: int,
+    position_zyx: Floats,
+    location: Location,
+) -> Nodule:
+    """Add a nodule to ``hu`` in place, blurred as the scan is; the scan's noise stays."""
+    spacing = scene.spacing_zyx
+    look = choose_look(rng, bank, shape)
+    box, share = nodule_share(bank, shape, look, random_turn(rng), position_zyx, hu.shape, spacing)
+    # a slice averages over its thickness: a third of it as deviation
+    missing_mm = np.sqrt(max(scene.blur_mm**2 - _DRAWN_BLUR_MM**2, 0))
+    share = ndimage.gaussian_filter(share, (1 / 3, *(missing_mm / spacing[1:])))
+    around = ndimage.median_filter(hu[box].astype(np.float32), (1, 5, 5))
+    increment = nodule_increment(rng, look, share, around)
+    hu[box] = np.clip(hu[box] + np.rint(increment), -32768, 3071).astype(np.int16)
+    ratings = (round(float(bank.texture[shape]), 4), round(float(bank.malignancy[shape]), 4))
+    return Nodule(position_zyx, round(float(bank.diameter_mm[shape]), 6), look.kind, location, shape, *ratings)
+
+
+def _pairs(hu: NDArray[np.int16]) -> Floats:
+    """Mean of 2 x 2 voxels in each slice; an odd last row or column is left out."""
+    rows, columns = (n // 2 * 2 for n in hu.shape[1:])
+    return hu[:, :rows, :columns].reshape(-1, rows // 2, 2, columns // 2, 2).mean((2, 4), dtype=np.float32)
+
+
+def _box(mask: NDArray[np.bool_], margin: Sequence[int]) -> list[slice]:
+    """The box of a mask, widened by a margin of voxels on each axis."""
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return [
+        slice(max(int(span[0]) - m, 0), min(int(span[-1]) + 1 + m, n))
+        for span, m, n in zip(spans, margin, mask.shape, strict=True)
+    ]
