@@ -41,7 +41,7 @@ def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
     return out
 
 
-def smooth_field(rng: np.random.Generator, shape_zyx: tuple[int, int, int], size_mm: Floats, grain_mm: float) -> Floats:
+def smooth_field(rng: np.random.Generator, shape_zyx: tuple[int, ...], size_mm: Floats, grain_mm: float) -> Floats:
     """A random field of mean 0 and variance 1 that changes over about ``grain_mm``, float32 in (z, y, x)."""
     cells = np.maximum(4, np.rint(size_mm / grain_mm)).astype(int)
     field = upsample(rng.standard_normal(tuple(np.minimum(cells, shape_zyx)), dtype=np.float32), shape_zyx)
@@ -274,7 +274,7 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     trees, branches, bronchi = [], [], []
     for carries_airways in (True, False):
         root = lung.hilum_zyx + rng.normal(0, 4, 3)
-        tree = grow_tree(lung.sample(rng, leaves, 2.0), root, rng.uniform(0.42, 0.55))
+        tree = grow_tree(lung.sample(rng, leaves, 2.0), root, rng.uniform(0.44, 0.58))
         paths = wind_branches(rng, tree)
         paint_tubes(vessel_share, paths.points_zyx, paths.radius_mm, spacing_zyx, edge)
         if carries_airways:

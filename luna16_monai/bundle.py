@@ -13,6 +13,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from luna16_monai.errors import one_line
+
 SECTIONS = {
     *("imports", "initialize", "run", "training", "evaluating", "finalize", "train", "validate"),
     *("bundle_root", "network_def", "_meta_"),
@@ -69,19 +71,12 @@ def _running_parser() -> ConfigParser:
     raise RuntimeError("this was called outside a config: use it in a $ expression of a bundle's YAML")
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that MONAI's config parser wrapped in its own, which only tell which expression failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def explain_errors() -> None:
     """Let an error that ends the process say its root cause in its last line."""
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(kind, error, trace)
-        print(f"luna16: {root_cause(error)}", file=sys.stderr)
+        print("luna16:", one_line(error), file=sys.stderr)
 
     sys.excepthook = tell
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luna16_monai import __version__
+from luna16_monai.errors import one_line, root_cause
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -37,33 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # nothing is hidden: the error is told in one line, and raised whole with --debug
         if options.debug:
             raise
-        return _tell(error)
-
-
-def _tell(error: Exception) -> int:
-    """Print an error in one line and choose the exit code; what is not an error of the input is a failure."""
-    while isinstance(error.__cause__, Exception):  # such as MONAI's config parser wraps around the real one
-        error = error.__cause__
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print("luna16:", " ".join(text.split()) or type(error).__name__, file=sys.stderr)
-    return WRONG_INPUT if isinstance(error, INPUT_ERRORS) else FAILED
+        print("luna16:", one_line(error), file=sys.stderr)
+        return WRONG_INPUT if isinstance(root_cause(error), INPUT_ERRORS) else FAILED
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    from luna16_monai import phantom
-
     output = options.output or _folder("LUNA16_DATA", "data/phantom")
-    common = {"scans": options.scans, "seed": options.seed, "progress": _progress(options), "workers": options.workers}
+    common = {"seed": options.seed, "progress": _progress(options), "workers": options.workers}
+    if options.scans is not None:
+        common["scans"] = options.scans
     if options.background is None:
-        phantom.write_phantom(output, **common)
+        from luna16_monai.phantom import write_phantom
+
+        result = write_phantom(output, **common)
     else:
-        phantom.write_background_phantom(options.background, output, **common)
-    return _print(options, {"output": str(output), "scans": options.scans}, f"phantom: {options.scans} CTs in {output}")
+        from luna16_monai.background import write_background_phantom
+
+        result = write_background_phantom(options.background, output, **common)
+    there = "already" if result["cached"] else "written"
+    return _print(options, result, f"phantom: {result['scans']} CTs in {output}, {there}")
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from luna16_monai.bundle import bundle_dir
-    from luna16_monai.cutouts import Recipe, prepare
+    from luna16_monai.prepare import Recipe, prepare
 
     spacing: Any = "file"
     if options.native:
@@ -143,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     phantom = verb("phantom", _phantom, "write a synthetic data set in LUNA16's own layout")
     phantom.add_argument("--output", type=Path, metavar="DIR")
-    phantom.add_argument("--scans", type=int, default=60, metavar="N")
+    phantom.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background")
     phantom.add_argument("--seed", type=int, default=0, metavar="N")
     phantom.add_argument("--workers", type=int, metavar="N")
     phantom.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")

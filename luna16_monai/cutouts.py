@@ -4,6 +4,7 @@ A store is a folder with ``store.json`` and, for each series, ``<series_uid>.b2n
 with blosc2 in chunks that suit cutouts) and ``<series_uid>.json`` (geometry, checksum, the recipe's hash). The latter
 is written last: a series without it is not there. Rejected: one file a candidate (223 GB for candidates_V2 in
 float32, and a new preparation for every change of the cutout's size), and zarr (nine times slower to read).
+``prepare.py`` makes the store, here it is read and checked.
 
 MONAI's transforms speak (x, y, z), everything from here on (z, y, x): the one transpose stands in ``prepare_volume``.
 """
@@ -13,36 +14,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
-from monai.bundle import ConfigParser
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from luna16_monai.candidates import PointTable, find_table, read_candidates, read_series_list
-from luna16_monai.ct import CTFile, find_cts, read_geometry
-from luna16_monai.files import publish, write_json
+from luna16_monai.candidates import PointTable
+from luna16_monai.ct import read_geometry
 from luna16_monai.geometry import Geometry
 
-logger = logging.getLogger(__name__)
 # blosc2's dependency greets every user with its number of threads
 logging.getLogger("numexpr").setLevel(logging.WARNING)
 
 FORMAT = 1
 AIR_HU = -1000
 INDEX = "store.json"
-CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 OPEN_VOLUMES = 64
 
 
@@ -81,18 +75,24 @@ class Volume:
         high = np.maximum(np.minimum(start + shape_zyx, self.geometry.shape_zyx), low)
         inside = self.voxels[tuple(map(slice, low.tolist(), high.tolist()))]
         if inside.shape == tuple(shape_zyx):
-            return np.asarray(inside)
+            return np.array(inside)  # a copy: in memory, it would be a view of the volume
         box = np.full(shape_zyx, AIR_HU, np.int16)
         box[tuple(map(slice, low - start, high - start))] = inside
         return box
 
 
-def prepare_volume(path: Path, transform: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Volume:
+def prepare_volume(
+    path: Path,
+    transform: Callable[[dict[str, Any]], Mapping[str, Any]],
+    data_dir: Path | None = None,
+    allow_symlinks: bool = False,
+) -> Volume:
     """Read one CT and send it through MONAI transforms.
 
     Args:
         path: a CT file, or a folder of DICOM files.
         transform: takes {"image": path}, gives a MetaTensor (1, x, y, z) in HU under "image".
+        data_dir, allow_symlinks: as ``ct.open_ct``; the transform's reader has its own.
 
     Returns:
         The volume in memory, (z, y, x) int16.
@@ -111,7 +111,7 @@ def prepare_volume(path: Path, transform: Callable[[dict[str, Any]], Mapping[str
     if voxels.dtype != np.int16:
         limits = np.iinfo(np.int16)
         voxels = np.clip(np.rint(voxels), limits.min, limits.max).astype(np.int16)
-    return Volume(np.ascontiguousarray(voxels), geometry, read_geometry(path))
+    return Volume(np.ascontiguousarray(voxels), geometry, read_geometry(path, data_dir, allow_symlinks))
 
 
 class Store:
@@ -128,7 +128,7 @@ class Store:
 
     def __init__(self, store_dir: Path | str, spacing_zyx: Sequence[float] | str | None = "any") -> None:
         self.store_dir = Path(store_dir)
-        self.index = _read_index(self.store_dir)
+        self.index = read_index(self.store_dir)
         if not self.index["complete"]:
             raise FileNotFoundError(f"the store {store_dir} is not finished: run luna16 prepare again, it goes on")
         made_for = self.index["spacing_zyx"]
@@ -209,112 +209,6 @@ class Store:
                 )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How CTs become volumes: the transform list of a bundle's ``prepare.yaml``, as read, not yet built.
-
-    Attributes:
-        config: the file's content, with ``spacing_zyx`` and ``transforms``.
-    """
-
-    config: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, spacing_zyx: Sequence[float] | None | str = "file") -> Recipe:
-        """Read a recipe; ``spacing_zyx`` replaces the file's unless it is "file".
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file lacks a key.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"no transform list {path}: name a bundle's prepare.yaml")
-        config = ConfigParser.load_config_file(str(path))
-        for key in ("spacing_zyx", "transforms"):
-            if key not in config:
-                raise ValueError(f"{path} has no {key}: see the nodule bundle's configs/prepare.yaml")
-        if spacing_zyx != "file":
-            config["spacing_zyx"] = None if spacing_zyx is None else [float(s) for s in spacing_zyx]
-        return cls(config)
-
-    @property
-    def spacing_zyx(self) -> list[float] | None:
-        """The grid's spacing in mm, None for each CT's own."""
-        spacing = self.config["spacing_zyx"]
-        return None if spacing is None else [float(s) for s in spacing]
-
-    @property
-    def hash(self) -> str:
-        """Changes when anything in the transform list does."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
-
-    def build(self) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-        """The transforms, as MONAI's config parser builds them."""
-        return ConfigParser(dict(self.config)).get_parsed_content("transforms")
-
-
-def prepare(
-    data_dir: Path,
-    store_dir: Path,
-    recipe: Recipe,
-    workers: int | None = None,
-    allow_missing: bool = False,
-    allow_symlinks: bool = False,
-    progress: bool = True,
-) -> Store:
-    """Send every CT of a data folder once through the recipe, into the store; goes on where it was stopped.
-
-    Args:
-        data_dir: LUNA16's layout.
-        store_dir: the store; made if need be.
-        recipe: what is done to each CT.
-        workers: processes; None takes one a core.
-        allow_missing: go on when a series of ``seriesuids.csv`` has no CT.
-        allow_symlinks: take CTs that are linked into the data folder.
-        progress: whether to show a bar.
-
-    Returns:
-        The finished store.
-
-    Raises:
-        FileNotFoundError: no CT is there, or one that is listed is missing.
-        ValueError: the store was made by another recipe, or a CT or table is wrong.
-    """
-    cts = find_cts(data_dir, allow_symlinks=allow_symlinks)
-    missing = sorted(set(read_series_list(data_dir) or ()) - {ct.series_uid for ct in cts})
-    if missing and not allow_missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the series in {data_dir / 'seriesuids.csv'} have no CT, the first is {missing[0]}: "
-            "download the rest, or go on without them with --allow-missing"
-        )
-    _begin(store_dir, recipe)
-    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
-    workers = min(workers if workers is not None else os.cpu_count() or 1, len(todo))
-    work = partial(_prepare_one, store_dir=store_dir, recipe=recipe)
-    with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
-        if workers <= 1:
-            for ct in todo:
-                work(ct)
-                bar.update()
-        else:
-            # spawned, not forked: a fork of a process that already runs torch's threads may hang
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                try:
-                    for done in as_completed([pool.submit(work, ct) for ct in todo]):
-                        done.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    entries = {ct.series_uid: _finished_entry(store_dir, ct.series_uid, recipe.hash) for ct in cts}
-    write_json(store_dir / INDEX, _index(recipe, complete=True, missing=missing, series=entries))
-    store = Store(store_dir)
-    if find_table(data_dir, "candidates_V2") or find_table(data_dir, "candidates"):
-        candidates = read_candidates(data_dir)
-        store.require_inside(candidates.select(candidates.series_codes(store.series_uids) >= 0))
-    return store
-
-
 def verify(store_dir: Path, progress: bool = True) -> list[str]:
     """Check every file of a store against its checksum.
 
@@ -325,7 +219,7 @@ def verify(store_dir: Path, progress: bool = True) -> list[str]:
         FileNotFoundError: there is no store.
         ValueError: the store is of another version.
     """
-    index = _read_index(store_dir)
+    index = read_index(store_dir)
     wrong = [] if index["complete"] else [f"{store_dir / INDEX}: not finished: run luna16 prepare again, it goes on"]
     for uid, entry in tqdm(index["series"].items(), desc="verify", unit="CT", disable=not progress):
         path, sidecar = store_dir / f"{uid}.b2nd", store_dir / f"{uid}.json"
@@ -336,74 +230,18 @@ def verify(store_dir: Path, progress: bool = True) -> list[str]:
             wrong.append(f"{path}: {path.stat().st_size} bytes instead of {entry['bytes']}: {cure}")
         elif _checksum(path) != entry["sha256"]:
             wrong.append(f"{path}: its checksum differs, so its voxels have changed: {cure}")
-        if _read_entry(sidecar) != entry:
+        if {**(read_entry(sidecar) or {}), "subset": entry["subset"]} != entry:
             wrong.append(f"{sidecar}: missing or not what {INDEX} says: {cure}")
     return wrong
 
 
-def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe) -> None:
-    volume = prepare_volume(ct.path, recipe.build())
-    path = store_dir / f"{ct.series_uid}.b2nd"
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    try:
-        # one thread, for the same bytes at every call: two runs at once then agree on the checksum
-        blosc2.asarray(
-            volume.voxels,
-            chunks=tuple(map(min, CHUNKS_ZYX, volume.voxels.shape)),
-            blocks=tuple(map(min, BLOCKS_ZYX, volume.voxels.shape)),
-            cparams=blosc2.CParams(
-                codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], typesize=2, nthreads=1
-            ),
-            urlpath=str(aside),
-            mode="w",
-            contiguous=True,
-        )
-        entry = {
-            "format": FORMAT,
-            "series_uid": ct.series_uid,
-            "subset": ct.subset,
-            "source": ct.path.name,
-            "recipe": recipe.hash,
-            "geometry": volume.geometry.to_dict(),
-            "scan": volume.scan.to_dict(),
-            "bytes": aside.stat().st_size,
-            "sha256": _checksum(aside),
-        }
-        publish(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    write_json(store_dir / f"{ct.series_uid}.json", entry)
+def read_index(store_dir: Path) -> dict[str, Any]:
+    """What stands in a store's ``store.json``.
 
-
-def _begin(store_dir: Path, recipe: Recipe) -> None:
-    """Write the index of an unfinished store, unless one by the same recipe is there."""
-    if (store_dir / INDEX).exists():
-        index = _read_index(store_dir)
-        begun = any(path.name != INDEX for path in store_dir.glob("*.json"))
-        if index["recipe"] != recipe.hash and begun:
-            raise ValueError(
-                f"the store {store_dir} was made by another transform list (spacing_zyx "
-                f"{index['spacing_zyx'] or 'native'}, now {recipe.spacing_zyx or 'native'}): "
-                "name another --store, or remove this one"
-            )
-        if index["recipe"] == recipe.hash:
-            return
-    write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
-
-
-def _index(recipe: Recipe, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "complete": complete,
-        "recipe": recipe.hash,
-        "spacing_zyx": recipe.spacing_zyx,
-        "config": recipe.config,
-        "missing": list(missing),
-        "series": dict(series),
-    }
-
-
-def _read_index(store_dir: Path) -> dict[str, Any]:
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: it is damaged, or of another version.
+    """
     path = store_dir / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"no store in {store_dir}: run luna16 prepare --data DIR --store {store_dir}")
@@ -416,20 +254,13 @@ def _read_index(store_dir: Path) -> dict[str, Any]:
     return index
 
 
-def _read_entry(sidecar: Path) -> dict[str, Any] | None:
+def read_entry(sidecar: Path) -> dict[str, Any] | None:
+    """What stands beside a volume; None where it is absent or damaged."""
     try:
-        return json.loads(sidecar.read_text())
+        entry = json.loads(sidecar.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _finished_entry(store_dir: Path, series_uid: str, recipe_hash: str) -> dict[str, Any] | None:
-    """What stands beside a finished volume; None where it is absent, damaged or of another recipe."""
-    entry = _read_entry(store_dir / f"{series_uid}.json")
-    path = store_dir / f"{series_uid}.b2nd"
-    if entry is None or entry.get("recipe") != recipe_hash or entry.get("format") != FORMAT:
-        return None
-    return entry if path.is_file() and path.stat().st_size == entry["bytes"] else None
+    return entry if isinstance(entry, dict) else None
 
 
 def _checksum(path: Path) -> str:

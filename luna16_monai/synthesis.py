@@ -221,7 +221,7 @@ def place_nodules(
 def _nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -> tuple[Floats, Location]:
     lung, fate = chest.lung, rng.random()
     deepest = -float(lung.distance_mm.min())
-    if fate < 0.28:
+    if fate < 0.25:
         return lung.sample(rng, 1, min(radius_mm + 2, 0.7 * deepest))[0], "isolated"
     if fate < 0.72:
         radii = chest.vessel_radius_mm
@@ -263,7 +263,7 @@ def place_mimics(
 ) -> tuple[list[Floats], list[tuple[Floats, float]]]:
     """Put plugs, scars, pleural plaques and micronodules into a drawn chest.
 
-    Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by three and more, unlike the
+    Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by about three and more, unlike the
     real nodules (1.2 to 2.6), and plaques lie flat on the wall. Micronodules are below 3 mm: LUNA16 counts them
     neither way, nor a few of the others.
 
@@ -285,10 +285,10 @@ def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
     """Short bent tubes, a third of them forked, where nodules lie too: free, on vessels, near the wall."""
     lung = chest.lung
     placed = []
-    for _ in range(rng.integers(20, 28)):
-        radius = rng.uniform(0.9, 2.4)
+    for _ in range(rng.integers(25, 33)):
+        radius = rng.uniform(0.9, 2.3)
         point, _ = _nodule_position(rng, chest, 1.5 * radius)
-        length = 2 * radius * rng.uniform(3, 5)
+        length = 2 * radius * rng.uniform(2.8, 4.5)
         if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
             continue
         turn, bend = random_turn(rng), rng.normal(0, 0.12) * length
@@ -365,7 +365,7 @@ def choose_candidates(
     """List the candidates of a scan in random order: (position mm, class).
 
     One mark in each nodule, in a fifth of them two, in one of 25 none (never in the first two). Of the negatives,
-    plugs, scars, plaques and some excluded findings come first, up to 55 %, then three quarters of the rest from the
+    plugs, scars, plaques and some excluded findings come first, up to 65 %, then three quarters of the rest from the
     blob detector, the others from vessels, forks and airways, of which the detector lists the brightest only.
     """
     marks = [
@@ -373,7 +373,7 @@ def choose_candidates(
     ]
     positives = np.repeat([n.position_zyx for n in nodules], marks, axis=0)
 
-    blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < 1, 3 * negatives + 40)
+    blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < -1.5, 3 * negatives + 40)
     forks = chest.bifurcations_zyx
     vessels = chest.vessels_zyx[chest.vessel_radius_mm > 1.1]
     drawn = np.concatenate([forks, vessels, chest.bronchi_zyx])
@@ -387,7 +387,7 @@ def choose_candidates(
             return points
         return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > CLEARANCE_MM]
 
-    chosen = free(np.unique(shaped, axis=0), np.empty((0, 3)))[: round(0.55 * negatives)]
+    chosen = free(np.unique(shaped, axis=0), np.empty((0, 3)))[: round(0.65 * negatives)]
     blobs, drawn = free(blobs, off_limits), free(drawn, off_limits)
     from_blobs = min(len(blobs), max(round(0.75 * (negatives - len(chosen))), negatives - len(chosen) - len(drawn)))
     chosen = np.concatenate([chosen, blobs[:from_blobs], drawn[: negatives - len(chosen) - from_blobs]])

@@ -1,0 +1,251 @@
+"""Preparing: every CT of a data folder is sent once through a bundle's transform list, into the store.
+
+Stopped at any moment, it goes on: a file under its final name is whole, and what is finished stays. Two at once do the
+same work twice, and end with the same store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import yaml
+from monai.bundle import ConfigParser
+from tqdm import tqdm
+
+from luna16_monai.candidates import find_table, read_candidates, read_series_list
+from luna16_monai.ct import CTFile, find_cts
+from luna16_monai.cutouts import FORMAT, INDEX, Store, prepare_volume, read_entry, read_index
+from luna16_monai.errors import one_line, root_cause
+from luna16_monai.files import atomic_write, remove_abandoned, write_json
+
+CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How CTs become volumes: the transform list of a bundle's ``prepare.yaml``, as read, not yet built.
+
+    Attributes:
+        config: the file's content, with ``spacing_zyx`` and ``transforms``.
+    """
+
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, spacing_zyx: Sequence[float] | str | None = "file") -> Recipe:
+        """Read a recipe; ``spacing_zyx`` replaces the file's unless it is "file".
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no YAML or lacks a key, or the spacing is not three numbers above 0.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no transform list {path}: name a bundle's prepare.yaml")
+        example = "see the nodule bundle's configs/prepare.yaml"
+        try:
+            config = ConfigParser.load_config_file(str(path))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({one_line(error)}): {example}") from error
+        for key in ("spacing_zyx", "transforms"):
+            if not isinstance(config, dict) or key not in config:
+                raise ValueError(f"{path} has no {key}: {example}")
+        spacing = config["spacing_zyx"] if spacing_zyx == "file" else spacing_zyx
+        return cls({**config, "spacing_zyx": None if spacing is None else _checked_spacing(spacing)})
+
+    @property
+    def spacing_zyx(self) -> list[float] | None:
+        """The grid's spacing in mm, None for each CT's own."""
+        return self.config["spacing_zyx"]
+
+    @property
+    def hash(self) -> str:
+        """Changes when anything in the transform list does."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    def build(
+        self, data_dir: Path | None = None, allow_symlinks: bool = False
+    ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+        """The transforms, as MONAI's config parser builds them.
+
+        Args:
+            data_dir: what the list may refer to as ``@data_dir``, for the reader: links must not leave it.
+            allow_symlinks: what it may refer to as ``@allow_symlinks``: unless this is true.
+
+        Raises:
+            ValueError: they cannot be built.
+        """
+        folder = None if data_dir is None else str(data_dir)
+        try:
+            parser = ConfigParser({**self.config, "data_dir": folder, "allow_symlinks": allow_symlinks})
+            return parser.get_parsed_content("transforms")
+        except Exception as error:  # whatever a transform's constructor raises
+            raise ValueError(f"the transform list cannot be built ({one_line(error)}): mend it") from error
+
+
+def prepare(
+    data_dir: Path,
+    store_dir: Path,
+    recipe: Recipe,
+    workers: int | None = None,
+    allow_missing: bool = False,
+    allow_symlinks: bool = False,
+    progress: bool = True,
+) -> Store:
+    """Send every CT of a data folder once through the recipe, into the store; goes on where it was stopped.
+
+    Args:
+        data_dir: LUNA16's layout.
+        store_dir: the store; made if need be.
+        recipe: what is done to each CT.
+        workers: processes; None takes one a core.
+        allow_missing: go on when a series of ``seriesuids.csv`` has no CT.
+        allow_symlinks: take CTs that are linked into the data folder.
+        progress: whether to show a bar.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        FileNotFoundError: no CT is there, or one that is listed is missing.
+        ValueError: the store was made by another recipe, or a CT, a table or the recipe is wrong.
+        RuntimeError: a worker process died.
+    """
+    recipe.build()
+    cts = find_cts(data_dir, allow_symlinks=allow_symlinks)
+    missing = sorted(set(read_series_list(data_dir) or ()) - {ct.series_uid for ct in cts})
+    if missing and not allow_missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the series in {data_dir / 'seriesuids.csv'} have no CT, the first is {missing[0]}: "
+            "download the rest, or go on without them with --allow-missing"
+        )
+    # read first, so that a wrong line in it is told before the long work
+    candidates = read_candidates(data_dir) if _has_candidates(data_dir) else None
+    _begin(store_dir, recipe)
+    remove_abandoned(store_dir)
+    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
+    workers = min(workers if workers is not None else os.cpu_count() or 1, len(todo))
+    work = partial(_prepare_one, store_dir=store_dir, recipe=recipe, data_dir=data_dir, allow_symlinks=allow_symlinks)
+    with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
+        if workers <= 1:
+            for ct in todo:
+                work(ct)
+                bar.update()
+        else:
+            # spawned, not forked: a fork of a process that already runs torch's threads may hang
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                try:
+                    for done in as_completed([pool.submit(work, ct) for ct in todo]):
+                        done.result()
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise RuntimeError(
+                        f"one of {workers} worker processes died, perhaps for want of memory: prepare again with "
+                        "fewer --workers, it goes on"
+                    ) from error
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    entries = {}
+    for ct in cts:
+        if (entry := _finished_entry(store_dir, ct.series_uid, recipe.hash)) is None:
+            raise RuntimeError(f"series {ct.series_uid} was changed in {store_dir} meanwhile: run luna16 prepare again")
+        # where the CT lies now, whatever it was when the volume was made
+        entries[ct.series_uid] = {**entry, "subset": ct.subset}
+    write_json(store_dir / INDEX, _index(recipe, complete=True, missing=missing, series=entries))
+    store = Store(store_dir)
+    if candidates is not None:
+        store.require_inside(candidates.select(candidates.series_codes(store.series_uids) >= 0))
+    return store
+
+
+def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> None:
+    transform = recipe.build(data_dir, allow_symlinks)
+    try:
+        volume = prepare_volume(ct.path, transform, data_dir, allow_symlinks)
+    except RuntimeError as error:
+        raise root_cause(error) from error  # a cause does not travel from one process to another
+    # one thread, for the same bytes at every call: two runs at once then agree on the checksum
+    content = blosc2.asarray(
+        volume.voxels,
+        chunks=tuple(map(min, CHUNKS_ZYX, volume.voxels.shape)),
+        blocks=tuple(map(min, BLOCKS_ZYX, volume.voxels.shape)),
+        cparams=blosc2.CParams(
+            codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], typesize=2, nthreads=1
+        ),
+    ).to_cframe()
+    with atomic_write(store_dir / f"{ct.series_uid}.b2nd") as stream:
+        stream.write(content)
+    entry = {
+        "format": FORMAT,
+        "series_uid": ct.series_uid,
+        "source": ct.path.name,
+        "recipe": recipe.hash,
+        "geometry": volume.geometry.to_dict(),
+        "scan": volume.scan.to_dict(),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    write_json(store_dir / f"{ct.series_uid}.json", entry)
+
+
+def _has_candidates(data_dir: Path) -> bool:
+    return any(find_table(data_dir, name) is not None for name in ("candidates_V2", "candidates"))
+
+
+def _checked_spacing(spacing_zyx: Any) -> list[float]:
+    try:
+        z, y, x = map(float, spacing_zyx)
+    except (TypeError, ValueError):
+        z = y = x = 0.0
+    if not all(0 < side < math.inf for side in (z, y, x)):
+        raise ValueError(f"spacing_zyx {spacing_zyx}: give three numbers of millimetres above 0, or null for native")
+    return [z, y, x]
+
+
+def _begin(store_dir: Path, recipe: Recipe) -> None:
+    """Write the index of an unfinished store, unless one by the same recipe is there."""
+    if (store_dir / INDEX).exists():
+        index = read_index(store_dir)
+        begun = any(path.name != INDEX for path in store_dir.glob("*.json"))
+        if index["recipe"] != recipe.hash and begun:
+            raise ValueError(
+                f"the store {store_dir} was made by another transform list (spacing_zyx "
+                f"{index['spacing_zyx'] or 'native'}, now {recipe.spacing_zyx or 'native'}): "
+                "name another --store, or remove this one"
+            )
+        if index["recipe"] == recipe.hash:
+            return
+    write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
+
+
+def _index(recipe: Recipe, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "complete": complete,
+        "recipe": recipe.hash,
+        "spacing_zyx": recipe.spacing_zyx,
+        "config": recipe.config,
+        "missing": list(missing),
+        "series": dict(series),
+    }
+
+
+def _finished_entry(store_dir: Path, series_uid: str, recipe_hash: str) -> dict[str, Any] | None:
+    """What stands beside a finished volume; None where it is absent, damaged or of another recipe."""
+    entry = read_entry(store_dir / f"{series_uid}.json")
+    path = store_dir / f"{series_uid}.b2nd"
+    if entry is None or entry.get("recipe") != recipe_hash or entry.get("format") != FORMAT:
+        return None
+    return entry if path.is_file() and path.stat().st_size == entry["bytes"] else None
