@@ -15,7 +15,7 @@ CENTRE_MM = 3.0
 NEAR_MM = 5.0
 BLOB_REACH_MM = 10.0
 PROFILE_MM = np.arange(0.0, 15.01, 1.25)
-BLOB_HU = (-600, -300)
+BLOB_HU = -400
 _CHUNK = 256
 
 
@@ -28,9 +28,8 @@ def baseline_features(cutouts: NDArray[np.int16], spacing_zyx: ArrayLike) -> dic
 
     Returns:
         ``mean_hu_centre`` (n, 1): mean HU within 3 mm of the centre.
-        ``size_brightness`` (n, 6): mean and highest HU within 5 mm; for the thresholds -600 and -300 HU the volume
-        (mm³) and mean HU of the connected part nearest to the centre, in a box that reaches 10 mm; 0 and -1000 where
-        none begins within 5 mm.
+        ``size_brightness`` (n, 4): mean and highest HU within 5 mm; volume (mm³) and mean HU of the connected part
+        above -400 HU nearest to the centre, in a box that reaches 10 mm; 0 and -1000 where none begins within 5 mm.
         ``radial_profile`` (n, 12): mean HU in shells of 1.25 mm; shells beyond the box repeat the last one inside.
 
     Raises:
@@ -50,7 +49,7 @@ def baseline_features(cutouts: NDArray[np.int16], spacing_zyx: ArrayLike) -> dic
     counts[2:], filled = np.maximum(counts[2:], 1), np.flatnonzero(counts[2:])
     nearest_shell = filled[np.abs(np.arange(len(PROFILE_MM) - 1)[:, None] - filled).argmin(1)]
 
-    means, blobs = [np.empty((0, weights.shape[1]), np.float32)], [np.empty((0, 5), np.float32)]
+    means, blobs = [np.empty((0, weights.shape[1]), np.float32)], [np.empty((0, 3), np.float32)]
     for start in range(0, len(cutouts), _CHUNK):
         chunk = cutouts[start : start + _CHUNK]
         means.append(chunk[(slice(None), *middle)].reshape(len(chunk), -1).astype(np.float32) @ weights / counts)
@@ -118,16 +117,13 @@ def _central_box(
 def _measure_blob(
     box: NDArray[np.int16], distance_mm: NDArray[np.float64], spacing_zyx: NDArray[np.float64]
 ) -> list[float]:
-    """Highest HU within 5 mm, then volume (mm³) and mean HU of the blob nearest to the centre, for each threshold."""
+    """Highest HU within 5 mm, then volume (mm³) and mean HU of the blob nearest to the centre."""
     near = distance_mm <= NEAR_MM
-    measures = [float(box[near].max())]
-    for threshold in BLOB_HU:
-        parts, _ = ndimage.label(box > threshold)
-        seeds = np.where(near & (parts > 0), distance_mm, np.inf)
-        nearest = np.unravel_index(seeds.argmin(), seeds.shape)
-        if np.isinf(seeds[nearest]):
-            measures += [0.0, -1000.0]
-        else:
-            blob = box[parts == parts[nearest]]
-            measures += [float(blob.size * spacing_zyx.prod()), float(blob.mean())]
-    return measures
+    highest = float(box[near].max())
+    parts, _ = ndimage.label(box > BLOB_HU)
+    seeds = np.where(near & (parts > 0), distance_mm, np.inf)
+    nearest = np.unravel_index(seeds.argmin(), seeds.shape)
+    if np.isinf(seeds[nearest]):
+        return [highest, 0.0, -1000.0]
+    blob = box[parts == parts[nearest]]
+    return [highest, float(blob.size * spacing_zyx.prod()), float(blob.mean())]

@@ -18,10 +18,8 @@ from luna16_monai.errors import one_line
 SECTIONS = {
     *("imports", "initialize", "run", "training", "evaluating", "finalize", "train", "validate"),
     *("bundle_root", "network_def", "_meta_"),
-    *DEFAULT_MLFLOW_SETTINGS["configs"],
+    *DEFAULT_MLFLOW_SETTINGS["configs"],  # type: ignore[misc]
 }
-
-
 WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -33,7 +31,8 @@ def running_config() -> dict[str, Any]:
     Raises:
         RuntimeError: it is called outside a config.
     """
-    return {key: value for key, value in _running_parser().config.items() if key != ConfigParser.meta_key}
+    config: Any = _running_parser().config
+    return {key: value for key, value in config.items() if key != ConfigParser.meta_key}
 
 
 def check_settings() -> None:
@@ -45,10 +44,9 @@ def check_settings() -> None:
         ValueError: names the key that nothing refers to, and the one that was probably meant.
     """
     parser = _running_parser()
-    config = parser.config
-    words = {key: WORDS[value] for key, value in config.items() if isinstance(value, str) and value in WORDS}
-    if words:
-        config.update(words)
+    config: Any = parser.config
+    if (read := _read_words(config)) != config:
+        config.update(read)
         parser.parse(reset=True)
     referred = set(re.findall(r"@([A-Za-z_]\w*)", json.dumps(config, default=str)))
     known = sorted(referred & set(config) - SECTIONS)
@@ -59,6 +57,15 @@ def check_settings() -> None:
                 f"{key} is no setting of this bundle, nothing reads it{f': was {meant[0]} meant?' if meant else ''} "
                 f"(settings: {', '.join(known)})"
             )
+
+
+def _read_words(value: Any) -> Any:
+    """The same config with ``true``, ``false`` and ``null`` for the words."""
+    if isinstance(value, dict):
+        return {key: _read_words(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_read_words(inner) for inner in value]
+    return WORDS.get(value, value) if isinstance(value, str) else value
 
 
 def _running_parser() -> ConfigParser:

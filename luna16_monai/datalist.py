@@ -370,6 +370,9 @@ class SeededCacheDataset(CacheDataset):
                 state.seed((seed + offset * 0x9E3779B9) % 2**32)
         return super().__getitem__(index)
 
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> None:
+        """Do nothing: MONAI's loader calls this as it starts and in each worker, but here the items' seeds decide."""
+
 
 def _random_states(transform: Any) -> Iterator[np.random.RandomState]:
     """The random state of each transform inside a transform, its own first; OneOf, a Compose, draws from its own."""

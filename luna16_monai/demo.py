@@ -91,8 +91,10 @@ def _cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
 
 
 def _print_table(metrics: dict[str, Any], output: Path, data: Path, store: Path, seconds: float) -> None:
-    print(f"\nOn {metrics['series']} held-out synthetic scans ({metrics['candidates']} candidates, "
-          f"{metrics['positives']} positive), best of {TRAINING['max_epochs']} epochs: number {metrics['epoch']}\n")
+    print(
+        f"\nOn {metrics['series']} held-out synthetic scans ({metrics['candidates']} candidates, "
+        f"{metrics['positives']} positive), best of {TRAINING['max_epochs']} epochs: number {metrics['epoch']}\n"
+    )
     print(f"  {'classifier':<40} ROC AUC")
     for name, auc in metrics["baselines"].items():
         print(f"  {'boosted trees: ' + name.replace('_', ' '):<40} {auc:.3f}")

@@ -9,11 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +23,9 @@ from tqdm import tqdm
 from luna16_monai.candidates import find_table, read_candidates, read_series_list
 from luna16_monai.ct import CTFile, find_cts
 from luna16_monai.cutouts import FORMAT, INDEX, Store, prepare_volume, read_entry, read_index
-from luna16_monai.errors import one_line, root_cause
+from luna16_monai.errors import one_line
 from luna16_monai.files import atomic_write, remove_abandoned, write_json
+from luna16_monai.workers import run_tasks
 
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 
@@ -135,28 +132,10 @@ def prepare(
     _begin(store_dir, recipe)
     remove_abandoned(store_dir)
     todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
-    workers = min(workers if workers is not None else os.cpu_count() or 1, len(todo))
     work = partial(_prepare_one, store_dir=store_dir, recipe=recipe, data_dir=data_dir, allow_symlinks=allow_symlinks)
     with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
-        if workers <= 1:
-            for ct in todo:
-                work(ct)
-                bar.update()
-        else:
-            # spawned, not forked: a fork of a process that already runs torch's threads may hang
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                try:
-                    for done in as_completed([pool.submit(work, ct) for ct in todo]):
-                        done.result()
-                        bar.update()
-                except BrokenProcessPool as error:
-                    raise RuntimeError(
-                        f"one of {workers} worker processes died, perhaps for want of memory: prepare again with "
-                        "fewer --workers, it goes on"
-                    ) from error
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for _ in run_tasks(work, todo, workers):
+            bar.update()
     entries = {}
     for ct in cts:
         if (entry := _finished_entry(store_dir, ct.series_uid, recipe.hash)) is None:
@@ -172,10 +151,7 @@ def prepare(
 
 def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> None:
     transform = recipe.build(data_dir, allow_symlinks)
-    try:
-        volume = prepare_volume(ct.path, transform, data_dir, allow_symlinks)
-    except RuntimeError as error:
-        raise root_cause(error) from error  # a cause does not travel from one process to another
+    volume = prepare_volume(ct.path, transform, data_dir, allow_symlinks)
     # one thread, for the same bytes at every call: two runs at once then agree on the checksum
     content = blosc2.asarray(
         volume.voxels,

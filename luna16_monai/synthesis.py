@@ -263,7 +263,7 @@ def place_mimics(
 ) -> tuple[list[Floats], list[tuple[Floats, float]]]:
     """Put plugs, scars, pleural plaques and micronodules into a drawn chest.
 
-    Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by about three and more, unlike the
+    Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by three and more, unlike the
     real nodules (1.2 to 2.6), and plaques lie flat on the wall. Micronodules are below 3 mm: LUNA16 counts them
     neither way, nor a few of the others.
 
@@ -286,9 +286,9 @@ def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
     lung = chest.lung
     placed = []
     for _ in range(rng.integers(25, 33)):
-        radius = rng.uniform(0.9, 2.3)
+        radius = rng.uniform(1.0, 2.6)
         point, _ = _nodule_position(rng, chest, 1.5 * radius)
-        length = 2 * radius * rng.uniform(2.8, 4.5)
+        length = 2 * radius * rng.uniform(2.6, 4.0)
         if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
             continue
         turn, bend = random_turn(rng), rng.normal(0, 0.12) * length
@@ -373,7 +373,7 @@ def choose_candidates(
     ]
     positives = np.repeat([n.position_zyx for n in nodules], marks, axis=0)
 
-    blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < -1.5, 3 * negatives + 40)
+    blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < 0.5, 2 * negatives + 40)
     forks = chest.bifurcations_zyx
     vessels = chest.vessels_zyx[chest.vessel_radius_mm > 1.1]
     drawn = np.concatenate([forks, vessels, chest.bronchi_zyx])

@@ -210,7 +210,7 @@ class TestBreakdowns:
         assert {name: entry["nodules"] for name, entry in bins.items()} == {
             "<5": 1, "5-6": 2, "6-8": 1, "8-15": 2, ">=15": 2,
         }  # fmt: skip
-        assert bins["5-6"]["sensitivity_at"] == {r: 0.5 for r in ("0.125", "0.25", "0.5", "1", "2", "4", "8")}
+        assert bins["5-6"]["sensitivity_at"] == dict.fromkeys(("0.125", "0.25", "0.5", "1", "2", "4", "8"), 0.5)
         assert bins["<5"]["sensitivity_at"]["8"] == 0.0
 
     def test_by_diameter_reads_at_the_false_positives_of_all_scans(self) -> None:

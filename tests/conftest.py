@@ -1,0 +1,47 @@
+"""One small phantom and its store for all tests, and the way to the shared data, which not everyone has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "nodule_classification"
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight scans in LUNA16's layout, subset0 to subset7, 2 or 3 nodules and 12 negatives each. Not to be changed."""
+    from luna16_monai.phantom import write_phantom
+    from luna16_monai.synthesis import ScanSettings
+
+    output = tmp_path_factory.mktemp("data") / "phantom"
+    settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives=12)
+    write_phantom(output, scans=8, seed=3, workers=1, progress=False, settings=settings)
+    return output
+
+
+@pytest.fixture(scope="session")
+def store_dir(phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom, prepared at the bundle's spacing of 1.25 x 0.7 x 0.7 mm. Not to be changed."""
+    from luna16_monai.prepare import Recipe, prepare
+
+    output = tmp_path_factory.mktemp("store") / "store"
+    prepare(phantom_dir, output, Recipe.read(BUNDLE / "configs" / "prepare.yaml"), workers=1, progress=False)
+    return output
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """The path of something in the shared folder; the test is skipped where it is absent."""
+    folder = ROOT / os.environ.get("LUNA16_SHARED", "../shared")
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"no {name} in {folder}: set LUNA16_SHARED to the folder that holds it")
+        return folder / name
+
+    return find

@@ -1,0 +1,62 @@
+"""What is told of an error: one line, from below the layers that it came through."""
+
+from __future__ import annotations
+
+import pytest
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
+
+from luna16_monai.errors import one_line, root_cause
+
+
+def refuse(item: object) -> object:
+    raise ValueError(f"{item} is refused: use another")
+
+
+def test_root_cause_is_below_monais_transforms():
+    with pytest.raises(RuntimeError) as caught:
+        Compose([refuse])("this")
+    assert one_line(caught.value) == "this is refused: use another"
+    assert type(root_cause(caught.value)) is ValueError
+
+
+def test_root_cause_is_below_monais_config_expressions():
+    with pytest.raises(RuntimeError) as caught:
+        ConfigParser({"a": "$[][3]"}).get_parsed_content("a")
+    assert one_line(caught.value) == "list index out of range"
+
+
+def explain(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"table, line 2: {text} is no number") from error
+
+
+def test_root_cause_stops_at_an_error_that_explains_its_cause():
+    with pytest.raises(RuntimeError) as caught:
+        Compose([explain])("x")
+    assert one_line(caught.value) == "table, line 2: x is no number"
+
+
+def test_one_line_takes_the_first_error_out_of_a_loader_workers_traceback():
+    loader = DataLoader(Dataset(["this"], Compose([refuse])), num_workers=1)
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(loader))
+    assert str(caught.value).splitlines()[-1].startswith("RuntimeError: applying transform")
+    assert one_line(caught.value) == "this is refused: use another"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("series 1.2 is unknown"), "series 1.2 is unknown"),
+        (ValueError("a\n  b\tc"), "a b c"),
+        (ValueError(), "ValueError"),
+        (KeyError(), "KeyError"),
+        (FileNotFoundError(2, "No such file", "x.raw"), "[Errno 2] No such file: 'x.raw'"),
+    ],
+)
+def test_one_line_of_other_errors(error, line):
+    assert one_line(error) == line

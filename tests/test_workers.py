@@ -1,0 +1,87 @@
+"""Tasks in worker processes: the results, the errors, and the end of everybody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from luna16_monai.workers import run_tasks
+
+# Two workers that sleep; the parent prints their ids and waits.
+PARENT = """
+from luna16_monai.workers import run_tasks
+if __name__ == "__main__":
+    from tests.test_workers import say_and_sleep
+    list(run_tasks(say_and_sleep, [0, 1], workers=2))
+"""
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def divide(number: int) -> float:
+    return 1 / number
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say_and_sleep(_: int) -> None:
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece, as two of them write at once
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_tasks_gives_every_result(workers):
+    assert sorted(run_tasks(square, [3, 1, 2], workers)) == [1, 4, 9]
+
+
+def test_run_tasks_stays_in_this_process_where_one_worker_is_enough():
+    seen: list[int] = []
+    list(run_tasks(seen.append, [7], workers=8))
+    assert seen == [7]
+    assert list(run_tasks(square, [], workers=8)) == []
+
+
+def test_run_tasks_raises_a_tasks_error():
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        list(run_tasks(divide, [1, 0], workers=2))
+
+
+def test_run_tasks_says_that_a_worker_died():
+    with pytest.raises(RuntimeError, match=r"one of 2 worker processes died.*fewer workers"):
+        list(run_tasks(die, [1, 2], workers=2))
+
+
+def test_run_tasks_leaves_no_worker_behind_a_parent_that_is_killed(pytestconfig):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        cwd=pytestconfig.rootpath,
+        env={**os.environ, "PYTHONPATH": str(pytestconfig.rootpath)},
+    )
+    try:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+    finally:
+        parent.kill()
+        parent.wait()
+    until = time.monotonic() + 20
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < until, "a worker lives on"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
