@@ -117,8 +117,7 @@ def _why_not(transforms: Sequence[Any]) -> str | None:
     if not all(isinstance(flip.flipper.spatial_axis, int) for flip in flips):
         return "a flip acts on several axes"
     inner = affine.rand_affine
-    rotate, *tilts = (*inner.rand_affine_grid.rotate_range, 0, 0)[:3]
-    if any(tilts) or any(inner.rand_affine_grid.shear_range):
+    if any(inner.rand_affine_grid.rotate_range[1:]) or any(inner.rand_affine_grid.shear_range):
         return "the affine leaves the axial plane"
     if affine.prob != 1 or noise.prob != 1 or noise.rand_gaussian_noise.sample_std:
         return "the affine or the noise is not applied each time with a fixed sigma"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
@@ -35,6 +36,30 @@ def running_config() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != ConfigParser.meta_key}
 
 
+def settings() -> dict[str, Any]:
+    """The plain top-level settings of the config that is being evaluated, with ``network_def`` as written.
+
+    Of a path only the last part is told, so that a record of a run holds no folder of the machine.
+
+    Raises:
+        RuntimeError: it is called outside a config.
+    """
+    parser = _running_parser()
+    config: Any = parser.config
+    told: dict[str, Any] = {}
+    for key, written in config.items():
+        if key in SECTIONS or isinstance(written, dict) or _references(written) & SECTIONS:
+            continue
+        value = parser.get_parsed_content(key)
+        if isinstance(value, torch.device):
+            value = str(value)
+        if isinstance(value, str):
+            value = Path(value).name or value
+        if value is None or isinstance(value, bool | int | float | str | list):
+            told[key] = value
+    return {**told, "network_def": config.get("network_def")}
+
+
 def check_settings() -> None:
     """Read the overrides as YAML would, and refuse what nothing reads. To be called first in ``initialize``.
 
@@ -48,7 +73,7 @@ def check_settings() -> None:
     if (read := _read_words(config)) != config:
         config.update(read)
         parser.parse(reset=True)
-    referred = set(re.findall(r"@([A-Za-z_]\w*)", json.dumps(config, default=str)))
+    referred = _references(config)
     known = sorted(referred & set(config) - SECTIONS)
     for key in config:
         if key not in SECTIONS and key not in referred:
@@ -57,6 +82,11 @@ def check_settings() -> None:
                 f"{key} is no setting of this bundle, nothing reads it{f': was {meant[0]} meant?' if meant else ''} "
                 f"(settings: {', '.join(known)})"
             )
+
+
+def _references(config: Any) -> set[str]:
+    """The top-level keys that a part of a config refers to."""
+    return set(re.findall(r"@([A-Za-z_]\w*)", json.dumps(config, default=str)))
 
 
 def _read_words(value: Any) -> Any:

@@ -25,6 +25,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import worker_init_fn
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.workflow import Workflow
 
 from luna16_monai.files import atomic_write
 
@@ -43,9 +44,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stateful(Protocol):
     """What can be kept: a network, an optimizer, a scheduler, a metric."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep."""
+        ...
 
-    def load_state_dict(self, state_dict: Any) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Go on from what was kept."""
+        ...
 
 
 class Stopped(Exception):
@@ -202,9 +207,13 @@ class Checkpoints:
             )
         if state["scaler"] is not None:
             # MONAI makes a new scaler when the run starts
-            trainer.add_event_handler(Events.STARTED, lambda: trainer.scaler.load_state_dict(state["scaler"]))
+            trainer.add_event_handler(Events.STARTED, self._restore_scaler, state["scaler"])
         self.saved_iteration = state["iteration"]
         logger.info("going on after iteration %d (epoch %d)", state["iteration"], trainer.state.epoch + 1)
+
+    def _restore_scaler(self, _: Engine, scaler: Mapping[str, Any]) -> None:
+        if self.trainer.scaler is not None:
+            self.trainer.scaler.load_state_dict(dict(scaler))
 
     def _compare_config(self, before: Mapping[str, Any]) -> None:
         changes = list(_differences(before, self.config))
@@ -218,7 +227,7 @@ class Checkpoints:
             )
         logger.warning("going on with a changed config: %s", told)
 
-    def _after_iteration(self, engine: Engine) -> None:
+    def _after_iteration(self, engine: Workflow) -> None:
         # at the end of an epoch validation and scheduler are still to come: that state is kept in _after_epoch
         inside = engine.state.iteration % engine.state.epoch_length != 0
         if inside and (self.signal is not None or engine.state.iteration % self.iterations == 0):
@@ -243,7 +252,7 @@ class Checkpoints:
 
         def note(number: int, _: FrameType | None) -> None:
             self.signal = number
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         before = {number: signal.signal(number, note) for number in SIGNALS}
         try:

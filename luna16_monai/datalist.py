@@ -173,12 +173,18 @@ class PreparedStore(Protocol):
     """What a split needs to know of a store."""
 
     @property
-    def subsets(self) -> Mapping[str, int | None]: ...
+    def subsets(self) -> Mapping[str, int | None]:
+        """Series to official subset."""
+        ...
 
     @property
-    def missing(self) -> Sequence[str]: ...
+    def missing(self) -> Sequence[str]:
+        """Series without a CT."""
+        ...
 
-    def require_inside(self, table: PointTable) -> None: ...
+    def require_inside(self, table: PointTable) -> None:
+        """Check that the points lie in their scans."""
+        ...
 
 
 class Split:

@@ -80,7 +80,7 @@ def _add_baselines(output: Path, data: Path, store_dir: Path) -> dict[str, Any]:
     scores = score_baselines(train, split.train.labels, validation, spacing)
     labels = torch.from_numpy(split.validation.labels)
     metrics["baselines"] = {
-        name: float(compute_roc_auc(torch.from_numpy(score), labels)) for name, score in scores.items()
+        name: float(np.asarray(compute_roc_auc(torch.from_numpy(score), labels))) for name, score in scores.items()
     }
     write_json(path, metrics)
     return metrics

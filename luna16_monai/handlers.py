@@ -1,156 +1,39 @@
-"""Ignite metrics and handlers of our own: scores over whole epochs, the best epoch's files, seeds, progress."""
+"""Ignite handlers of our own: what a run writes (best epoch, results, history, settings), its seeds, its progress."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
 import math
+import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
-from monai.metrics import compute_average_precision, compute_confusion_matrix_metric, compute_roc_auc
-from monai.utils import evenly_divisible_all_gather
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from luna16_monai import __version__
 from luna16_monai.candidates import write_points
-from luna16_monai.datalist import CandidateList, RatioSampler
+from luna16_monai.datalist import CandidateList, RatioSampler, Split
+from luna16_monai.evaluation import calibrate, evaluate, thresholds
 from luna16_monai.files import atomic_write, write_json
+from luna16_monai.results import write_results
+from luna16_monai.scores import CandidateScores
 from luna16_monai.seeds import seed_iteration
 
 logger = logging.getLogger(__name__)
 
-CONFUSION_METRICS = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "specificity": "specificity",
-    "f1": "f1 score",
-}
-
-
-def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Score the predictions of a whole epoch; a nodule is predicted where its probability is 0.5 or more.
-
-    Args:
-        logits: (n, 2) float.
-        labels: (n,) int, 1 is nodule.
-
-    Returns:
-        ``loss`` (mean cross-entropy), ``loss_positive`` and ``loss_negative`` (over one class), ``accuracy``,
-        ``precision``, ``recall``, ``specificity``, ``f1``, ``roc_auc`` and ``average_precision``; NaN where a
-        score is not defined, such as a rate of a class that is absent.
-    """
-    logits, labels = logits.double(), labels.long()
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    positive = labels == 1
-    scores = {
-        "loss": losses.mean().item(),
-        "loss_positive": losses[positive].mean().item(),
-        "loss_negative": losses[~positive].mean().item(),
-    }
-    predicted = logits[:, 1] >= logits[:, 0]
-    counts = torch.stack(
-        [
-            (predicted & positive).sum(),
-            (predicted & ~positive).sum(),
-            (~predicted & ~positive).sum(),
-            (~predicted & positive).sum(),
-        ]
-    ).double()
-    for name, monai_name in CONFUSION_METRICS.items():
-        scores[name] = compute_confusion_matrix_metric(monai_name, counts).item()
-    if positive.any() and not positive.all():
-        # the difference of the logits ranks as the probability does, without its ties near 0 and 1
-        margin = logits[:, 1] - logits[:, 0]
-        scores["roc_auc"] = float(compute_roc_auc(margin, positive.long()))
-        scores["average_precision"] = float(compute_average_precision(margin, positive.long()))
-    else:
-        scores["roc_auc"] = scores["average_precision"] = math.nan
-    return scores
-
-
-class CandidateScores(Metric):
-    """Keep the epoch's predictions, gathered over ranks, and put ``classification_scores`` into the engine's metrics.
-
-    Attach it under the name of the score that decides the best epoch; the others appear beside it.
-
-    Attributes:
-        logits: (n, 2) float32 on the CPU, after the epoch, sorted by candidate.
-        labels: (n,) int64.
-        candidates: (n,) int64, index into the dataset's list.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(metrics_result_mode="flatten")
-
-    def reset(self) -> None:
-        """Forget the epoch before."""
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def iteration_completed(self, engine: Engine) -> None:
-        """Keep one batch. The output has ``logits`` and ``label``, the batch has ``candidate``."""
-        output, batch = engine.state.output, engine.state.batch
-        self.update((output["logits"], output["label"], batch["candidate"]))
-
-    def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Keep logits (batch, 2), labels (batch,) and candidate indices (batch,)."""
-        self._parts.append(tuple(part.detach().as_subclass(Tensor).cpu() for part in output))  # type: ignore[arg-type]
-
-    def compute(self) -> dict[str, float]:
-        """Gather and score the epoch."""
-        if not self._parts:
-            raise ValueError("no prediction was made in this epoch: is the dataset empty?")
-        gathered = (evenly_divisible_all_gather(torch.cat(part)) for part in zip(*self._parts, strict=True))
-        self.logits, self.labels, candidates = gathered
-        self.candidates, order = candidates.sort(stable=True)
-        self.logits, self.labels = self.logits[order], self.labels[order]
-        return classification_scores(self.logits, self.labels)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """(n,) float64, the probability of a nodule, sorted by candidate."""
-        return torch.softmax(self.logits.double(), dim=1)[:, 1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The part of the epoch that was seen, for a checkpoint in its middle."""
-        return {"parts": [list(part) for part in self._parts]}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on after what ``state_dict`` had seen."""
-        self._parts = [tuple(part) for part in state_dict["parts"]]
-
-
-def key_metric(name: str, metric: Metric) -> dict[str, Metric]:
-    """Name the score that decides the best epoch, in the form MONAI's engines take.
-
-    Raises:
-        ValueError: there is no such score.
-    """
-    known = classification_scores(torch.zeros(2, 2), torch.tensor([0, 1]))
-    if name not in known:
-        raise ValueError(f"key_metric {name} is none of the scores: choose one of {', '.join(known)}")
-    return {name: metric}
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether the best epoch is the one with the lowest value of this score."""
-    return name.startswith("loss")
-
-
-def is_better(name: str) -> Callable[[float, float], bool]:
-    """How MONAI's engines compare a score with the best so far; NaN is never better, and always beaten."""
-
-    def compare(current: float, best: float) -> bool:
-        if math.isnan(current) or math.isnan(best):
-            return math.isnan(best) and not math.isnan(current)
-        return current < best if lower_is_better(name) else current > best
-
-    return compare
+HISTORY, RUN = "history.csv", "run.json"
+SPLITS = ("train", "validation")
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "SimpleITK", "blosc2")
 
 
 class EpochSeeds:
@@ -221,8 +104,60 @@ class FiniteLoss:
         )
 
 
+class ResultFiles:
+    """Write the results of a validation epoch: ``metrics.json``, ``submission.csv`` and the tables of `write_results`.
+
+    Args:
+        output_dir: where to.
+        scores: holds the predictions, and what they are scored against.
+        candidates: the validation list.
+        draws: of the bootstrap.
+        seed: of the draws, and of the folds of the calibration.
+    """
+
+    def __init__(
+        self, output_dir: str, scores: CandidateScores, candidates: CandidateList, draws: int = 1000, seed: int = 0
+    ) -> None:
+        self.output_dir, self.scores, self.table = Path(output_dir), scores, candidates.table
+        self.draws, self.seed = draws, seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine, **more: Any) -> None:
+        """Write the files; ``more`` goes into metrics.json."""
+        rows = self.table.select(self.scores.candidates.numpy())
+        probability, label = self.scores.probabilities.numpy(), rows.values.astype(int)
+        truth = self.scores.truth
+        marks = replace(rows, values=probability, source="the validation candidates")
+        evaluation = None if truth is None else evaluate(marks, truth, self.draws, self.seed)
+        calibrated, calibration = calibrate(probability, label, rows.series, self.seed)
+        series = len(set(rows.series.tolist())) if truth is None else len(truth.series_uids)
+        metrics = {
+            **engine.state.metrics,
+            **({} if evaluation is None else evaluation.scores),
+            "calibration": calibration,
+            "thresholds": thresholds(probability, label, series) if label.any() else None,
+            "candidates": len(rows),
+            "positives": int(label.sum()),
+            "series": series,
+            **more,
+        }
+        write_points(
+            self.output_dir / "submission.csv",
+            [rows.series_uids[code] for code in rows.series],
+            rows.points_xyz,
+            probability,
+            "probability",
+            **({} if calibrated is None else {"calibrated_probability": calibrated}),
+        )
+        subsets = None if truth is None else truth.subsets
+        write_results(self.output_dir, metrics, rows, probability, evaluation, label, calibrated, subsets)
+
+
 class BestEpoch:
-    """Write ``model.pt``, ``metrics.json`` and ``submission.csv`` whenever an epoch is the best so far.
+    """Write ``model.pt`` and the files of `ResultFiles` whenever an epoch is the best so far.
 
     Args:
         output_dir: where to.
@@ -232,8 +167,8 @@ class BestEpoch:
     """
 
     def __init__(self, output_dir: str, network: nn.Module, scores: CandidateScores, candidates: CandidateList) -> None:
-        self.output_dir, self.network, self.scores = Path(output_dir), network, scores
-        self.table = candidates.table
+        self.output_dir, self.network = Path(output_dir), network
+        self.results = ResultFiles(output_dir, scores, candidates)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the evaluator."""
@@ -246,24 +181,105 @@ class BestEpoch:
             return
         with atomic_write(self.output_dir / "model.pt") as stream:
             torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, stream)
-        rows = self.table.select(self.scores.candidates.numpy())
-        write_points(
-            self.output_dir / "submission.csv",
-            [rows.series_uids[code] for code in rows.series],
-            rows.points_xyz,
-            self.scores.probabilities.numpy(),
-            "probability",
+        self.results(
+            engine,
+            epoch=state.epoch,
+            key_metric=state.key_metric_name,
+            chosen_on="the validation split that it is reported on, so the figures are optimistic",
         )
-        chosen = {
-            "epoch": state.epoch,
-            "key_metric": state.key_metric_name,
-            "chosen_on": "the validation split that it is reported on, so the figures are optimistic",
-            "candidates": len(rows),
-            "positives": int(rows.values.sum()),
-            "series": len(set(rows.series.tolist())),
+
+
+class History:
+    """Keep every epoch's scores in ``history.csv``, one row for each epoch and split.
+
+    A run that goes on writes the rows of the epochs that it repeats anew.
+
+    Args:
+        output_dir: where to.
+        split: ``train`` or ``validation``.
+
+    Raises:
+        ValueError: another split.
+    """
+
+    def __init__(self, output_dir: str, split: str) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} of the history: name one of {', '.join(SPLITS)}")
+        self.path, self.split = Path(output_dir) / HISTORY, split
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before the learning rate changes, or to the evaluator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Add the epoch."""
+        epoch = engine.state.epoch
+        row: dict[str, Any] = {"epoch": epoch, "split": self.split, **engine.state.metrics}
+        if (optimizer := getattr(engine, "optimizer", None)) is not None:
+            row["learning_rate"] = optimizer.param_groups[0]["lr"]
+        kept = [old for old in read_history(self.path) if old["split"] != self.split or int(old["epoch"]) < epoch]
+        rows = sorted([*kept, row], key=lambda one: (int(one["epoch"]), SPLITS.index(one["split"])))
+        columns = list(dict.fromkeys(name for one in rows for name in one))
+        with atomic_write(self.path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The rows of a ``history.csv``; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+class RunRecord:
+    """Write ``run.json`` when training starts: settings, versions, and the sizes of what is trained on.
+
+    Args:
+        output_dir: where to.
+        settings: of the run, see ``bundle.settings``.
+        dataset_dir: the data folder; the record says if its data are synthetic.
+        split: the data.
+        network: its parameters are counted.
+    """
+
+    def __init__(
+        self, output_dir: str, settings: Mapping[str, Any], dataset_dir: str, split: Split, network: nn.Module
+    ) -> None:
+        self.path = Path(output_dir) / RUN
+        data = Path(dataset_dir)
+        about = json.loads(phantom.read_text()) if (phantom := data / "phantom.json").is_file() else {}
+        self.record = {
+            "settings": dict(settings),
+            "versions": {
+                "luna16_monai": __version__,
+                **{name: version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+            },
+            "device": torch.cuda.get_device_name() if settings.get("device") != "cpu" else "cpu",
+            "threads": torch.get_num_threads(),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "data": {
+                "name": data.name,
+                "kind": about.get("kind", "real"),
+                "train": _sizes(split.train_series, split.train),
+                "validation": _sizes(split.validation_series, split.validation),
+            },
         }
-        finite = {name: value if math.isfinite(value) else None for name, value in state.metrics.items()}
-        write_json(self.output_dir / "metrics.json", {**finite, **chosen})
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the record."""
+        write_json(self.path, self.record)
+
+
+def _sizes(series_uids: Sequence[str], candidates: CandidateList) -> dict[str, int]:
+    return {"series": len(series_uids), "candidates": len(candidates), "positives": int(candidates.labels.sum())}
 
 
 class Progress:
@@ -280,7 +296,7 @@ class Progress:
         self,
         name: str,
         seconds: float = 5.0,
-        scores: Sequence[str] = ("loss", "loss_positive", "loss_negative", "roc_auc", "average_precision"),
+        scores: Sequence[str] = ("loss", "loss_positive", "loss_negative", "roc_auc", "average_precision", "cpm"),
         best: bool = False,
     ) -> None:
         self.name, self.seconds, self.scores, self.best = name, seconds, scores, best

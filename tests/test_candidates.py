@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import point_table
 
 from luna16_monai.candidates import (
     PointTable,
@@ -58,19 +59,6 @@ def write(folder: Path, content: str | bytes, name: str = "candidates_V2.csv") -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-
-def point_table(rows: list[tuple[str, float, float, float, float]]) -> PointTable:
-    """A table from (series, x, y, z, value)."""
-    uids = tuple(sorted({row[0] for row in rows}))
-    return PointTable(
-        source="rows",
-        series_uids=uids,
-        series=np.array([uids.index(row[0]) for row in rows], np.int32),
-        points_xyz=np.array([row[1:4] for row in rows], float).reshape(-1, 3),
-        values=np.array([row[4] for row in rows], float),
-        lines=np.arange(2, 2 + len(rows), dtype=np.int32),
-    )
 
 
 def assert_is_table(table: PointTable) -> None:

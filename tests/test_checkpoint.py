@@ -226,7 +226,7 @@ def test_load_newest_passes_over_a_torn_file(tmp_path: Path, caplog: pytest.LogC
 def test_load_newest_refuses_where_all_files_are_torn(tmp_path: Path) -> None:
     run = small_run.build(tmp_path / "run")
     run.save().write_bytes(b"torn")
-    with pytest.raises(ValueError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
         run.load_newest()
 
 
