@@ -141,19 +141,19 @@ def refuse_leakage(**splits: Sequence[str]) -> None:
 class CandidateList(Sequence[dict[str, Any]]):
     """The candidates of a split, as a sequence of MONAI's dicts that are made when they are asked for.
 
-    Training at LUNA16's size would otherwise hold 754,975 dicts in every worker. Positives come first, so that a
-    cache of limited size keeps what is drawn most often.
+    Training at LUNA16's size would otherwise hold 754,975 dicts in every worker.
 
     Args:
         table: the candidates of the split; their values are the classes.
+        positives_first: so that a cache of limited size keeps what is drawn most often; else the table's order.
 
     Attributes:
         table: the rows in this list's order.
         labels: (n,) int64, 1 is nodule.
     """
 
-    def __init__(self, table: PointTable) -> None:
-        self.table = table.select(np.argsort(-table.values, kind="stable"))
+    def __init__(self, table: PointTable, positives_first: bool = True) -> None:
+        self.table = table.select(np.argsort(-table.values, kind="stable")) if positives_first else table
         self.labels = self.table.values.astype(np.int64)
 
     def __len__(self) -> int:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from luna16_monai.cutouts import Store
+from luna16_monai.cutouts import Store, Volume
+
+
+class VolumeSource(Protocol):
+    """Where volumes come from: a ``Store``, or CTs prepared in memory."""
+
+    def volume(self, series_uid: str, /) -> Volume:
+        """A series on the grid that cutouts are taken from."""
+        ...
 
 
 class LoadCutoutd(MapTransform):
@@ -21,7 +29,7 @@ class LoadCutoutd(MapTransform):
 
     Args:
         keys: where the cutout goes.
-        store: the prepared store, or its folder.
+        store: the prepared store, its folder, or another source of volumes.
         shape_zyx: voxels of the network's input.
         margin_zyx: voxels more on each side, so that a rotated or enlarged box is filled with tissue instead of
             copied borders; the affine transform after it gives ``shape_zyx`` again.
@@ -30,12 +38,12 @@ class LoadCutoutd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        store: Store | Path | str,
+        store: VolumeSource | Path | str,
         shape_zyx: Sequence[int] = (32, 48, 48),
         margin_zyx: Sequence[int] = (0, 0, 0),
     ) -> None:
         super().__init__(keys)
-        self.store = store if isinstance(store, Store) else Store(store)
+        self.store = Store(store) if isinstance(store, str | Path) else store
         self.box_zyx = tuple(side + 2 * margin for side, margin in zip(shape_zyx, margin_zyx, strict=True))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
