@@ -8,11 +8,11 @@ import re
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from monai.bundle import ConfigParser
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY
 
 from luna16_monai.errors import one_line
 
@@ -21,6 +21,11 @@ SECTIONS = {
     *("bundle_root", "network_def", "_meta_"),
     *DEFAULT_MLFLOW_SETTINGS["configs"],  # type: ignore[misc]
 }
+Caller = TypeVar("Caller")
+TARGET = "_target_"
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+# what a config's text that is no plain text starts with: an expression, a reference, a macro
+MARKS = "$@%"
 WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -34,6 +39,26 @@ def running_config() -> dict[str, Any]:
     """
     config: Any = _running_parser().config
     return {key: value for key, value in config.items() if key != ConfigParser.meta_key}
+
+
+def build_on(name: str) -> None:
+    """Take what the running config does not say from another one beside it. To be called early in ``initialize``.
+
+    The same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
+
+    Args:
+        name: of the other file.
+
+    Raises:
+        RuntimeError: it is called outside a bundle's workflow.
+    """
+    parser, workflow = _running_parser(), _caller(ConfigWorkflow)
+    config: Any = parser.config
+    below = ConfigParser.load_config_file(str(workflow.config_root_path / name))
+    imports = [*below.pop("imports", []), *config.get("imports", [])]
+    # in place, since the workflow and its parser hold on to it
+    config.update({**below, **config, "imports": list(dict.fromkeys(imports))})
+    parser.parse(reset=True)
 
 
 def settings() -> dict[str, Any]:
@@ -66,13 +91,20 @@ def check_settings() -> None:
     The command line hands over ``true``, ``false`` and ``null`` as text, and MONAI accepts any key in silence.
 
     Raises:
-        ValueError: names the key that nothing refers to, and the one that was probably meant.
+        ValueError: names the key that nothing refers to, and the one that was probably meant; or a setting that held
+            a ``#``.
     """
     parser = _running_parser()
     config: Any = parser.config
     if (read := _read_words(config)) != config:
         config.update(read)
         parser.parse(reset=True)
+    for key, value in config.items():
+        if key not in SECTIONS and isinstance(value, str) and value[:1] not in MARKS and ID_SEP_KEY in value:
+            raise ValueError(
+                f"{key} is {value}, where every # was turned into :: by MONAI, whose settings cannot hold it: give a "
+                "folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
+            )
     referred = _references(config)
     known = sorted(referred & set(config) - SECTIONS)
     for key in config:
@@ -99,11 +131,15 @@ def _read_words(value: Any) -> Any:
 
 
 def _running_parser() -> ConfigParser:
-    # MONAI hands its expressions no way to the parser, so it is looked up among the callers
+    return _caller(ConfigParser)
+
+
+def _caller(kind: type[Caller]) -> Caller:
+    # MONAI hands its expressions no way to the parser or the workflow, so they are looked up among the callers
     frame = sys._getframe(1)
     while frame is not None:
-        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
-            return parser
+        if isinstance(caller := frame.f_locals.get("self"), kind):
+            return caller
         frame = frame.f_back  # type: ignore[assignment]
     raise RuntimeError("this was called outside a config: use it in a $ expression of a bundle's YAML")
 
@@ -116,6 +152,28 @@ def explain_errors() -> None:
         print("luna16:", one_line(error), file=sys.stderr)
 
     sys.excepthook = tell
+
+
+def called_names(config: Any) -> list[str]:
+    """What a config would call or evaluate, once each, in its order.
+
+    Each ``_target_``, each ``$`` expression, each macro, which may bring in another file, and each text with dots as a
+    Python name has them: some transforms import what is so named, as ``LoadImage`` does its reader.
+    """
+    if isinstance(config, dict):
+        inner = [config[TARGET]] if isinstance(config.get(TARGET), str) else []
+        names = [*inner, *(name for value in config.values() for name in called_names(value))]
+    elif isinstance(config, list):
+        names = [name for value in config for name in called_names(value)]
+    else:
+        calls = isinstance(config, str) and (config[:1] in ("$", "%") or DOTTED_NAME.fullmatch(config))
+        names = [config] if calls else []
+    return list(dict.fromkeys(names))
+
+
+def is_packaged(path: Path) -> bool:
+    """Whether a file belongs to a bundle that comes with the package."""
+    return path.resolve().is_relative_to(bundle_dir().parent.resolve())
 
 
 def bundle_dir(name: str = "nodule_classification") -> Path:

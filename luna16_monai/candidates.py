@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 COORDINATES = ("coordX", "coordY", "coordZ")
 ROWS_AT_ONCE = 65_536
+# a file without line ends must not fill the memory before it is found to be no table
+LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ def read_series_uids(path: Path | zipfile.Path) -> tuple[str, ...]:
     Raises:
         ValueError: a line is no identifier, or one is listed twice.
     """
-    with open_table(path) as stream:
-        uids = [line.strip().strip(",") for line in stream]
+    with open_table(path) as lines:
+        uids = [line.strip().strip(",") for line in lines]
     uids = [uid for uid in uids if uid]
     for uid in uids:
         if not _is_series_uid(uid):
@@ -182,14 +185,21 @@ def read_series_uids(path: Path | zipfile.Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def open_table(path: Path | zipfile.Path) -> Iterator[IO[str]]:
-    """Open a table as text, whatever its line ends; a byte-order mark is dropped.
+def open_table(path: Path | zipfile.Path) -> Iterator[Iterator[str]]:
+    """Open a table; gives its lines, whatever their ends; a byte-order mark is dropped.
 
     Raises:
-        ValueError: it is no text in UTF-8, or its zip is damaged.
+        ValueError: it is no text in UTF-8, a line is longer than a million characters, or its zip is damaged.
     """
     with _named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
-        yield stream
+        yield _lines(stream, path)
+
+
+def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), ""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{path}, line {number} has more than {LONGEST_LINE} characters: is this a CSV table?")
+        yield line
 
 
 def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
@@ -205,8 +215,8 @@ def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
     columns = ("seriesuid", *COORDINATES, value_column)
     codes: dict[str, int] = {}
     parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]] = []
-    with open_table(path) as stream:
-        reader = csv.reader(stream)
+    with open_table(path) as text:
+        reader = csv.reader(text)
         try:
             header = [name.strip() for name in next(reader, [])]
             positions = _positions(header, columns, path)
@@ -374,6 +384,8 @@ def _parse_rows(
             numbers[:, target] = np.fromiter(map(float, texts), float, len(texts))
         except ValueError:
             numbers[:, target] = np.nan
+        if not _is_plain("".join(texts)):
+            numbers[:, target] = np.nan
         if not np.isfinite(numbers[:, target]).all():
             line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_finite(text))
             raise ValueError(
@@ -386,9 +398,14 @@ def _parse_rows(
 
 def _is_finite(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return _is_plain(text) and math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a number is written as others write it: Python's float also takes 1_0 and the digits of any script."""
+    return text.isascii() and "_" not in text
 
 
 def _is_series_uid(uid: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from ignite.engine import Engine, Events
@@ -27,6 +27,7 @@ from monai.data.utils import worker_init_fn
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.workflow import Workflow
 
+from luna16_monai.errors import is_dead_worker
 from luna16_monai.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ FORMAT = 1
 KEPT = 2
 # settings that do not change what a run computes
 FREE_SETTINGS = {
-    *("output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
+    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
     *("num_workers", "cache_gb", "checkpoint_iterations"),
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -102,7 +103,9 @@ class Checkpoints:
         self.folder = Path(output_dir) / "checkpoints"
         self.trainer, self.evaluator, self.train_scores = trainer, evaluator, train_scores
         self.parts: dict[str, Stateful] = {"network": trainer.network, "optimizer": trainer.optimizer, **more}
-        self.config = json.loads(json.dumps(config, default=str))
+        # no folder of this machine goes into a checkpoint
+        kept = {key: value for key, value in config.items() if key not in FREE_SETTINGS}
+        self.config = json.loads(json.dumps(kept, default=str))
         self.iterations, self.resume, self.resume_changed = iterations, resume, resume_changed
         self.signal: int | None = None
         self.saved_iteration = 0
@@ -112,6 +115,8 @@ class Checkpoints:
 
         Raises:
             ValueError: the run to continue had another config.
+            RuntimeError: a worker process of the data loader died.
+            FloatingPointError: the weights have become NaN or infinite.
             SystemExit: 143 after SIGTERM and 130 after SIGINT, with the state saved.
         """
         state = self.load_newest() if self.resume else None
@@ -131,6 +136,14 @@ class Checkpoints:
                 self.trainer.run()
             except Stopped:
                 logger.info("stopped in validation")
+            except (RuntimeError, OSError, EOFError) as error:
+                if not is_dead_worker(error):
+                    raise
+                # without its cause: what the broken connection says would only mislead
+                raise RuntimeError(
+                    "a worker process of the data loader died, perhaps for want of memory; the state is saved up to "
+                    f"iteration {self.saved_iteration}: go on with --resume true, and a smaller num_workers or cache_gb"
+                ) from None
         if self.signal is not None:
             logger.info(
                 "%s: the state is saved up to iteration %d; the same command with --resume true goes on from there",
@@ -139,8 +152,18 @@ class Checkpoints:
             raise SystemExit(128 + self.signal)
 
     def save(self) -> Path:
-        """Keep the present state; the two newest files stay."""
+        """Keep the present state; the two newest files stay.
+
+        Raises:
+            FloatingPointError: the weights are not finite, so that the last good state is the one kept before.
+        """
         trainer, evaluator = self.trainer.state, self.evaluator.state
+        # a finite loss may still have had gradients that are not
+        if not all(torch.isfinite(tensor).all() for tensor in self.trainer.network.state_dict().values()):
+            raise FloatingPointError(
+                f"the network's weights are NaN or infinite after iteration {trainer.iteration}: the last state that "
+                f"is kept is from iteration {self.saved_iteration}; lower learning_rate"
+            )
         state = {
             "format": FORMAT,
             "config": json.dumps(self.config, sort_keys=True),
@@ -176,7 +199,7 @@ class Checkpoints:
             if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("_", 1)[1]:
                 logger.warning("checkpoint %s is damaged: going on from the one before", path)
                 continue
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state = read_weights(io.BytesIO(content), str(path))
             if state["format"] != FORMAT:
                 raise ValueError(f"checkpoint {path} is of another version: start the run anew in another output_dir")
             return state
@@ -278,18 +301,39 @@ def start_worker(worker_id: int) -> None:
     worker_init_fn(worker_id)
 
 
+def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
+    """Read tensors and plain values, and nothing else: what would run code is refused.
+
+    Args:
+        file: a path, or an open file.
+        name: the file, for the message; default: its path.
+
+    Raises:
+        ValueError: it holds something else, or is damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file the unpickler may raise anything
+        raise ValueError(
+            f"{name or file} holds no plain weights, or is damaged ({type(error).__name__}): name a file that this "
+            "program wrote"
+        ) from error
+
+
 def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
     """Start from the weights in a file; None leaves the network as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the weights belong to another network.
+        ValueError: the file holds no plain weights, or those of another network.
     """
     if path is None:
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_weights(path)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -9,13 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from luna16_monai import __version__
 from luna16_monai.errors import one_line, root_cause
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with a call in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"luna16: {message}: see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +76,8 @@ def _prepare(options: argparse.Namespace) -> int:
     elif options.spacing_zyx:
         spacing = options.spacing_zyx
     recipe = Recipe.read(options.config or bundle_dir() / "configs" / "prepare.yaml", spacing)
+    if options.config is not None:
+        _require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = _data(options), _store(options)
     store = prepare(
         data,
@@ -88,6 +97,21 @@ def _prepare(options: argparse.Namespace) -> int:
     return _print(options, result, f"prepare: {len(store.series_uids)} CTs in {store_dir}")
 
 
+def _require_trust(path: Path, config: Any, trusted: bool) -> None:
+    """A config runs code: what one from elsewhere calls is told, and it is run only on request."""
+    from luna16_monai.bundle import called_names, is_packaged
+
+    if is_packaged(path):
+        return
+    names = ", ".join(called_names(config))
+    if not trusted:
+        raise ValueError(
+            f"{path} does not come with luna16_monai and may run any code (it calls {names}): add --trust-bundle if "
+            "you trust it"
+        )
+    print(f"luna16: {path} calls {names}", file=sys.stderr)
+
+
 def _verify(options: argparse.Namespace) -> int:
     from luna16_monai.cutouts import verify
 
@@ -99,6 +123,85 @@ def _verify(options: argparse.Namespace) -> int:
         options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}"
     )
     return FAILED if wrong else DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from luna16_monai.candidates import read_points
+    from luna16_monai.evaluation import evaluate
+    from luna16_monai.results import write_results
+
+    truth = _truth(options)
+    submission = read_points(_existing(options.submission), "probability")
+    evaluation = evaluate(submission, truth, options.bootstrap, options.seed)
+    if options.output is not None:
+        write_results(
+            options.output, evaluation.scores, submission, submission.values, evaluation, subsets=truth.subsets
+        )
+    _warn(evaluation.scores["warnings"])
+    return _print(options, evaluation.scores, _told(evaluation.scores))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from luna16_monai.candidates import read_points
+    from luna16_monai.evaluation import compare, evaluate
+    from luna16_monai.files import write_json
+
+    if len(options.submission) != 2:
+        raise ValueError(f"--submission is given {len(options.submission)} times: compare takes it twice")
+    truth = _truth(options)
+    one, other = (evaluate(read_points(_existing(path), "probability"), truth, draws=0) for path in options.submission)
+    result = {
+        "submissions": [path.name for path in options.submission],
+        **compare(one, other, options.bootstrap, options.seed),
+    }
+    if options.output is not None:
+        write_json(options.output / "comparison.json", result)
+    _warn(result["warnings"])
+    low, high = result["cpm_difference_ci95"]
+    return _print(
+        options,
+        result,
+        f"compare: CPM {result['cpm'][0]:.4f} and {result['cpm'][1]:.4f} on {result['scans']} scans, "
+        f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})",
+    )
+
+
+def _truth(options: argparse.Namespace) -> Any:
+    from luna16_monai.evaluation import read_truth
+
+    return read_truth(options.annotations, options.excluded, options.seriesuids, options.subsets)
+
+
+def _told(scores: dict[str, Any]) -> str:
+    interval = "" if scores["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*scores["cpm_ci95"])
+    columns = scores["sensitivity_at"]
+    return "\n".join(
+        [
+            f"evaluate: CPM {scores['cpm']:.4f}{interval} on {scores['scans']} scans with {scores['nodules']} nodules",
+            "  false positives a scan " + "".join(f"{rate:>8}" for rate in columns),
+            "  sensitivity            " + "".join(f"{value:8.4f}" for value in columns.values()),
+            f"  {scores['candidate_ceiling']:.4f} of the nodules have a candidate on them",
+        ]
+    )
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print("luna16: warning:", warning, file=sys.stderr)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: name a table that is there")
+    return path
+
+
+def _report(options: argparse.Namespace) -> int:
+    from luna16_monai.report import write_report
+
+    output = options.output or options.run_dir / "report.html"
+    result = write_report(options.run_dir, output, _store(options))
+    return _print(options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)")
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
@@ -123,7 +226,7 @@ def _store(options: argparse.Namespace) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="luna16",
         description="Train, evaluate and ship a lung-nodule classifier on LUNA16. For research, not for clinical use.",
         epilog="Folders default to LUNA16_DATA, LUNA16_STORE and LUNA16_RUNS.",
@@ -153,9 +256,39 @@ def _parser() -> argparse.ArgumentParser:
     spacing.add_argument("--spacing-zyx", type=float, nargs=3, metavar=("Z", "Y", "X"), help="millimetres")
     spacing.add_argument("--native", action="store_true", help="keep each CT's own spacing")
     prepare.add_argument("--config", type=Path, metavar="FILE", help="the transform list; default: the nodule bundle's")
+    prepare.add_argument("--trust-bundle", action="store_true", help="run a --config that may hold any code")
     prepare.add_argument("--allow-missing", action="store_true", help="go on without the CTs that are not there")
     prepare.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
     prepare.add_argument("--workers", type=int, metavar="N")
+
+    def scoring(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = verb(name, run, text)
+        added.add_argument("--annotations", type=Path, required=True, metavar="CSV", help="the nodules")
+        excluded = added.add_mutually_exclusive_group(required=True)
+        excluded.add_argument("--excluded", type=Path, metavar="CSV", help="findings that count neither way")
+        excluded.add_argument("--no-excluded", action="store_true", help="do without; not comparable with LUNA16's CPM")
+        added.add_argument(
+            "--seriesuids", type=Path, required=True, metavar="CSV", help="the scans to score, no others"
+        )
+        added.add_argument(
+            "--subsets", type=Path, metavar="PATH", help="table of seriesuid, subset; or the CTs' folder"
+        )
+        added.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws; 0 gives no intervals")
+        added.add_argument("--seed", type=int, default=0, metavar="N")
+        return added
+
+    evaluate = scoring("evaluate", _evaluate, "score a submission as LUNA16 does")
+    evaluate.add_argument("--submission", type=Path, required=True, metavar="CSV")
+    evaluate.add_argument("--output", type=Path, metavar="DIR", help="for metrics.json, candidates.csv, nodules.csv")
+
+    compare = scoring("compare", _compare, "tell whether the second of two submissions is better than the first")
+    compare.add_argument("--submission", type=Path, action="append", required=True, metavar="CSV", help="give it twice")
+    compare.add_argument("--output", type=Path, metavar="DIR", help="for comparison.json")
+
+    report = verb("report", _report, "write one self-contained HTML file about a run")
+    report.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="DIR", help="its output folder")
+    report.add_argument("--output", type=Path, metavar="FILE.html", help="default: report.html in that folder")
+    report.add_argument("--store", type=Path, metavar="DIR", help="the prepared volumes, for the pictures")
 
     check = verb("verify", _verify, "check a store against its checksums")
     check.add_argument("--store", type=Path, metavar="DIR")

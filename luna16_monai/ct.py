@@ -5,7 +5,7 @@ as a MONAI reader. `find_cts` lists the scans of a LUNA16 data folder.
 
 Whatever the format: HU stay int16 where that holds every value exactly; NaN, infinite and complex voxels, sheared axes
 and sizes that the file can't hold are refused. MONAI's stock readers do none of this, and none of them reads .mhd
-without the itk package. Of a DICOM file only the tags listed here are looked at; none enters the metadata.
+without the itk package.
 """
 
 from __future__ import annotations
@@ -13,30 +13,27 @@ from __future__ import annotations
 import gzip
 import logging
 import math
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from luna16_monai import dicom
 from luna16_monai.geometry import Geometry, is_orthonormal
 from luna16_monai.metaimage import check_file, check_voxels, inflate, open_metaimage
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
 # LUNA16's lung masks bear the names of the CTs.
 _MASKS = "seg-lungs"
-_SERIES_UID, _MODALITY = "0020|000e", "0008|0060"
 # What nibabel, gzip and the file system raise on damaged headers.
 _NIFTI_ERRORS = (
     ArithmeticError,
@@ -50,8 +47,6 @@ _NIFTI_ERRORS = (
 )
 # The refusal is the one line to be seen, not what nibabel logs beside it.
 _SILENT = logging.Logger("nifti", level=logging.CRITICAL + 1)
-# GDCM fills in a default where one of these is missing, so their presence is checked.
-_PLACE_TAGS = {"0020|0032": "ImagePositionPatient", "0020|0037": "ImageOrientationPatient", "0028|0030": "PixelSpacing"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
         ValueError: another type of file, or a header that can't be trusted; the message names the file.
     """
     if path.is_dir():
-        return _open_dicom(path, data_dir or path, allow_symlinks)
+        return CT(path.name, *dicom.open_series(path, data_dir or path, allow_symlinks))
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
@@ -115,14 +110,15 @@ def read_geometry(path: Path, data_dir: Path | None = None, allow_symlinks: bool
     return open_ct(path, data_dir, allow_symlinks).geometry
 
 
-def series_uid(path: Path) -> str:
+def series_uid(path: Path, allow_symlinks: bool = False) -> str:
     """Return a scan's series: DICOM's SeriesInstanceUID for a folder, else the file's stem.
 
     Raises:
-        ValueError: a folder without DICOM files, or with a file that is no DICOM image or has no valid UID.
+        ValueError: a folder without DICOM files, or with a file that is no DICOM image or has no valid UID, or that is
+            reached through a symbolic link that leaves the folder, without `allow_symlinks`.
     """
     if path.is_dir():
-        return _series_of(_dicom_header(_dicom_files(path)[0]), path.name)
+        return dicom.series_uid(path, allow_symlinks)
     return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
 
 
@@ -151,7 +147,7 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
         for path in sorted(folder.iterdir()):
             if not _suffix(path) or path.name.startswith("."):
                 continue
-            ct = CTFile(series_uid(path), path, subset)
+            ct = CTFile(series_uid(path, allow_symlinks), path, subset)
             twin = found.setdefault(ct.series_uid, ct)
             if twin is not ct:
                 a, b = (p.relative_to(data_dir).as_posix() for p in (twin.path, path))
@@ -319,133 +315,3 @@ def _nifti_header(path: Path, gzipped: bool) -> Any:
     if not header.is_single or not kind.single_vox_offset <= header["vox_offset"] <= 1 << 20:
         raise ValueError("header and voxels are not in one file")
     return header
-
-
-def _dicom_files(folder: Path) -> list[Path]:
-    """All files of a folder but DICOMDIR and those whose name starts with a dot, by name."""
-    files = [p for p in sorted(folder.iterdir()) if p.name.upper() != "DICOMDIR" and not p.name.startswith(".")]
-    if not files:
-        raise ValueError(f"folder {folder.name!r} holds no DICOM file: give the folder of one CT series")
-    odd = next((file for file in files if not file.is_file()), None)
-    if odd is not None:
-        raise ValueError(f"{odd.name} in folder {folder.name!r} is no file: give the folder of one CT series")
-    return files
-
-
-def _dicom_header(path: Path) -> sitk.ImageFileReader:
-    """The header of a DICOM image, without its voxels."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path.name} is not an image, or is damaged: keep only the DICOM files of one CT in its folder"
-        ) from error
-    return reader
-
-
-def _series_of(header: sitk.ImageFileReader, name: str) -> str:
-    uid = header.GetMetaData(_SERIES_UID).strip(" \0") if header.HasMetaDataKey(_SERIES_UID) else ""
-    if not re.fullmatch(r"[0-9.]{1,64}", uid, re.ASCII):
-        raise ValueError(f"{name}: no valid SeriesInstanceUID: export the scan anew")
-    return uid
-
-
-def _open_dicom(folder: Path, data_dir: Path, allow_symlinks: bool) -> CT:
-    """Check the files of one series and put them in order along the scan."""
-    files = _dicom_files(folder)
-    for file in files:
-        check_file(file, data_dir, allow_symlinks)
-    headers = [_dicom_header(file) for file in files]
-    first = headers[0]
-    for file, header in zip(files, headers, strict=True):
-        _check_slice(file.name, header, files[0].name, first)
-    direction = np.reshape(first.GetDirection(), (3, 3))
-    if not is_orthonormal(direction):
-        raise ValueError(f"{files[0].name}: ImageOrientationPatient is no pair of unit axes at right angles")
-    origins = np.array([header.GetOrigin() for header in headers])
-    order = np.argsort(origins @ direction[:, 2], kind="stable")
-    files, origins = [files[i] for i in order], origins[order]
-    columns, rows = first.GetSize()[:2]
-    spacing_xy = first.GetSpacing()[:2]
-    step = _slice_step(files, origins, direction, min(spacing_xy))
-    shape_xyz = (columns, rows, len(files))
-    check_voxels(shape_xyz, np.int16, sum(file.stat().st_size for file in files), folder.name)
-    geometry = Geometry.from_axes(shape_xyz, (*spacing_xy, step), origins[0], direction)
-    return CT(folder.name, geometry, partial(_load_dicom, files, geometry.shape_zyx))
-
-
-def _check_slice(name: str, header: sitk.ImageFileReader, first_name: str, first: sitk.ImageFileReader) -> None:
-    """Check that one slice belongs to a CT, and to the series of the first."""
-    missing = [word for tag, word in _PLACE_TAGS.items() if not header.HasMetaDataKey(tag)]
-    if missing:
-        raise ValueError(f"{name}: {missing[0]} is missing, so its place is unknown: export the scan anew")
-    if not header.HasMetaDataKey(_MODALITY) or header.GetMetaData(_MODALITY).strip(" \0") != "CT":
-        raise ValueError(f"{name} is no CT slice (Modality is not CT): keep only the files of one CT in its folder")
-    if header.GetDimension() > 3 or header.GetSize()[2:] not in ((), (1,)) or header.GetNumberOfComponents() != 1:
-        raise ValueError(f"{name} is no single grey slice: export the scan as one file a slice")
-    if _series_of(header, name) != _series_of(first, first_name):
-        raise ValueError(f"{name} and {first_name} are of different series: keep one series a folder")
-    same = (
-        header.GetSize() == first.GetSize()
-        and header.GetPixelID() == first.GetPixelID()
-        and np.allclose(header.GetSpacing()[:2], first.GetSpacing()[:2], rtol=1e-4, atol=0)
-        and np.allclose(header.GetDirection(), first.GetDirection(), rtol=0, atol=1e-4)
-    )
-    if not same:
-        raise ValueError(
-            f"{name} and {first_name} differ in size, type, pixel spacing or orientation: keep one volume a folder"
-        )
-
-
-def _slice_step(
-    files: list[Path], origins: NDArray[np.float64], direction: NDArray[np.float64], pixel_mm: float
-) -> float:
-    """The distance of the sorted slices in mm, which must be the same everywhere."""
-    if len(files) < 2:
-        raise ValueError(f"{files[0].name} is the only slice: a CT needs at least two")
-    along = origins @ direction[:, 2]
-    gaps = np.diff(along)
-    usual = float(np.median(gaps))
-    # A hundredth of a millimetre is what the gap of two positions written with two decimals can be off.
-    odd = np.abs(gaps - usual) > max(0.01 * usual, 0.0101)
-    if odd.any() or usual < 1e-3:
-        k = int(np.argmax(odd))
-        a, b, gap = files[k].name, files[k + 1].name, float(gaps[k])
-        if gap < 1e-3:
-            raise ValueError(f"{a} and {b} lie at the same place: keep one volume a folder")
-        missing = round(gap / usual) - 1
-        what = f"{a} and {b} are {gap:.3f} mm apart, other slices {usual:.3f} mm"
-        if missing > 0 and abs(gap / usual - missing - 1) < 0.05:
-            raise ValueError(f"{missing} slice(s) missing: {what}: export the scan anew")
-        raise ValueError(f"unequal spacing: {what}: resample the scan first")
-    step = float(along[-1] - along[0]) / (len(files) - 1)
-    line = origins[0] + np.arange(len(files))[:, None] * step * direction[:, 2]
-    drift = float(np.linalg.norm(origins - line, axis=1).max())
-    if drift > pixel_mm / 2:
-        raise ValueError(
-            f"slices of {files[0].parent.name!r} are up to {drift:.2f} mm off the line at right angles to them (a "
-            "tilted gantry): resample the scan first"
-        )
-    return step
-
-
-def _load_dicom(files: list[Path], shape_zyx: tuple[int, int, int]) -> NDArray[Any]:
-    """Read the slices one by one, so that an error names its file and no second copy of the volume is held."""
-    first = _dicom_slice(files[0])
-    voxels = np.empty(shape_zyx, first.dtype)
-    voxels[0] = first
-    for k, file in enumerate(files[1:], start=1):
-        voxels[k] = _dicom_slice(file)
-    return voxels
-
-
-def _dicom_slice(path: Path) -> NDArray[Any]:
-    """One slice in HU, (y, x)."""
-    reader = _dicom_header(path)
-    try:
-        return sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError as error:
-        raise ValueError(f"{path.name} can't be decoded: fetch the series again, or decompress it") from error

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+
+_NO_ROOM = "free some space, or name a folder on another disk"
+_NO_WAY_IN = "name another folder, or change its permissions"
+CURES = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EROFS: _NO_WAY_IN,
+    errno.EACCES: _NO_WAY_IN,
+    errno.EPERM: _NO_WAY_IN,
+}
+
 
 def root_cause(error: BaseException) -> BaseException:
     """The error below those of MONAI, which only tell the transform or the expression in which it happened."""
@@ -14,10 +26,18 @@ def one_line(error: BaseException) -> str:
     """What to tell of an error: its root cause's message without line breaks, or its kind if it has no message."""
     error = root_cause(error)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.errno in CURES:
+        text = f"{error.filename or 'the disk'}: {error.strerror}: {CURES[error.errno]}"
     if "\nOriginal Traceback" in text:
         # a loader's worker hands its error over as a printed traceback, which begins with the root cause
         text = text.split("\n\nThe above exception")[0].strip().splitlines()[-1].split(": ", 1)[-1]
     return " ".join(text.split()) or type(error).__name__
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether a loader's worker process died: torch says so, or the connection to it broke."""
+    broken = isinstance(error, ConnectionError | EOFError) and _raised_in(error).startswith("multiprocessing.")
+    return broken or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error))
 
 
 def _raised_in(error: BaseException) -> str:

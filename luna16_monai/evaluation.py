@@ -37,7 +37,6 @@ from luna16_monai.candidates import (
     read_points,
     read_series_uids,
 )
-from luna16_monai.ct import find_cts
 from luna16_monai.hits import Findings, FloatArray, IntArray, Marks, Match, match_marks
 
 logger = logging.getLogger(__name__)
@@ -153,6 +152,9 @@ def read_subsets(path: Path) -> dict[str, int | None]:
         ValueError: a column is missing, or a subset is no whole number.
     """
     if path.is_dir():
+        # brings MONAI along, which takes longer to import than a submission takes to score
+        from luna16_monai.ct import find_cts
+
         return {ct.series_uid: ct.subset for ct in find_cts(path, allow_symlinks=True)}
     with open_table(path) as stream:
         rows = csv.DictReader(stream)

@@ -214,7 +214,8 @@ class History:
     def __call__(self, engine: Engine) -> None:
         """Add the epoch."""
         epoch = engine.state.epoch
-        row: dict[str, Any] = {"epoch": epoch, "split": self.split, **engine.state.metrics}
+        known = {name: value for name, value in engine.state.metrics.items() if math.isfinite(value)}
+        row: dict[str, Any] = {"epoch": epoch, "split": self.split, **known}
         if (optimizer := getattr(engine, "optimizer", None)) is not None:
             row["learning_rate"] = optimizer.param_groups[0]["lr"]
         kept = [old for old in read_history(self.path) if old["split"] != self.split or int(old["epoch"]) < epoch]
@@ -266,6 +267,7 @@ class RunRecord:
                 "kind": about.get("kind", "real"),
                 "train": _sizes(split.train_series, split.train),
                 "validation": _sizes(split.validation_series, split.validation),
+                "train_series": list(split.train_series),
             },
         }
 
@@ -276,6 +278,24 @@ class RunRecord:
     def __call__(self, engine: Engine) -> None:
         """Write the record."""
         write_json(self.path, self.record)
+
+
+def trained_series(run_dir: Path | str) -> tuple[str, ...]:
+    """The series that a run was trained on, as its ``run.json`` tells; none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(run_dir) / RUN
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(json.loads(path.read_text())["data"]["train_series"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not tell what the run was trained on: train it anew, or evaluate its model.pt by "
+            "--init_weights with a run_dir that has no run.json"
+        ) from error
 
 
 def _sizes(series_uids: Sequence[str], candidates: CandidateList) -> dict[str, int]:

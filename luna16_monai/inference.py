@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luna16_monai.candidates import PointTable, read_candidates, write_points
+from luna16_monai.checkpoint import read_weights
 from luna16_monai.ct import find_cts, read_geometry, series_uid
 from luna16_monai.cutouts import Volume, prepare_volume
 from luna16_monai.datalist import CandidateList
@@ -154,12 +155,12 @@ def load_weights(network: nn.Module, path: Path | str, device: torch.device | st
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: they belong to another network.
+        ValueError: they belong to another network, or the file holds more than weights.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(read_weights(path))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights {path} belong to another network: {reason}") from error

@@ -89,6 +89,6 @@ class NoduleNet(nn.Module):
 def _initialise(module: nn.Module) -> None:
     """Kaiming initialisation (He et al., 2015, arXiv 1502.01852), for convolutions and the head."""
     if isinstance(module, nn.Conv3d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

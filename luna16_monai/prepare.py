@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +30,9 @@ from luna16_monai.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.workers import run_tasks
 
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
+# each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
+_GPU_READER = "NvImgCodec"
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,12 @@ class Recipe:
         Raises:
             ValueError: they cannot be built.
         """
-        folder = None if data_dir is None else str(data_dir)
         try:
-            parser = ConfigParser({**self.config, "data_dir": folder, "allow_symlinks": allow_symlinks})
-            return parser.get_parsed_content("transforms")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _GPU_READER)
+                # a Path, not a text, in which MONAI would read # as ::
+                parser = ConfigParser({**self.config, "data_dir": data_dir, "allow_symlinks": allow_symlinks})
+                return parser.get_parsed_content("transforms")
         except Exception as error:  # whatever a transform's constructor raises
             raise ValueError(f"the transform list cannot be built ({one_line(error)}): mend it") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
@@ -21,6 +23,9 @@ def configure_torch(deterministic: bool) -> None:
     Max-pool's backward in 3-D is listed as non-deterministic, though it is not without overlapping windows: hence
     a warning there, not an error.
     """
+    if deterministic:
+        # read when cuBLAS starts; without it two streams may share a workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
 

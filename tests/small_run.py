@@ -1,21 +1,25 @@
 """A small training with everything that a real one has, for tests that stop it and go on; also a program.
 
-``python small_run.py OUTPUT_DIR [--resume] [--workers N] [--die PHASE:NUMBER] [--threads N]`` runs it in a process of
-its own, which kills itself with SIGKILL at the named moment.
+``python small_run.py OUTPUT_DIR [--resume] [--workers N] [--die PHASE:NUMBER]`` runs it in a process of its own, which
+kills itself with SIGKILL at the named moment; ``PHASE:NUMBER:SIGTERM`` sends another signal, ``PHASE:NUMBER:WORKER``
+kills a worker of the loader, ``PHASE:NUMBER:WAIT`` says "waiting" and waits for a signal from outside.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
+from tables import point_table
 from monai.data import DataLoader, set_track_meta
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -24,9 +28,11 @@ from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, Ran
 
 from luna16_monai import handlers, seeds
 from luna16_monai.augmentation import augmentation
+from luna16_monai.bundle import explain_errors
 from luna16_monai.checkpoint import Checkpoints, claim, start_worker
-from luna16_monai.datalist import RatioSampler, SeededCacheDataset
+from luna16_monai.datalist import CandidateList, RatioSampler, SeededCacheDataset
 from luna16_monai.networks import NoduleNet
+from luna16_monai.scores import CandidateScores, is_better, key_metric
 
 SHAPE = (8, 8, 8)
 EPOCHS, SAMPLES, BATCH = 3, 30, 4  # 8 batches an epoch, the last one smaller
@@ -66,12 +72,22 @@ class Recorder:
             self.write(f"{name} {engine.state.epoch} {key} {float(value).hex()}")
 
 
-def build(output_dir: Path, resume: bool = False, workers: int = 0, interval: int = 3) -> Checkpoints:
-    """The whole run, ready to start; what it sees goes to seen.txt beside the output folder."""
+def candidates(count: int) -> CandidateList:
+    """Where the items would lie: item n of series s<n> at (n, 0, 0) mm."""
+    rows = [(f"s{index}", float(index), 0.0, 0.0, float(index % 3 == 0)) for index in range(count)]
+    return CandidateList(point_table(rows), positives_first=False)
+
+
+def build(
+    output_dir: Path, resume: bool = False, workers: int = 0, interval: int = 3, device: str = "cpu"
+) -> Checkpoints:
+    """The whole run, ready to start; what it sees goes to seen.txt beside the output folder. On CUDA with amp."""
+    amp = torch.device(device).type == "cuda"
     set_track_meta(False)
     claim(output_dir, resume)
     seeds.seed_network(SEED)
     network = NoduleNet(SHAPE, channels=(2, 4), norm="BATCH", dropout=0.3, return_probabilities=False)
+    network = network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     draws = augmentation(
@@ -92,21 +108,23 @@ def build(output_dir: Path, resume: bool = False, workers: int = 0, interval: in
         persistent_workers=workers > 0,
     )  # fmt: skip
     post = Compose([CopyItemsd("pred", names="logits"), Activationsd("pred", softmax=True, dim=1)])
-    scores, train_scores = handlers.CandidateScores(), handlers.CandidateScores()
+    scores, train_scores = CandidateScores(), CandidateScores()
     validation = [{**item, "image": item["image"].float()} for item in items(18, 2)]
     evaluator = SupervisedEvaluator(
-        torch.device("cpu"), DataLoader(validation, batch_size=5), network, postprocessing=post, decollate=False,
-        key_val_metric=handlers.key_metric("average_precision", scores),
-        metric_cmp_fn=handlers.is_better("average_precision"),
+        torch.device(device), DataLoader(validation, batch_size=5), network, postprocessing=post, decollate=False,
+        key_val_metric=key_metric("average_precision", scores),
+        metric_cmp_fn=is_better("average_precision"), amp=amp,
     )  # fmt: skip
     trainer = SupervisedTrainer(
-        torch.device("cpu"), EPOCHS, loader, network, optimizer, torch.nn.CrossEntropyLoss(), postprocessing=post,
-        decollate=False, key_train_metric=handlers.key_metric("average_precision", train_scores),
+        torch.device(device), EPOCHS, loader, network, optimizer, torch.nn.CrossEntropyLoss(), postprocessing=post,
+        decollate=False, key_train_metric=key_metric("average_precision", train_scores),
         train_handlers=[
             handlers.EpochSeeds(sampler, SEED, BATCH),
+            handlers.FiniteLoss(str(output_dir), candidates(len(train))),
             ValidationHandler(1, evaluator),
             LrScheduleHandler(scheduler, print_lr=False),
         ],
+        amp=amp,
     )  # fmt: skip
     Recorder(output_dir.with_name("seen.txt"), trainer, evaluator)
     return Checkpoints(
@@ -140,21 +158,29 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--die", help="PHASE:NUMBER, or PHASE:NUMBER:SIGNAL")
+    parser.add_argument("--die", help="PHASE:NUMBER, or PHASE:NUMBER:SIGNAL, :WORKER, :WAIT")
     parser.add_argument("--interval", type=int, default=3)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    explain_errors()
     torch.set_num_threads(1)
     run = build(options.output_dir, options.resume, options.workers, options.interval)
     if options.die:
-        phase, number, *kind = options.die.split(":")
+        phase, number, kind = (*options.die.split(":"), "SIGKILL")[:3]
         engine, event = PHASES[phase]
-        sent = signal.Signals[kind[0]] if kind else signal.SIGKILL
         count = iter(range(1, 10**6))
 
         def die(*_: Any) -> None:
-            if next(count) == int(number):
-                os.kill(os.getpid(), sent)
+            if next(count) != int(number):
+                return
+            if kind == "WORKER":
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            elif kind == "WAIT":
+                print("waiting", flush=True)
+                while run.signal is None:
+                    time.sleep(0.02)
+            else:
+                os.kill(os.getpid(), signal.Signals[kind])
 
         getattr(run, engine).add_event_handler(event, die)
     run.run()

@@ -1,0 +1,217 @@
+"""The report's charts, as SVG inside the page: they take its font, and its colours in light and in dark.
+
+Matplotlib draws them in placeholder colours, which are then exchanged for CSS variables. So one picture serves both
+themes, and text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from luna16_monai.calibration import reliability_curve
+from luna16_monai.froc import RATES, froc_band, froc_curve, sensitivity_at
+from luna16_monai.hits import FloatArray, IntArray, Match
+
+INK, MUTED, LINE, ONE, TWO, THREE = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+CSS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    ONE: "var(--one)",
+    TWO: "var(--two)",
+    THREE: "var(--three)",
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "luna16_monai",  # the same ids, so the same file, every time
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.minor.visible": False,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+SIZE_INCHES = (5.4, 3.9)
+MOST_POINTS = 600
+
+
+def froc_chart(match: Match, draws: int = 1000, seed: int = 0) -> str:
+    """The FROC curve with its 95 % band and the seven points of the CPM."""
+    curve = froc_curve(match)
+    rates = np.geomspace(RATES[0] * 0.8, RATES[-1] * 1.25, 60)
+    with _chart() as (figure, axes):
+        low, high = froc_band(match, rates, draws, seed).T
+        axes.fill_between(rates, low, high, color=ONE, alpha=0.16, linewidth=0)
+        axes.plot(rates, np.interp(rates, curve.false_positives_per_scan, curve.sensitivity), color=ONE)
+        axes.plot(RATES, sensitivity_at(match), "o", color=ONE, markersize=6.5, clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(rates[0], rates[-1])
+        _share_axis(axes, "y")
+        axes.set_xlabel("false positives per scan")
+        axes.set_ylabel("sensitivity")
+        return _svg(figure, "froc")
+
+
+def diameter_chart(by_diameter: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sensitivity by diameter: a dot at one false positive a scan, a line from 1/8 to 8."""
+    bins = {name: entry for name, entry in by_diameter.items() if entry["nodules"]}
+    with _chart() as (figure, axes):
+        for place, entry in enumerate(bins.values()):
+            ends = [entry["sensitivity_at"][rate] for rate in ("0.125", "8")]
+            axes.plot([place, place], ends, color=ONE, alpha=0.35, linewidth=6)
+            axes.plot(place, entry["sensitivity_at"]["1"], "o", color=ONE, markersize=8, clip_on=False)
+        axes.set_xticks(
+            range(len(bins)), [f"{name.replace('>=', '≥')}\n{entry['nodules']}" for name, entry in bins.items()]
+        )
+        axes.set_xlim(-0.6, len(bins) - 0.4)
+        axes.grid(visible=False, axis="x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("diameter in mm, and number of nodules")
+        axes.set_ylabel("sensitivity")
+        return _svg(figure, "diameter")
+
+
+def roc_chart(probability: FloatArray, label: IntArray) -> str:
+    """The ROC curve of the candidates."""
+    true_positives, false_positives = _counts(probability, label)
+    with _chart() as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        axes.plot(
+            *_thinned(false_positives / false_positives[-1], true_positives / true_positives[-1]),
+            color=ONE,
+            clip_on=False,
+        )
+        _share_axis(axes, "x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        return _svg(figure, "roc")
+
+
+def precision_recall_chart(probability: FloatArray, label: IntArray) -> str:
+    """Precision against recall of the candidates; a line marks the share of nodules among them."""
+    true_positives, false_positives = (counts[1:] for counts in _counts(probability, label))
+    recall, precision = true_positives / true_positives[-1], true_positives / (true_positives + false_positives)
+    with _chart() as (figure, axes):
+        axes.axhline(float(np.mean(label)), color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        axes.plot(*_thinned(recall, precision), color=ONE)
+        _share_axis(axes, "x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        return _svg(figure, "precision_recall")
+
+
+def reliability_chart(probability: FloatArray, calibrated: FloatArray | None, label: IntArray, bins: int = 10) -> str:
+    """The share of nodules against the probability, before and after calibration; the larger a dot, the more rows."""
+    curves = {"raw": (probability, TWO)} | ({} if calibrated is None else {"calibrated": (calibrated, ONE)})
+    with _chart() as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        for name, (values, colour) in curves.items():
+            curve = reliability_curve(values, label, bins)
+            axes.plot(curve.mean_probability, curve.nodule_share, color=colour, linewidth=1.6, label=name)
+            area = 12 + 140 * np.sqrt(curve.candidates / label.size)
+            axes.scatter(curve.mean_probability, curve.nodule_share, s=area, color=colour, linewidths=0, clip_on=False)
+        _share_axis(axes, "x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("probability")
+        axes.set_ylabel("share of nodules")
+        axes.legend(loc="upper left")
+        return _svg(figure, "reliability")
+
+
+def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], name: str, label: str) -> str:
+    """Scores by epoch.
+
+    Args:
+        lines: up to three, each with its epochs and values.
+        name: of the chart, for its ids.
+        label: of the vertical axis.
+    """
+    with _chart() as (figure, axes):
+        for (title, (epochs, values)), colour in zip(lines.items(), (ONE, TWO, THREE), strict=False):
+            axes.plot(epochs, values, "o-", color=colour, markersize=4, label=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.legend()
+        return _svg(figure, name)
+
+
+@contextmanager
+def _chart() -> Iterator[tuple[Figure, Axes]]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE_INCHES)
+        axes = figure.subplots()
+        axes.tick_params(length=0)
+        yield figure, axes
+
+
+def _share_axis(axes: Axes, which: str) -> None:
+    getattr(axes, f"set_{which}lim")(0, 1.015)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _counts(probability: FloatArray, label: IntArray) -> tuple[IntArray, IntArray]:
+    """Nodules and others at or above each distinct probability, falling, after (0, 0)."""
+    order = np.argsort(-probability, kind="stable")
+    last_of_equals = np.append(np.flatnonzero(np.diff(probability[order])), label.size - 1)
+    true_positives = np.cumsum(label[order])[last_of_equals]
+    return np.append(0, true_positives), np.append(0, last_of_equals + 1 - true_positives)
+
+
+def _thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """No more points than the eye can tell apart, evenly along the curve."""
+    length = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
+    rows = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MOST_POINTS)).clip(max=x.size - 1))
+    return x[rows], y[rows]
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an element of the page, its ids told apart from other charts' by the name."""
+    content = io.StringIO()
+    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # the page has the sizes, the fonts and the rules; an id stays only where the chart itself refers to it
+    for pattern in (
+        r"<metadata>.*?</metadata>",
+        r"<style.*?</style>",
+        r' (width|height)="[^"]*pt"',
+        r"font-family: [^;]*; ",
+    ):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for placeholder, variable in CSS.items():
+        svg = svg.replace(placeholder, variable)
+    return svg

@@ -1,0 +1,236 @@
+"""One self-contained HTML file about a run: scores, curves, calibration, settings, and pictures of what went wrong.
+
+The page needs no network and no framework: matplotlib's charts as SVG, slices as JPEG, both inside the file, and a few
+lines of script for the gallery. Only series identifiers and the settings that the run wrote down are told.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luna16_monai import __version__
+from luna16_monai.cutouts import Store, Volume
+from luna16_monai.evaluation import OPERATING_RATE
+from luna16_monai.files import atomic_write
+from luna16_monai.froc import froc_curve
+from luna16_monai.handlers import HISTORY, RUN, read_history
+from luna16_monai.hits import MarkStatus, Match
+from luna16_monai.results import Results, read_results
+from luna16_monai.slices import slices_through
+
+KINDS = {"false": "false positive", "missed": "missed nodule", "hit": "hit"}
+EXAMPLES_PER_KIND = 30
+SIDE_MM, PIXELS, JPEG_QUALITY = 50.0, 201, 82
+
+
+@dataclass(frozen=True)
+class Example:
+    """A point to look at.
+
+    Attributes:
+        kind: one of `KINDS`.
+        series_uid: its scan.
+        point_xyz: world LPS mm.
+        probability: the raw one; None for a nodule without a candidate.
+        calibrated: the calibrated one, where known.
+        diameter_mm: of the nodule, where there is one.
+    """
+
+    kind: str
+    series_uid: str
+    point_xyz: tuple[float, float, float]
+    probability: float | None
+    calibrated: float | None
+    diameter_mm: float | None
+
+
+def write_report(
+    run_dir: Path, output: Path, store_dir: Path | None = None, per_kind: int = EXAMPLES_PER_KIND
+) -> dict[str, Any]:
+    """Write the page.
+
+    Args:
+        run_dir: the output folder of a training, of ``run evaluating`` or of ``luna16 evaluate``.
+        output: the HTML file.
+        store_dir: the prepared volumes, for the slices; without a store there, the gallery has no pictures.
+        per_kind: the most examples of each kind.
+
+    Returns:
+        ``report`` (the file), ``megabytes``, ``examples`` and ``pictures``.
+
+    Raises:
+        FileNotFoundError: the folder holds no scored run.
+        ValueError: one of its files is damaged.
+        ModuleNotFoundError: matplotlib or jinja2 is missing.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401 - charts.py needs it, and says less about it
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed, and the report needs it: pip install 'luna16_monai[report]'"
+        ) from error
+    results = read_results(run_dir)
+    run = json.loads((run_dir / RUN).read_text()) if (run_dir / RUN).is_file() else None
+    examples = choose_examples(results, per_kind)
+    pictures = _pictures(examples, store_dir)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("luna16_monai", "resources"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html.j2").render(
+        name=run_dir.resolve().name,
+        version=__version__,
+        metrics=results.metrics,
+        run=run,
+        charts=_charts(results, run_dir),
+        kinds={kind: (title, sum(e.kind == kind for e in examples)) for kind, title in KINDS.items()},
+        cards=list(zip(examples, pictures, strict=True)),
+        side_mm=SIDE_MM,
+    )
+    content = page.encode()
+    with atomic_write(output) as stream:
+        stream.write(content)
+    return {
+        "report": str(output),
+        "megabytes": len(content) / 1e6,
+        "examples": len(examples),
+        "pictures": 3 * sum(picture is not None for picture in pictures),
+    }
+
+
+def choose_examples(results: Results, per_kind: int = EXAMPLES_PER_KIND) -> list[Example]:
+    """What the gallery shows: the most probable false positives, the missed nodules, a sample of the hits.
+
+    A nodule is missed without a candidate on it, or below the threshold that brings one false positive a scan; those
+    without come first, the largest before the others, then the least probable. Hits are spread evenly over their
+    probabilities.
+    """
+    match = results.match
+    if match is None:
+        return []
+    false = np.flatnonzero(match.mark_status == MarkStatus.FALSE_POSITIVE)
+    false = false[np.argsort(-match.mark_probability[false], kind="stable")][:per_kind]
+
+    found = match.nodule_mark >= 0
+    best = np.where(found, match.mark_probability[match.nodule_mark], -1.0)
+    curve = froc_curve(match)
+    threshold = curve.threshold[curve.false_positives_per_scan <= OPERATING_RATE][-1]
+    missed = np.flatnonzero(best < threshold)
+    missed = missed[np.lexsort((-match.nodule_diameter_mm[missed], best[missed]))][:per_kind]
+    hits = np.flatnonzero(best >= threshold)
+    hits = hits[np.argsort(-best[hits], kind="stable")]
+    hits = hits[np.unique(np.linspace(0, hits.size - 1, min(per_kind, hits.size)).round().astype(int))]
+    return [
+        *(_candidate("false", row, results, None) for row in false),
+        *(_nodule(row, results, match) for row in missed),
+        *(_candidate("hit", match.nodule_mark[row], results, match.nodule_diameter_mm[row]) for row in hits),
+    ]
+
+
+def _candidate(kind: str, row: int, results: Results, diameter_mm: float | None) -> Example:
+    x, y, z = results.candidate_points_xyz[row].tolist()
+    return Example(
+        kind,
+        results.candidate_series[row],
+        (x, y, z),
+        float(results.probability[row]),
+        None if results.calibrated is None else float(results.calibrated[row]),
+        None if diameter_mm is None else float(diameter_mm),
+    )
+
+
+def _nodule(row: int, results: Results, match: Match) -> Example:
+    mark = int(match.nodule_mark[row])
+    x, y, z = results.nodule_points_xyz[row].tolist()
+    return Example(
+        "missed",
+        results.series_uids[match.nodule_scan[row]],
+        (x, y, z),
+        None if mark < 0 else float(results.probability[mark]),
+        None if mark < 0 or results.calibrated is None else float(results.calibrated[mark]),
+        float(match.nodule_diameter_mm[row]),
+    )
+
+
+def _pictures(examples: Sequence[Example], store_dir: Path | None) -> list[dict[str, str] | None]:
+    """The slices of each example as data addresses; None where the store lacks that place."""
+    if store_dir is None or not (store_dir / "store.json").is_file():
+        return [None] * len(examples)
+    store = Store(store_dir)
+    there = set(store.series_uids)
+    return [_slices(store.volume(one.series_uid), one) if one.series_uid in there else None for one in examples]
+
+
+def _slices(volume: Volume, example: Example) -> dict[str, str] | None:
+    if not volume.scan.contains(example.point_xyz):
+        return None
+    pictures = slices_through(volume, example.point_xyz, SIDE_MM, PIXELS)
+    return {
+        view: "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture)).decode()
+        for view, picture in pictures.items()
+    }
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return content.getvalue()
+
+
+def _charts(results: Results, run_dir: Path) -> dict[str, str]:
+    """The charts that the run has data for, by name, as SVG."""
+    from luna16_monai import charts
+
+    drawn: dict[str, str] = {}
+    if results.match is not None:
+        drawn["froc"] = charts.froc_chart(results.match)
+        drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
+    label = results.label
+    if label is not None and 0 < label.sum() < label.size:
+        drawn["roc"] = charts.roc_chart(results.probability, label)
+        drawn["precision_recall"] = charts.precision_recall_chart(results.probability, label)
+        drawn["reliability"] = charts.reliability_chart(results.probability, results.calibrated, label)
+    history = read_history(run_dir / HISTORY)
+    for name, axis, wanted in (
+        ("loss", "loss", {"training": ("train", "loss"), "validation": ("validation", "loss")}),
+        (
+            "scores",
+            "score of the validation",
+            {
+                "CPM": ("validation", "cpm"),
+                "average precision": ("validation", "average_precision"),
+                "ROC AUC": ("validation", "roc_auc"),
+            },
+        ),
+    ):
+        lines = {title: _line(history, *which) for title, which in wanted.items()}
+        lines = {title: line for title, line in lines.items() if line[0]}
+        if lines:
+            drawn[name] = charts.history_chart(lines, name, axis)
+    return drawn
+
+
+def _line(history: Sequence[dict[str, str]], split: str, score: str) -> tuple[list[int], list[float]]:
+    rows = [row for row in history if row["split"] == split and row.get(score)]
+    return [int(row["epoch"]) for row in rows], [float(row[score]) for row in rows]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """A number for the page; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"

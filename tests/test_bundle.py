@@ -1,0 +1,356 @@
+"""The nodule bundle under MONAI's own commands: its settings, its properties, a training, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
+from monai.data import get_track_meta, set_track_meta
+from monai.networks.nets import DenseNet121
+
+from luna16_monai import bundle
+from luna16_monai.candidates import read_points
+from luna16_monai.errors import one_line, root_cause
+from luna16_monai.networks import NoduleNet
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
+TRAIN_YAML = CONFIGS / "train.yaml"
+# what CLI.md promises to those who call from outside
+PROMISED = {
+    *("dataset_dir", "store_dir", "output_dir", "device", "seed", "max_epochs", "samples_per_epoch", "batch_size"),
+    *("learning_rate", "num_workers", "ratio", "validation_stride", "validation_subset", "spacing_zyx", "cache_gb"),
+    *("amp", "deterministic", "resume", "checkpoint_iterations", "val_interval", "init_weights"),
+}
+
+
+@pytest.fixture
+def state() -> Iterator[None]:
+    """Put back what a bundle changes for its whole process."""
+    track, hook, threads = get_track_meta(), sys.excepthook, torch.get_num_threads()
+    yield
+    set_track_meta(track)
+    sys.excepthook = hook
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small(phantom_dir, store_dir, tmp_path) -> dict[str, Any]:
+    """Settings for two short epochs on the phantom."""
+    return {
+        "dataset_dir": str(phantom_dir),
+        "store_dir": str(store_dir),
+        "output_dir": str(tmp_path / "run"),
+        "device": "cpu",
+        "max_epochs": 2,
+        "samples_per_epoch": 12,
+        "batch_size": 4,
+        "num_workers": 0,
+        "validation_stride": 3,
+        "validation_negatives": 6,
+    }
+
+
+def workflow(settings: dict[str, Any], *more_configs: Path) -> Any:
+    """The bundle in this process; its logging.conf would take the handlers of the tests away."""
+    files = [str(TRAIN_YAML), *map(str, more_configs)]
+    return create_workflow(config_file=files, workflow_type="train", logging_file=False, **settings)
+
+
+def command(run_id: str, settings: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(TRAIN_YAML), *more]
+    for key, value in settings.items():
+        words += [f"--{key}", str(value)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def checked(config: dict[str, Any]) -> ConfigParser:
+    """A small config after its check."""
+    imports = {"imports": ["$import luna16_monai.bundle as bundle"], "initialize": ["$bundle.check_settings()"]}
+    parser = ConfigParser({**imports, **config})
+    parser.get_parsed_content("initialize")
+    return parser
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_check_settings_accepts_what_something_reads():
+    checked({"max_epochs": 3, "train": {"epochs": "@max_epochs"}})
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("max_epoch", "was max_epochs meant?"),
+        ("maxepochs", "was max_epochs meant?"),
+        ("zzz", "nothing reads it (settings"),
+    ],
+)
+def test_check_settings_refuses_a_key_that_nothing_reads_and_names_the_near_one(key, hint):
+    with pytest.raises(RuntimeError) as caught:
+        checked({"max_epochs": 3, "ratio": [1, 5], key: 3, "train": {"a": "@max_epochs", "b": "$sum(@ratio)"}})
+    assert type(root_cause(caught.value)) is ValueError
+    line = one_line(caught.value)
+    assert line.startswith(f"{key} is no setting of this bundle")
+    assert hint in line
+    assert "(settings: max_epochs, ratio)" in line
+
+
+def test_check_settings_turns_words_into_values():
+    config = {
+        "resume": "true",
+        "amp": "false",
+        "validation_subset": "null",
+        "name": "trueish",
+        "network_def": {"bias": "false", "norms": ["null", "BATCH"]},
+        "train": "$[@resume, @amp, @validation_subset, @name]",
+    }
+    parser = checked(config)
+    assert parser.get_parsed_content("train") == [True, False, None, "trueish"]
+    assert parser.get_parsed_content("network_def") == {"bias": False, "norms": [None, "BATCH"]}
+
+
+def test_check_settings_refuses_its_use_outside_a_config():
+    with pytest.raises(RuntimeError, match="called outside a config: use it in a \\$ expression"):
+        bundle.check_settings()
+
+
+def test_running_config_is_the_config_as_written():
+    parser = ConfigParser({"imports": ["$import luna16_monai.bundle as bundle"], "b": "$@a + 1", "a": 1})
+    parser["a"] = 5
+    parser["kept"] = "$bundle.running_config()"
+    kept = parser.get_parsed_content("kept")
+    assert (kept["a"], kept["b"]) == (5, "$@a + 1")
+    assert "_meta_" not in kept
+
+
+def test_train_yaml_has_the_promised_settings_above_its_line():
+    text = TRAIN_YAML.read_text()
+    above = yaml.safe_load(text[: re.search(r"^# -{20,}$", text, re.MULTILINE).start()])
+    assert set(above) >= PROMISED
+    assert (above["ratio"], above["spacing_zyx"], above["validation_stride"]) == ([1, 5], [1.25, 0.7, 0.7], 20)
+    # YAML reads 1e-3 as text
+    assert isinstance(above["learning_rate"], float)
+    # nothing below the line is a plain value that somebody would want to set
+    config = yaml.safe_load(text)
+    below = set(config) - set(above)
+    assert all(isinstance(config[key], dict | list | str) for key in below)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_explain_errors_says_the_root_cause_in_the_last_line(state, capsys):
+    bundle.explain_errors()
+    with pytest.raises(RuntimeError) as caught:
+        ConfigParser({"a": "$int('x')"}).get_parsed_content("a")
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "luna16: invalid literal for int() with base 10: 'x'"
+
+
+def test_bundle_dir_finds_the_bundle_and_names_it_when_there_is_none():
+    assert bundle.bundle_dir() == CONFIGS.parent
+    with pytest.raises(FileNotFoundError, match="no bundle malignancy: name nodule_classification, or the folder of"):
+        bundle.bundle_dir("malignancy")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"spacing_zyx": [1, 1, 1]},
+            r"was made for spacing_zyx \[1\.25, 0\.7, 0\.7\], not \[1, 1, 1\]: prepare another",
+        ),
+        ({"spacing_zyx": "null"}, r"was made for spacing_zyx \[1\.25, 0\.7, 0\.7\], not native: prepare another"),
+        ({"store_dir": "/nowhere"}, r"no store in /nowhere: run luna16 prepare --data DIR --store /nowhere"),
+        ({"dataset_dir": "/nowhere"}, r"no candidates_V2\.csv \(or \.zip\) and no candidates\.csv in /nowhere: put"),
+        ({"validation_stride": 1}, r"validation_stride 1 leaves nothing to train on: use 2 or more"),
+        (
+            {"validation_subset": 9},
+            r"validation_subset 9: no series is in it \(found: \[0, 1, .*\]\): name one of those",
+        ),
+        ({"key_metric": "beauty"}, r"key_metric beauty is none of the scores: choose one of"),
+        ({"init_weights": "/nowhere/model.pt"}, r"init_weights /nowhere/model\.pt: no such file: name a model\.pt"),
+        ({"ratio": [0, 0]}, r"ratio \[0, 0\]: 2 numbers from 0 were expected"),
+        ({"learning_rat": 1}, r"learning_rat is no setting of this bundle.* was learning_rate meant\?"),
+    ],
+)
+def test_training_refuses(state, small, changed, message):
+    with pytest.raises(RuntimeError) as caught:
+        create_and_build({**small, **changed})
+    assert re.search(message, one_line(caught.value))
+
+
+def create_and_build(settings: dict[str, Any]) -> None:
+    flow = workflow(settings)
+    flow.initialize()
+    flow.parser.get_parsed_content("train#trainer")
+
+
+def test_training_refuses_a_class_that_is_absent_in_a_split(state, small, phantom_dir, tmp_path):
+    lines = (phantom_dir / "candidates_V2.csv").read_text().splitlines()
+    kept = [line for line in lines if not line.endswith(",1")]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "candidates_V2.csv").write_text("\n".join(kept) + "\n")
+    with pytest.raises(RuntimeError) as caught:
+        create_and_build({**small, "dataset_dir": str(tmp_path / "data")})
+    message = r"the training split has no candidate of class 1 in its 5 series .*: hold out other series"
+    assert re.match(message, one_line(caught.value))
+
+
+# --- what MONAI expects of a bundle ---------------------------------------------------------------------------------
+
+
+def test_train_yaml_has_all_properties_that_monai_looks_for(state, small):
+    flow = workflow(small)
+    flow.initialize()
+    assert flow.check_properties() == []
+    assert isinstance(flow.network_def, NoduleNet)
+    assert flow.max_epochs == 2
+    assert flow.train_dataset_data is flow.train_dataset.data
+    # built once: what the properties show is what the trainer runs
+    assert flow.trainer.network is flow.parser.get_parsed_content("network")
+
+
+def test_network_def_is_overridden_by_one_key_of_an_overlay(state, small, tmp_path):
+    overlay = tmp_path / "densenet.yaml"
+    overlay.write_text("network_def: {_target_: DenseNet121, spatial_dims: 3, in_channels: 1, out_channels: 2}\n")
+    flow = workflow({**small, "max_epochs": 1, "samples_per_epoch": 4}, overlay)
+    flow.initialize()
+    assert isinstance(flow.network_def, DenseNet121)
+    flow.run()
+    assert "class_layers.out.weight" in torch.load(Path(small["output_dir"]) / "model.pt", weights_only=True)
+
+
+def test_network_def_is_overridden_from_the_command_line(state, small):
+    network = {"_target_": "DenseNet121", "spatial_dims": 3, "in_channels": 1, "out_channels": 2}
+    flow = workflow({**small, "network_def": network})
+    flow.initialize()
+    assert isinstance(flow.network_def, DenseNet121)
+    flow = workflow({**small, "network_def#norm": "BATCH", "resume": "true"})
+    flow.initialize()
+    assert sum(isinstance(module, torch.nn.BatchNorm3d) for module in flow.network_def.modules()) == 9
+
+
+def test_initial_weights_are_taken(state, small, tmp_path):
+    weights = NoduleNet().state_dict()
+    weights["head.bias"] += 0.5
+    torch.save(weights, tmp_path / "model.pt")
+    flow = workflow({**small, "init_weights": str(tmp_path / "model.pt")})
+    flow.initialize()
+    assert torch.equal(flow.network_def.head.bias, torch.full((2,), 0.5))
+
+
+def test_metadata_fits_monais_schema(shared, tmp_path):
+    schema = shared("schema/meta_schema_20240725.json")
+    # MONAI fetches the schema unless it is there
+    (tmp_path / "schema.json").write_bytes(schema.read_bytes())
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+
+
+def test_network_def_gives_what_metadata_promises(state):
+    verify_net_in_out(
+        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=str(TRAIN_YAML), device="cpu"
+    )
+
+
+# --- the whole run, as a user types it ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_dir, store_dir, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run of two epochs, and its settings."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    settings = {
+        "dataset_dir": phantom_dir,
+        "store_dir": store_dir,
+        "output_dir": output,
+        "device": "cpu",
+        "max_epochs": 2,
+        "samples_per_epoch": 12,
+        "batch_size": 4,
+        "num_workers": 0,
+        "validation_stride": 3,
+    }
+    done = command("training", settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "epoch 2 validation" in done.stderr
+    return output, settings
+
+
+def test_training_writes_a_bare_state_dict(finished):
+    weights = torch.load(finished[0] / "model.pt", weights_only=True)
+    network = NoduleNet(return_probabilities=False)
+    network.load_state_dict(weights)
+    assert {value.device.type for value in weights.values()} == {"cpu"}
+
+
+def test_training_writes_the_scores_of_the_best_epoch(finished):
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    assert metrics["epoch"] in (1, 2)
+    assert metrics["key_metric"] == "average_precision"
+    # three of eight series are held out, with 12 negatives and some positives each
+    assert (metrics["series"], metrics["candidates"] - metrics["positives"]) == (3, 36)
+    assert metrics["loss"] > 0
+    for name in ("accuracy", "recall", "specificity", "roc_auc", "average_precision"):
+        assert 0 <= metrics[name] <= 1
+    assert "optimistic" in metrics["chosen_on"]
+
+
+def test_training_writes_a_submission_of_all_validation_candidates(finished, phantom_dir):
+    path = finished[0] / "submission.csv"
+    with path.open(newline="") as stream:
+        assert next(csv.reader(stream))[:5] == ["seriesuid", "coordX", "coordY", "coordZ", "probability"]
+    submission = read_points(path, "probability")
+    given = read_points(phantom_dir / "candidates_V2.csv", "class")
+    held_out = given.select(given.series_codes(submission.series_uids) >= 0)
+    assert len(submission.series_uids) == 3
+    assert sorted(submission.points_xyz.tolist()) == sorted(held_out.points_xyz.tolist())
+    assert len(set(submission.values.tolist())) > 1
+
+
+def test_training_leaves_nothing_half_written(finished):
+    output = finished[0]
+    assert {"checkpoints", "metrics.json", "model.pt", "submission.csv"} <= set(os.listdir(output))
+    assert not list(output.rglob("*.tmp"))
+
+
+def test_a_used_output_folder_is_refused_and_nothing_in_it_is_touched(finished):
+    """Under the other run id, which names the same steps."""
+    output, settings = finished
+    before = {path: path.stat().st_mtime_ns for path in sorted(output.rglob("*"))}
+    done = command("run", settings)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"luna16: output_dir {output} is in use (it holds ")
+    assert last.endswith("continue that run with --resume true, or name another output_dir")
+    assert {path: path.stat().st_mtime_ns for path in sorted(output.rglob("*"))} == before
+
+
+def test_a_finished_run_is_resumed_without_work(state, finished):
+    output, settings = finished
+    before = {path: path.stat().st_mtime_ns for path in sorted(output.rglob("*")) if path.is_file()}
+    flow = workflow({**{key: str(value) for key, value in settings.items()}, **numbers(settings), "resume": "true"})
+    flow.initialize()
+    flow.run()
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+
+
+def numbers(settings: dict[str, Any]) -> dict[str, int]:
+    return {key: value for key, value in settings.items() if isinstance(value, int)}
