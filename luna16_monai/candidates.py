@@ -202,17 +202,18 @@ def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:
         yield line
 
 
-def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
+def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTable:
     """Read a table of points. A byte-order mark, CRLF, further columns and the columns' order do not matter.
 
     Args:
         path: a CSV file with a header line, or a member of a zip.
-        value_column: ``class``, ``diameter_mm`` or ``probability``; decides which values are allowed.
+        value_column: ``class``, ``diameter_mm`` or ``probability``; decides which values are allowed. None for bare
+            points: the values are then 0.
 
     Raises:
         ValueError: names file, line and column of what is wrong.
     """
-    columns = ("seriesuid", *COORDINATES, value_column)
+    columns = ("seriesuid", *COORDINATES, *([value_column] if value_column else []))
     codes: dict[str, int] = {}
     parts: list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]] = []
     with open_table(path) as text:
@@ -230,17 +231,18 @@ def read_points(path: Path | zipfile.Path, value_column: str) -> PointTable:
     series_uids = tuple(sorted(codes))
     sorted_codes = np.argsort(np.argsort(np.array(list(codes), dtype=object))) if codes else np.zeros(0, int)
     first_seen = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int32)
-    numbers = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, 4))
+    numbers = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, len(columns) - 1))
     lines = np.concatenate([part[2] for part in parts]) if parts else np.zeros(0, np.int32)
     table = PointTable(
         source=str(path),
         series_uids=series_uids,
         series=sorted_codes[first_seen].astype(np.int32),
         points_xyz=np.ascontiguousarray(numbers[:, :3]),
-        values=np.ascontiguousarray(numbers[:, 3]),
+        values=np.ascontiguousarray(numbers[:, 3]) if value_column else np.zeros(len(numbers)),
         lines=lines,
     )
-    _check_values(table, value_column)
+    if value_column:
+        _check_values(table, value_column)
     return table
 
 

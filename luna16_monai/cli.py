@@ -196,6 +196,29 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _predict(options: argparse.Namespace) -> int:
+    from luna16_monai.bundle import bundle_dir
+    from luna16_monai.candidates import read_points, write_points
+    from luna16_monai.inference import Classifier, from_ras
+
+    table = read_points(_existing(options.candidates), None)
+    classifier = Classifier(options.bundle or bundle_dir(), _device(options.device), options.weights)
+    points = from_ras(table) if options.ras else table
+    probabilities = classifier.probabilities(points, classifier.volumes(options.ct), options.tta)
+    uids = [table.series_uids[code] for code in table.series]
+    write_points(options.output, uids, table.points_xyz, probabilities, "probability")
+    result = {"output": str(options.output), "candidates": len(table), "series": len(table.series_uids)}
+    return _print(options, result, f"predict: {len(table)} probabilities in {options.output}")
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _report(options: argparse.Namespace) -> int:
     from luna16_monai.report import write_report
 
@@ -284,6 +307,18 @@ def _parser() -> argparse.ArgumentParser:
     compare = scoring("compare", _compare, "tell whether the second of two submissions is better than the first")
     compare.add_argument("--submission", type=Path, action="append", required=True, metavar="CSV", help="give it twice")
     compare.add_argument("--output", type=Path, metavar="DIR", help="for comparison.json")
+
+    predict = verb("predict", _predict, "score candidates of any CT with a trained bundle")
+    predict.add_argument("--ct", type=Path, action="extend", nargs="+", required=True, metavar="PATH", help="CTs")
+    predict.add_argument(
+        "--candidates", type=Path, required=True, metavar="CSV", help="seriesuid, coordX, coordY, coordZ"
+    )
+    predict.add_argument("--output", type=Path, required=True, metavar="CSV")
+    predict.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+    predict.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
+    predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
+    predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
+    predict.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
 
     report = verb("report", _report, "write one self-contained HTML file about a run")
     report.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="DIR", help="its output folder")

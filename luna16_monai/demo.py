@@ -47,16 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = Path(os.environ.get("LUNA16_STORE", "data/store"))
     started = time.monotonic()
     luna16 = [sys.executable, "-m", "luna16_monai"]
-    _step(f"1/4  synthetic CTs in LUNA16's layout -> {data}", [*luna16, "phantom", "--output", data, "--scans", SCANS])
-    _step(f"2/4  the volume store -> {store}", [*luna16, "prepare", "--data", data, "--store", store])
+    _step(f"1/5  synthetic CTs in LUNA16's layout -> {data}", [*luna16, "phantom", "--output", data, "--scans", SCANS])
+    _step(f"2/5  the volume store -> {store}", [*luna16, "prepare", "--data", data, "--store", store])
     overrides = {"dataset_dir": data, "store_dir": store, "output_dir": options.output, "resume": "true", **TRAINING}
     config = bundle_dir() / "configs" / "train.yaml"
     training = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]
     for key, value in overrides.items():
         training += [f"--{key}", value]
-    _step(f"3/4  training and validation -> {options.output}", training)
-    print("4/4  simple baselines on the same scans", flush=True)
+    _step(f"3/5  training and validation -> {options.output}", training)
+    print("4/5  simple baselines on the same scans", flush=True)
     metrics = _add_baselines(options.output, data, store)
+    report = options.output / "report.html"
+    _step("5/5  the report", [*luna16, "report", "--run", options.output, "--output", report, "--store", store])
     _print_table(metrics, options.output, data, store, time.monotonic() - started)
     return 0
 
@@ -99,8 +101,11 @@ def _print_table(metrics: dict[str, Any], output: Path, data: Path, store: Path,
     for name, auc in metrics["baselines"].items():
         print(f"  {'boosted trees: ' + name.replace('_', ' '):<40} {auc:.3f}")
     print(f"  {'network':<40} {metrics['roc_auc']:.3f}   (average precision {metrics['average_precision']:.3f})\n")
+    low, high = metrics["cpm_ci95"]
+    print(f"LUNA16's official score, CPM: {metrics['cpm']:.3f} (95 % {low:.3f} to {high:.3f})")
     print("The data are synthetic: these figures say nothing about real LUNA16.")
     for what, where in {
+        "report, opens in any browser": output / "report.html",
         "weights of the best epoch": output / "model.pt",
         "scores": output / "metrics.json",
         "probability of each candidate": output / "submission.csv",

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-PROGRAM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 MISSING = "no Chromium on this machine: install Debian's package chromium to run this test"
 FLAGS = [
     "--headless",
@@ -31,7 +33,12 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 SECONDS = 60
-KEYS = {"Enter": ("Enter", 13, "\r"), "Escape": ("Escape", 27, ""), "ArrowRight": ("ArrowRight", 39, ""), "Tab": ("Tab", 9, "")}
+KEYS = {
+    "Enter": ("Enter", 13, "\r"),
+    "Escape": ("Escape", 27, ""),
+    "ArrowRight": ("ArrowRight", 39, ""),
+    "Tab": ("Tab", 9, ""),
+}
 
 
 class Browser:
@@ -54,7 +61,9 @@ class Browser:
         # Chromium reads its orders from descriptor 3 and answers on 4
         order_read, self._orders = os.pipe()
         self._answers, answer_write = os.pipe()
-        words = " ".join(f'"{word}"' for word in [PROGRAM, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"])
+        words = " ".join(
+            f'"{word}"' for word in [PROGRAM, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        )
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", f"exec {words} 3<&{order_read} 4>&{answer_write}"],
             pass_fds=(order_read, answer_write),
@@ -70,7 +79,9 @@ class Browser:
             self.order(f"{domain}.enable")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._orders)
         os.close(self._answers)
         self._process.terminate()
@@ -95,9 +106,7 @@ class Browser:
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, mobile: bool = False) -> None:
         """Load a file in a window of this size and theme, and wait until it is there."""
-        self.order(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.order("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.order("Emulation.setEmulatedMedia", features=[scheme])
         self.order("Page.navigate", url=path.resolve().as_uri())

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from tables import point_table
 from monai.data import DataLoader, set_track_meta
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, RandFlipd, RandGaussianNoised
+from tables import point_table
 
 from luna16_monai import handlers, seeds
 from luna16_monai.augmentation import augmentation

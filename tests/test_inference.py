@@ -1,0 +1,130 @@
+"""From CTs and points to probabilities: the same as in validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from luna16_monai.bundle import bundle_dir
+from luna16_monai.candidates import read_candidates, read_points, write_points
+from luna16_monai.cli import main
+from luna16_monai.ct import find_cts
+from luna16_monai.cutouts import Store
+from luna16_monai.inference import Classifier, PreparedInMemory
+from luna16_monai.networks import NoduleNet
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(NoduleNet(return_probabilities=False).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(weights: Path) -> Classifier:
+    return Classifier(bundle_dir(), weights=weights)
+
+
+def test_probabilities_equal_those_of_the_store(
+    phantom_dir: Path, store_dir: Path, classifier: Classifier, weights: Path
+) -> None:
+    table = read_candidates(phantom_dir).select(np.arange(0, 40, 4)[::-1])
+    got = classifier.probabilities(table, classifier.volumes([phantom_dir]), batch_size=3)
+    network = NoduleNet(return_probabilities=True).eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    store = Store(store_dir)
+    for row in range(len(table)):
+        cutout = store.volume(table.series_uids[table.series[row]]).cutout(table.points_xyz[row])
+        image = torch.from_numpy(cutout).float().clamp(-1000, 1000)[None, None]
+        with torch.no_grad():
+            assert got[row] == pytest.approx(network(image)[1][0, 1].item(), abs=1e-5)
+
+
+def test_score_averages_over_the_views(classifier: Classifier) -> None:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(-1000, 400, (1, 1, 32, 48, 48), generator=generator).float()
+    once, averaged = classifier.score(image), classifier.score(image, tta=True)
+    turned = classifier.score(image.flip(2).rot90(1, (3, 4)), tta=True)
+    assert not torch.allclose(once, averaged, atol=1e-4)
+    assert torch.allclose(averaged, turned, atol=1e-5)
+
+
+def test_predict_writes_the_rows_in_their_order(
+    phantom_dir: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_candidates(phantom_dir)
+    uid = table.series_uids[0]
+    rows = np.flatnonzero(table.series == 0)[:5][::-1]
+    points = tmp_path / "points.csv"
+    write_points(points, [uid] * 5, table.points_xyz[rows], np.zeros(5), "anything")
+    path = next(ct.path for ct in find_cts(phantom_dir) if ct.series_uid == uid)
+    nifti = tmp_path / f"{uid}.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(nifti))
+    results = []
+    for ct in (path, nifti):
+        output = tmp_path / "predictions.csv"
+        call = ["predict", "--ct", str(ct), "--candidates", str(points), "--output", str(output)]
+        assert main([*call, "--weights", str(weights), "--device", "cpu"]) == 0
+        results.append(read_points(output, "probability"))
+        assert np.allclose(results[-1].points_xyz, table.points_xyz[rows], atol=1e-6)
+    assert np.allclose(results[0].values, results[1].values, atol=1e-3)
+    ras = tmp_path / "ras.csv"
+    write_points(ras, [uid] * 5, table.points_xyz[rows] * [-1, -1, 1], np.zeros(5), "anything")
+    call = ["predict", "--ct", str(path), "--candidates", str(ras), "--output", str(tmp_path / "ras_out.csv"), "--ras"]
+    assert main([*call, "--weights", str(weights), "--device", "cpu"]) == 0
+    assert np.allclose(read_points(tmp_path / "ras_out.csv", "probability").values, results[0].values, atol=1e-6)
+
+
+def test_predict_refuses_wrong_input(
+    phantom_dir: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_candidates(phantom_dir)
+    uid, other = table.series_uids[:2]
+    path = next(ct.path for ct in find_cts(phantom_dir) if ct.series_uid == uid)
+    output = tmp_path / "predictions.csv"
+    points = tmp_path / "points.csv"
+
+    def predict(*more: str) -> tuple[int, str]:
+        call = ["predict", "--candidates", str(points), "--output", str(output), "--device", "cpu", *more]
+        code = main(call)
+        assert not output.exists()
+        return code, capsys.readouterr().err
+
+    write_points(points, [uid], [[9999.0, 0.0, 0.0]], [0], "class")
+    code, told = predict("--ct", str(path), "--weights", str(weights))
+    assert code == 2
+    assert "candidate (9999.0, 0.0, 0.0) mm" in told
+    assert "line 2" in told
+    write_points(points, [other], table.points_xyz[:1], [0], "class")
+    code, told = predict("--ct", str(path), "--weights", str(weights))
+    assert code == 2
+    assert f"series {other}" in told
+    code, told = predict("--ct", str(path), "--weights", str(tmp_path / "none.pt"))
+    assert code == 2
+    assert "no weights" in told
+    torch.save(NoduleNet(channels=(4, 8), return_probabilities=False).state_dict(), tmp_path / "other.pt")
+    code, told = predict("--ct", str(path), "--weights", str(tmp_path / "other.pt"))
+    assert code == 2
+    assert "belong to another network" in told
+    code, told = predict("--ct", str(path), str(path), "--weights", str(weights))
+    assert code == 2
+    assert "are both series" in told
+    points.write_text("seriesuid,coordX,coordY\na,1,2\n")
+    code, told = predict("--ct", str(path), "--weights", str(weights))
+    assert code == 2
+    assert "column coordZ is missing" in told
+
+
+def test_prepared_in_memory_keeps_one_volume(phantom_dir: Path) -> None:
+    volumes = PreparedInMemory(phantom_dir, bundle_dir() / "configs" / "prepare.yaml")
+    one, other = volumes.series_uids[:2]
+    first = volumes.volume(one)
+    assert volumes.volume(one) is first
+    volumes.volume(other)
+    assert volumes.volume(one) is not first

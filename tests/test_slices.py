@@ -1,0 +1,58 @@
+"""Slices: each direction of the patient lands where a radiologist expects it, however the volume lies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from luna16_monai.cutouts import Volume
+from luna16_monai.geometry import Geometry
+from luna16_monai.slices import LUNG_WINDOW_HU, slices_through
+
+SIDE = 21
+
+
+def volume(marked_xyz: tuple[int, int, int], direction: np.ndarray | None = None) -> Volume:
+    """A cube of 21 mm at 1 mm around the world's origin, -300 HU, with one voxel of 400 HU."""
+    axes = np.eye(3) if direction is None else direction
+    geometry = Geometry.from_axes((SIDE,) * 3, (1, 1, 1), -axes @ np.full(3, SIDE // 2), axes)
+    voxels = np.full((SIDE,) * 3, -300, np.int16)
+    voxels[tuple(np.rint(geometry.voxel_from_world(marked_xyz)).astype(int))] = 400
+    return Volume(voxels, geometry, geometry)
+
+
+# (row, column) from the middle pixel; the patient's left is at x > 0, the back at y > 0, the head at z > 0
+SEEN = {
+    "axial": {(4, 0, 0): (0, 4), (0, 4, 0): (4, 0)},
+    "coronal": {(4, 0, 0): (0, 4), (0, 0, 4): (-4, 0)},
+    "sagittal": {(0, 4, 0): (0, 4), (0, 0, 4): (-4, 0)},
+}
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.eye(3)[[1, 2, 0]]])
+@pytest.mark.parametrize("view", SEEN)
+def test_slices_through_shows_each_direction_in_its_place(view: str, direction: np.ndarray) -> None:
+    for marked, (row, column) in SEEN[view].items():
+        picture = slices_through(volume(marked, direction), (0, 0, 0), side_mm=SIDE, pixels=SIDE)[view]
+        assert np.argwhere(picture == 255).tolist() == [[SIDE // 2 + row, SIDE // 2 + column]]
+
+
+def test_slices_through_window_and_air_outside() -> None:
+    pictures = slices_through(volume((0, 0, 0)), (10, 0, 0), side_mm=SIDE, pixels=SIDE)
+    # -300 HU is half of the window from -1000 to 400; x > 10.5 mm is outside the scan, black
+    axial = pictures["axial"]
+    assert LUNG_WINDOW_HU == (-1000, 400)
+    assert (axial[10, 10], axial[10, 9], axial[10, 11], axial[10, 0]) == (128, 128, 0, 255)
+
+
+def test_slices_through_interpolates_between_voxels() -> None:
+    # pixels of half a millimetre: the neighbour of the marked voxel is halfway between 400 and -300 HU
+    axial = slices_through(volume((0, 0, 0)), (0, 0, 0), side_mm=10.5, pixels=21)["axial"]
+    assert [int(axial[10, column]) for column in (10, 11, 12)] == [255, round(255 * 1050 / 1400), 128]
+
+
+def test_slices_through_refuses_a_point_outside_and_an_even_number_of_pixels() -> None:
+    with pytest.raises(ValueError, match=r"point \[40, 0, 0\] mm lies outside the scan"):
+        slices_through(volume((0, 0, 0)), (40, 0, 0))
+    with pytest.raises(ValueError, match="20 pixels have no middle one"):
+        slices_through(volume((0, 0, 0)), (0, 0, 0), pixels=20)
