@@ -325,20 +325,26 @@ def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
 def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
     """Start from the weights in a file; None leaves the network as it is.
 
+    A head of another size, as for other classes or a larger cutout, stays as it was initialised; the log says so.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no plain weights, or those of another network.
+        ValueError: the weights belong to another network.
     """
     if path is None:
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
-    weights = read_weights(path)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    own = network.state_dict()
+    fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict({**weights, **{key: own[key] for key in fresh}})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"init_weights {path} belong to another network: {reason}") from error
+    if fresh:
+        logger.info("init_weights: the head has another size and starts fresh, all else goes on from %s", path)
 
 
 def _best_of(state: Any) -> list[Any]:

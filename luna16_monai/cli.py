@@ -201,6 +201,12 @@ def _predict(options: argparse.Namespace) -> int:
     from luna16_monai.candidates import read_points, write_points
     from luna16_monai.inference import Classifier, from_ras
 
+    if options.bundle is not None:
+        from monai.bundle import ConfigParser
+
+        files = [options.bundle / "configs" / name for name in ("inference.yaml", "prepare.yaml")]
+        configs = [ConfigParser.load_config_file(str(file)) for file in files if file.is_file()]
+        _require_trust(options.bundle, configs, options.trust_bundle)
     table = read_points(_existing(options.candidates), None)
     classifier = Classifier(options.bundle or bundle_dir(), _device(options.device), options.weights)
     points = from_ras(table) if options.ras else table
@@ -315,6 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--output", type=Path, required=True, metavar="CSV")
     predict.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+    predict.add_argument("--trust-bundle", action="store_true", help="run a --bundle that may hold any code")
     predict.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")

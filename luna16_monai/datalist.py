@@ -230,7 +230,8 @@ class Split:
         self.train_series, self.validation_series = series
         refuse_leakage(train=self.train_series, validation=self.validation_series)
         table = read_candidates(data_dir)
-        table.require_series([*subsets, *store.missing, *(read_series_list(data_dir) or ())], "the prepared store")
+        known = [*subsets, *store.missing, *(read_series_list(data_dir) or ())]
+        table.require_series(known, f"the prepared store, nor in {data_dir / 'seriesuids.csv'}")
         table = table.select(table.series_codes(list(subsets)) >= 0)
         store.require_inside(table)
         train = table.select(table.series_codes(self.train_series) >= 0)
@@ -358,8 +359,6 @@ class SeededCacheDataset(CacheDataset):
         super().__init__(
             data, transform, cache_num=0, num_workers=num_workers, progress=progress, copy_cache=False
         )  # no transform here changes its input in place
-        # own random states, since MONAI's transforms share one until they are told otherwise
-        transform.set_random_state(0)
         self._random_states = list(_random_states(transform))
         if cache_gb > 0 and len(data):
             item = self._load_cache_item(0)

@@ -28,6 +28,8 @@ def one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.errno in CURES:
         text = f"{error.filename or 'the disk'}: {error.strerror}: {CURES[error.errno]}"
+    if isinstance(error, MemoryError):
+        text = f"{text or 'out of memory'}: give the process more memory, or use fewer workers"
     if "\nOriginal Traceback" in text:
         # a loader's worker hands its error over as a printed traceback, which begins with the root cause
         text = text.split("\n\nThe above exception")[0].strip().splitlines()[-1].split(": ", 1)[-1]

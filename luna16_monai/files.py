@@ -31,7 +31,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         with _open_folder(path.parent) as folder:
             # shared by writers, so that nobody clears up between the next two lines
             _try_lock(folder, fcntl.LOCK_SH)
-            stream = files.enter_context(open(aside, "xb"))
+            try:
+                stream = files.enter_context(open(aside, "xb"))
+            except OSError as error:
+                error.filename = str(path)
+                raise
             guard = files.enter_context(open(aside, "rb"))
             _try_lock(guard.fileno(), fcntl.LOCK_EX)
         try:

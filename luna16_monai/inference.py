@@ -186,9 +186,10 @@ class Classifier:
             raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
         self.bundle, self.device = bundle, device
         self.config = ConfigParser.load_config_file(str(config))
-        self.config.update(bundle_root=str(bundle), device=str(device))
+        # paths, not texts, in which MONAI would read # as ::
+        self.config.update(bundle_root=bundle, device=str(device))
         if weights is not None:
-            self.config["weights"] = str(weights)
+            self.config["weights"] = weights
         self.network: nn.Module = ConfigParser(dict(self.config)).get_parsed_content("network")
 
     def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:

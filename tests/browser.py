@@ -6,11 +6,13 @@ The real thing happens: keys and clicks go in where a user's would, console erro
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +35,7 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 SECONDS = 60
+PUT_THERE = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 KEYS = {
     "Enter": ("Enter", 13, "\r"),
     "Escape": ("Escape", 27, ""),
@@ -58,14 +61,13 @@ class Browser:
 
     def __enter__(self) -> Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        # Chromium reads its orders from descriptor 3 and answers on 4
+        # Chromium reads its orders from descriptor 3 and answers on 4; a small program puts the pipes there
         order_read, self._orders = os.pipe()
         self._answers, answer_write = os.pipe()
-        words = " ".join(
-            f'"{word}"' for word in [PROGRAM, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
-        )
+        order_read, answer_write = (_moved_up(descriptor) for descriptor in (order_read, answer_write))
+        program = [str(PROGRAM), *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {words} 3<&{order_read} 4>&{answer_write}"],
+            [sys.executable, "-S", "-c", PUT_THERE, str(order_read), str(answer_write), *program],
             pass_fds=(order_read, answer_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -167,3 +169,10 @@ class Browser:
             or (method == "Log.entryAdded" and params["entry"]["level"] == "error")
         ):
             self.errors.append(json.dumps(params)[:500])
+
+
+def _moved_up(descriptor: int) -> int:
+    """The same descriptor under a number that is not 3 or 4."""
+    above = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return above

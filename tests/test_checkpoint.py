@@ -294,6 +294,11 @@ def test_load_initial_weights(tmp_path: Path) -> None:
     load_initial_weights(other, None)
     load_initial_weights(other, str(tmp_path / "model.pt"))
     assert_same(dict(one.state_dict()), dict(other.state_dict()))
+    larger = NoduleNet((8, 16, 16), channels=(2, 4))
+    head = larger.head.weight.detach().clone()
+    load_initial_weights(larger, str(tmp_path / "model.pt"))
+    assert_same(dict(one.backbone.state_dict()), dict(larger.backbone.state_dict()))
+    assert torch.equal(larger.head.weight, head)
     with pytest.raises(ValueError, match="belong to another network"):
         load_initial_weights(NoduleNet((8, 8, 8), channels=(2, 8)), str(tmp_path / "model.pt"))
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -244,7 +244,10 @@ def test_split_leaves_out_candidates_of_scans_that_are_not_there(tmp_path):
 
 def test_split_refuses_a_series_that_nobody_knows(tmp_path):
     data = write_candidates(tmp_path, [*both_classes(4), ("1.2.3", 1)])
-    with pytest.raises(ValueError, match=r"series 1\.2\.3 \(.*candidates_V2\.csv, line 14\) is not in the prepared"):
+    message = (
+        r"series 1\.2\.3 \(.*candidates_V2\.csv, line 14\) is not in the prepared store, nor in .*seriesuids\.csv: "
+    )
+    with pytest.raises(ValueError, match=message):
         Split(data, FakeStore(4), validation_stride=2)
 
 

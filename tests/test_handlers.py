@@ -127,7 +127,6 @@ class TestRunRecord:
         config = {
             "imports": ["$import torch"],
             "dataset_dir": str(data),
-            "output_dir": str(tmp_path),
             "device": "$torch.device('cpu')",
             "batch_size": 8,
             "twice": "$@batch_size * 2",
@@ -139,8 +138,11 @@ class TestRunRecord:
         parser = ConfigParser(config, globals={"bundle": bundle})
         settings = parser.get_parsed_content("train#settings")
         assert {key: value for key, value in settings.items() if key != "network_def"} == {
-            "dataset_dir": "scans", "output_dir": tmp_path.name, "device": "cpu", "batch_size": 8, "twice": 16,
-        }  # fmt: skip
+            "dataset_dir": "scans",
+            "device": "cpu",
+            "batch_size": 8,
+            "twice": 16,
+        }
         record = RunRecord(str(tmp_path), settings, str(data), split, torch.nn.Linear(2, 2))  # type: ignore[arg-type]
         record(Engine(lambda _, __: None))
         text = (tmp_path / "run.json").read_text()
