@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised, Transform
+from monai.utils import ensure_tuple
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ def _why_not(transforms: Sequence[Any]) -> str | None:
         return "the affine or the noise is not applied each time with a fixed sigma"
     if affine.mode[0] != "bilinear" or affine.padding_mode[0] != "border":
         return "the affine is not bilinear with border padding"
-    if inner.spatial_size is None or len(inner.spatial_size) != 3 or min(inner.spatial_size) < 2:
+    size = ensure_tuple(inner.spatial_size)
+    if inner.spatial_size is None or len(size) != 3 or min(size) < 2:
         return "the affine has no fixed spatial_size in 3-D"
     return None

@@ -32,7 +32,7 @@ CSS = {
     TWO: "var(--two)",
     THREE: "var(--three)",
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "luna16_monai",  # the same ids, so the same file, every time
     "font.family": "sans-serif",
@@ -65,7 +65,7 @@ def froc_chart(match: Match, draws: int = 1000, seed: int = 0) -> str:
     curve = froc_curve(match)
     rates = np.geomspace(RATES[0] * 0.8, RATES[-1] * 1.25, 60)
     with _chart() as (figure, axes):
-        low, high = froc_band(match, rates, draws, seed).T
+        low, high = froc_band(match, rates.tolist(), draws, seed).T
         axes.fill_between(rates, low, high, color=ONE, alpha=0.16, linewidth=0)
         axes.plot(rates, np.interp(rates, curve.false_positives_per_scan, curve.sensitivity), color=ONE)
         axes.plot(RATES, sensitivity_at(match), "o", color=ONE, markersize=6.5, clip_on=False)

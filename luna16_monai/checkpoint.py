@@ -335,7 +335,7 @@ def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_weights(path)
     own = network.state_dict()
     fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
     try:

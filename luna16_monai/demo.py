@@ -39,7 +39,7 @@ FIRST_ROUND = {
     "learning_rate": 3e-3,
     "val_interval": 5,
 }
-SECOND_ROUND = {"max_epochs": 4, "samples_per_epoch": 1536, "learning_rate": 1e-3}
+SECOND_ROUND = {"max_epochs": 4, "samples_per_epoch": 1536, "learning_rate": 1e-3, "val_interval": 2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

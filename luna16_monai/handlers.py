@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -51,17 +52,17 @@ class EpochSeeds:
     def __init__(self, sampler: RatioSampler, seed: int, batch_size: int) -> None:
         self.sampler, self.seed, self.batch_size = sampler, seed, batch_size
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the trainer, before any other handler that draws numbers."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
         engine.add_event_handler(Events.ITERATION_STARTED, self.start_iteration)
 
-    def start_epoch(self, engine: Engine) -> None:
+    def start_epoch(self, engine: Workflow) -> None:
         """Move the sampler; Ignite asks the loader for an iterator after this event, on resume too."""
         done = engine.state.iteration % engine.state.epoch_length
         self.sampler.set_position(engine.state.epoch - 1, done * self.batch_size)
 
-    def start_iteration(self, engine: Engine) -> None:
+    def start_iteration(self, engine: Workflow) -> None:
         """Seed torch for dropout."""
         seed_iteration(self.seed, engine.state.iteration)
 
@@ -78,11 +79,11 @@ class FiniteLoss:
         self.path = Path(output_dir) / "nonfinite_loss.json"
         self.candidates = candidates
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the trainer, before its checkpoints."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Check the loss.
 
         Raises:
@@ -121,11 +122,11 @@ class ResultFiles:
         self.output_dir, self.scores, self.table = Path(output_dir), scores, candidates.table
         self.draws, self.seed = draws, seed
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine, **more: Any) -> None:
+    def __call__(self, engine: Workflow, **more: Any) -> None:
         """Write the files; ``more`` goes into metrics.json."""
         rows = self.table.select(self.scores.candidates.numpy())
         probability, label = self.scores.probabilities.numpy(), rows.values.astype(int)
@@ -170,11 +171,11 @@ class BestEpoch:
         self.output_dir, self.network = Path(output_dir), network
         self.results = ResultFiles(output_dir, scores, candidates)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Write the files, if this epoch is the best."""
         state = engine.state
         if state.best_metric_epoch != state.epoch:
@@ -207,11 +208,11 @@ class History:
             raise ValueError(f"split {split!r} of the history: name one of {', '.join(SPLITS)}")
         self.path, self.split = Path(output_dir) / HISTORY, split
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the trainer, before the learning rate changes, or to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Add the epoch."""
         epoch = engine.state.epoch
         known = {name: value for name, value in engine.state.metrics.items() if math.isfinite(value)}
@@ -271,11 +272,11 @@ class RunRecord:
             },
         }
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Write the record."""
         write_json(self.path, self.record)
 
@@ -321,18 +322,18 @@ class Progress:
     ) -> None:
         self.name, self.seconds, self.scores, self.best = name, seconds, scores, best
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to a trainer or an evaluator, after its metrics."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.end)
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: Workflow) -> None:
         """Start the clock."""
         self.started = self.said = time.monotonic()
         self.seen = self.batches = 0
 
-    def iteration(self, engine: Engine) -> None:
+    def iteration(self, engine: Workflow) -> None:
         """Say where the epoch is, if it is time to."""
         self.seen += len(engine.state.batch["candidate"])
         self.batches += 1
@@ -351,14 +352,14 @@ class Progress:
             _clock((length - done) / rate),
         )
 
-    def end(self, engine: Engine) -> None:
+    def end(self, engine: Workflow) -> None:
         """Say the epoch's scores."""
         metrics = engine.state.metrics
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self.scores if name in metrics)
         best = ", best so far" if self.best and engine.state.best_metric_epoch == engine.state.epoch else ""
         logger.info("%s: %s in %s%s", self._title(engine), shown, _clock(time.monotonic() - self.started), best)
 
-    def _title(self, engine: Engine) -> str:
+    def _title(self, engine: Workflow) -> str:
         return f"epoch {engine.state.epoch} {self.name}"
 
 
@@ -373,11 +374,11 @@ class PrecisionRecallCurve:
     def __init__(self, log_dir: str, scores: CandidateScores) -> None:
         self.log_dir, self.scores = log_dir, scores
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Add the curve."""
         with SummaryWriter(self.log_dir) as writer:
             writer.add_pr_curve(

@@ -135,9 +135,12 @@ def choose_examples(results: Results, per_kind: int = EXAMPLES_PER_KIND) -> list
     hits = hits[np.argsort(-best[hits], kind="stable")]
     hits = hits[np.unique(np.linspace(0, hits.size - 1, min(per_kind, hits.size)).round().astype(int))]
     return [
-        *(_candidate("false", row, results, None) for row in false),
-        *(_nodule(row, results, match) for row in missed),
-        *(_candidate("hit", match.nodule_mark[row], results, match.nodule_diameter_mm[row]) for row in hits),
+        *(_candidate("false", row, results, None) for row in false.tolist()),
+        *(_nodule(row, results, match) for row in missed.tolist()),
+        *(
+            _candidate("hit", int(match.nodule_mark[row]), results, float(match.nodule_diameter_mm[row]))
+            for row in hits
+        ),
     ]
 
 
@@ -149,7 +152,7 @@ def _candidate(kind: str, row: int, results: Results, diameter_mm: float | None)
         (x, y, z),
         float(results.probability[row]),
         None if results.calibrated is None else float(results.calibrated[row]),
-        None if diameter_mm is None else float(diameter_mm),
+        diameter_mm,
     )
 
 

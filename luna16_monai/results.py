@@ -86,9 +86,10 @@ def write_results(
         columns["status"] = names[match.mark_status]
         columns["nodule"] = _from_one(match.mark_nodule)
         columns["diameter_mm"] = _where(match.mark_nodule >= 0, match.nodule_diameter_mm, match.mark_nodule)
+        nodule_uids = [nodules.series_uids[code] for code in nodules.series]
         write_points(
             folder / NODULES,
-            nodule_uids := [nodules.series_uids[code] for code in nodules.series],
+            nodule_uids,
             nodules.points_xyz,
             nodules.values,
             "diameter_mm",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
@@ -62,8 +62,8 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     if positive.any() and not positive.all():
         # the difference of the logits ranks as the probability does, without its ties near 0 and 1
         margin = logits[:, 1] - logits[:, 0]
-        scores["roc_auc"] = float(compute_roc_auc(margin, positive.long()))
-        scores["average_precision"] = float(compute_average_precision(margin, positive.long()))
+        scores["roc_auc"] = float(compute_roc_auc(margin, positive.long()))  # type: ignore[arg-type]
+        scores["average_precision"] = float(compute_average_precision(margin, positive.long()))  # type: ignore[arg-type]
     else:
         scores["roc_auc"] = scores["average_precision"] = math.nan
     return scores
@@ -106,7 +106,8 @@ class CandidateScores(Metric):
 
     def iteration_completed(self, engine: Engine) -> None:
         """Keep one batch. The output has ``logits`` and ``label``, the batch has ``candidate``."""
-        output, batch = engine.state.output, engine.state.batch
+        state: Any = engine.state
+        output, batch = state.output, state.batch
         self.update((output["logits"], output["label"], batch["candidate"]))
 
     def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -117,8 +118,8 @@ class CandidateScores(Metric):
         """Gather the epoch on every rank, score it on the first, and tell the others."""
         if not self._parts:
             raise ValueError("no prediction was made in this epoch: is the dataset empty?")
-        gathered = (evenly_divisible_all_gather(torch.cat(part)) for part in zip(*self._parts, strict=True))
-        logits, labels, candidates = gathered
+        parts = [torch.cat(part) for part in zip(*self._parts, strict=True)]
+        logits, labels, candidates = (evenly_divisible_all_gather(part, concat=True) for part in parts)
         self.candidates, order = candidates.sort(stable=True)
         if self.truth is not None:
             first = torch.ones_like(self.candidates, dtype=torch.bool)
@@ -128,7 +129,7 @@ class CandidateScores(Metric):
         if idist.get_world_size() == 1:
             return self._scores()
         scores = self._scores() if idist.get_rank() == 0 else dict.fromkeys(self.names, 0.0)
-        told = idist.broadcast(torch.tensor([scores[name] for name in self.names], dtype=torch.float64), src=0)
+        told: Any = idist.broadcast(torch.tensor([scores[name] for name in self.names], dtype=torch.float64), src=0)
         return dict(zip(self.names, told.tolist(), strict=True))
 
     @property
@@ -136,9 +137,9 @@ class CandidateScores(Metric):
         """(n,) float64, the probability of a nodule, sorted by candidate."""
         return torch.softmax(self.logits.double(), dim=1)[:, 1]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OrderedDict[str, Any]:
         """The part of the epoch that was seen, for a checkpoint in its middle."""
-        return {"parts": [list(part) for part in self._parts]}
+        return OrderedDict(parts=[list(part) for part in self._parts])
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on after what ``state_dict`` had seen."""

@@ -113,7 +113,10 @@ class TestChooseExamples:
         scored = evaluate(table, Truth(("1.0", "1.1"), point_table(nodules), None), draws=0)
         write_results(tmp_path, scored.scores, table, table.values, scored)
         chosen = choose_examples(read_results(tmp_path))
-        assert [(one.kind, one.probability) for one in chosen if one.kind != "false"] == [("missed", 0.4), ("hit", 0.95)]
+        assert [(one.kind, one.probability) for one in chosen if one.kind != "false"] == [
+            ("missed", 0.4),
+            ("hit", 0.95),
+        ]
 
 
 class TestWriteReport:
@@ -202,7 +205,9 @@ class TestInTheBrowser:
     def test_page_renders_without_an_error_or_a_request(self, browser: Browser, page: Path) -> None:
         browser.open(page)
         assert browser.value("document.querySelector('#cpm').textContent").startswith("0.")
-        assert browser.value("[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().height > 100)")
+        assert browser.value(
+            "[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().height > 100)"
+        )
         assert browser.errors == []
         assert {address.split(":")[0] for address in browser.requests} <= {"file", "data", "about"}
 
@@ -244,12 +249,16 @@ class TestInTheBrowser:
         assert browser.value("document.documentElement.scrollWidth") == 360
         browser.click(".card button")
         assert browser.value("document.querySelector('dialog').open")
-        box = browser.value("(() => { const b = document.querySelector('dialog').getBoundingClientRect(); return [b.left, b.right]; })()")
+        box = browser.value(
+            "(() => { const b = document.querySelector('dialog').getBoundingClientRect();"
+            " return [b.left, b.right]; })()"
+        )
         assert 0 <= box[0] < box[1] <= 360
 
     def test_page_follows_the_theme_with_its_charts(self, browser: Browser, page: Path) -> None:
         ink = "getComputedStyle(document.body).color"
-        line = "getComputedStyle([...document.querySelectorAll('.chart path')].find(p => p.style.stroke === 'var(--one)')).stroke"
+        paths = "[...document.querySelectorAll('.chart path')]"
+        line = f"getComputedStyle({paths}.find(p => p.style.stroke === 'var(--one)')).stroke"
         seen = []
         for dark in (False, True):
             browser.open(page, dark=dark)

@@ -132,7 +132,7 @@ def test_rand_affined_turns_the_image_in_the_axial_plane_for_the_first_range_alo
     quarter = RandAffined("image", prob=1.0, rotate_range=[(math.pi / 2, math.pi / 2), 0.0, 0.0], mode="bilinear")
     image = torch.arange(2 * 3 * 3).reshape(1, 2, 3, 3).float()
     turned = quarter({"image": image})["image"]
-    # output (y, x) looks at input (-x, y), counted from the middle: (-1, -1) at (1, -1), the first row at the first column
+    # output (y, x) looks at input (-x, y), counted from the middle: (-1, -1) at (1, -1)
     np.testing.assert_allclose(turned[0, 0], [[6, 3, 0], [7, 4, 1], [8, 5, 2]], atol=1e-4)
     np.testing.assert_allclose(turned[0, 1], [[15, 12, 9], [16, 13, 10], [17, 14, 11]], atol=1e-4)
 
