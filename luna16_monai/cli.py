@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    # it greets every user of blosc2 with its number of threads
+    logging.getLogger("numexpr").setLevel(logging.WARNING)
     try:
         return options.run(options)
     except KeyboardInterrupt:

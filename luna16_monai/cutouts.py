@@ -24,6 +24,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
+from monai.data import get_track_meta, set_track_meta
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
@@ -100,7 +101,13 @@ def prepare_volume(
     Raises:
         ValueError: the transforms do not give a single-channel volume with an affine.
     """
-    image = transform({"image": str(path)})["image"]
+    # the transforms need the affine, which training and scoring do without: they switch its tracking off
+    tracked = get_track_meta()
+    set_track_meta(True)
+    try:
+        image = transform({"image": str(path)})["image"]
+    finally:
+        set_track_meta(tracked)
     if image.ndim != 4 or image.shape[0] != 1 or not hasattr(image, "affine"):
         raise ValueError(
             f"the transforms give {type(image).__name__} of shape {tuple(image.shape)} for {path.name}: "
@@ -246,7 +253,7 @@ def read_index(store_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no store in {store_dir}: run luna16 prepare --data DIR --store {store_dir}")
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and run luna16 prepare again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -257,7 +264,7 @@ def read_index(store_dir: Path) -> dict[str, Any]:
 def read_entry(sidecar: Path) -> dict[str, Any] | None:
     """What stands beside a volume; None where it is absent or damaged."""
     try:
-        entry = json.loads(sidecar.read_text())
+        entry = json.loads(sidecar.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return entry if isinstance(entry, dict) else None

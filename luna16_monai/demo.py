@@ -88,7 +88,7 @@ def _step(title: str, command: Sequence[Any]) -> None:
 def _add_baselines(output: Path, data: Path, store_dir: Path) -> dict[str, Any]:
     """Train the baselines on the training cutouts, score the validation cutouts, and add the AUCs to metrics.json."""
     path = output / "metrics.json"
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     store = Store(store_dir)
     split = Split(data, store, validation_stride=STRIDE)
     train, validation = (_cutouts(part, store) for part in (split.train, split.validation))

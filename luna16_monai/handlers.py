@@ -232,7 +232,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """The rows of a ``history.csv``; none where there is no such file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as stream:
+    with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -252,7 +252,7 @@ class RunRecord:
     ) -> None:
         self.path = Path(output_dir) / RUN
         data = Path(dataset_dir)
-        about = json.loads(phantom.read_text()) if (phantom := data / "phantom.json").is_file() else {}
+        about = json.loads(phantom.read_text(encoding="utf-8")) if (phantom := data / "phantom.json").is_file() else {}
         self.record = {
             "settings": dict(settings),
             "versions": {
@@ -291,7 +291,7 @@ def trained_series(run_dir: Path | str) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(json.loads(path.read_text())["data"]["train_series"])
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["data"]["train_series"])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path} does not tell what the run was trained on: train it anew, or evaluate its model.pt by "

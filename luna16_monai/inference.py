@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-from monai.data import set_track_meta
+from monai.data import get_track_meta, set_track_meta
 from monai.engines.workflow import Workflow
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -82,12 +82,7 @@ class PreparedInMemory:
         if uid not in self._volumes:
             while len(self._volumes) >= self.kept:
                 self._volumes.popitem(last=False)
-            # MONAI's transforms need the affine that the rest of the pipeline does without
-            set_track_meta(True)
-            try:
-                self._volumes[uid] = prepare_volume(self.paths[uid], self.transform)
-            finally:
-                set_track_meta(False)
+            self._volumes[uid] = prepare_volume(self.paths[uid], self.transform)
         return self._volumes[uid]
 
     def require_inside(self, table: PointTable) -> None:
@@ -218,6 +213,7 @@ class Classifier:
         candidates = CandidateList(table.select(order), positives_first=False)
         preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
         result = np.empty(len(table))
+        tracked = get_track_meta()
         set_track_meta(False)
         try:
             for start in range(0, len(table), batch_size):
@@ -225,7 +221,7 @@ class Classifier:
                 images = torch.stack([preprocessing(candidates[row])["image"] for row in rows])
                 result[order[start : start + batch_size]] = self.score(images, tta).numpy()
         finally:
-            set_track_meta(True)
+            set_track_meta(tracked)
         return result
 
     @torch.inference_mode()

@@ -80,7 +80,7 @@ def write_report(
             f"{error.name} is not installed, and the report needs it: pip install 'luna16_monai[report]'"
         ) from error
     results = read_results(run_dir)
-    run = json.loads((run_dir / RUN).read_text()) if (run_dir / RUN).is_file() else None
+    run = json.loads((run_dir / RUN).read_text(encoding="utf-8")) if (run_dir / RUN).is_file() else None
     examples = choose_examples(results, per_kind)
     pictures = _pictures(examples, store_dir)
     environment = jinja2.Environment(

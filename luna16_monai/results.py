@@ -126,7 +126,7 @@ def read_results(folder: Path) -> Results:
                 f"no {name} in {folder}: name the output folder of a training or of luna16 evaluate"
             )
     try:
-        metrics = json.loads((folder / METRICS).read_text())
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / METRICS} is damaged ({error}): evaluate the run again") from error
     candidates = _read_columns(folder / CANDIDATES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +45,13 @@ def shared() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def track_meta() -> Iterator[None]:
+    """MONAI's tracking of affines as it is by default, whatever a test before has switched off."""
+    from monai.data import set_track_meta
+
+    set_track_meta(True)
+    yield
+    set_track_meta(True)

@@ -134,7 +134,7 @@ def build(
 
 def seen(output_dir: Path) -> dict[str, str]:
     """What a run saw; what it saw twice, before and after a stop, must be the same."""
-    lines = output_dir.with_name("seen.txt").read_text().splitlines()
+    lines = output_dir.with_name("seen.txt").read_text(encoding="utf-8").splitlines()
     result: dict[str, str] = {}
     for line in lines:
         key, value = line.rsplit(" ", 1)

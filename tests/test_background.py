@@ -52,7 +52,9 @@ def test_write_background_phantom_adds_nodules_and_changes_nothing_else(chest_ct
 
 
 def test_write_background_phantom_gives_each_scan_a_patient_and_both_classes(background_phantom):
-    patients = [line.split(",")[1] for line in (background_phantom / "patients.csv").read_text().split()[1:]]
+    patients = [
+        line.split(",")[1] for line in (background_phantom / "patients.csv").read_text(encoding="utf-8").split()[1:]
+    ]
     assert len(set(patients)) == 3
     candidates = read_candidates(background_phantom)
     for code in range(3):

@@ -138,7 +138,7 @@ def test_running_config_is_the_config_as_written():
 
 
 def test_train_yaml_has_the_promised_settings_above_its_line():
-    text = TRAIN_YAML.read_text()
+    text = TRAIN_YAML.read_text(encoding="utf-8")
     above = yaml.safe_load(text[: re.search(r"^# -{20,}$", text, re.MULTILINE).start()])
     assert set(above) >= PROMISED
     assert (above["ratio"], above["spacing_zyx"], above["validation_stride"]) == ([1, 5], [1.25, 0.7, 0.7], 20)
@@ -203,7 +203,7 @@ def create_and_build(settings: dict[str, Any]) -> None:
 
 
 def test_training_refuses_a_class_that_is_absent_in_a_split(state, small, phantom_dir, tmp_path):
-    lines = (phantom_dir / "candidates_V2.csv").read_text().splitlines()
+    lines = (phantom_dir / "candidates_V2.csv").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.endswith(",1")]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "candidates_V2.csv").write_text("\n".join(kept) + "\n")
@@ -301,7 +301,7 @@ def test_training_writes_a_bare_state_dict(finished):
 
 
 def test_training_writes_the_scores_of_the_best_epoch(finished):
-    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    metrics = json.loads((finished[0] / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["epoch"] in (1, 2)
     assert metrics["key_metric"] == "average_precision"
     # three of eight series are held out, with 12 negatives and some positives each

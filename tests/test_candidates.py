@@ -49,7 +49,7 @@ print(json.dumps({
     "views": any(column.base is not None for column in columns),
     "pickle_bytes": len(pickle.dumps(table)),
     # not ru_maxrss, which a process inherits from the one that started it
-    "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024,
+    "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024,
 }))
 """
 
@@ -379,7 +379,8 @@ def test_write_points_writes_luna16s_columns_and_further_ones(tmp_path):
     path = tmp_path / "table.csv"
     write_points(path, ["1.3.6"], [[1, -2.5, 1 / 3]], np.array([1]), "class", malignancy=np.array([0.5]))
     assert (
-        path.read_text() == "seriesuid,coordX,coordY,coordZ,class,malignancy\n1.3.6,1.000000,-2.500000,0.333333,1,0.5\n"
+        path.read_text(encoding="utf-8")
+        == "seriesuid,coordX,coordY,coordZ,class,malignancy\n1.3.6,1.000000,-2.500000,0.333333,1,0.5\n"
     )
 
 

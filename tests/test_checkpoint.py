@@ -21,6 +21,7 @@ import pytest
 import small_run
 import torch
 from ignite.engine import Events
+from monai.data import set_track_meta
 
 from luna16_monai import seeds
 from luna16_monai.checkpoint import Checkpoints, claim, load_initial_weights
@@ -76,6 +77,8 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    # which a training switches off, for the whole process
+    set_track_meta(True)
 
 
 @pytest.fixture(scope="module")
@@ -249,11 +252,11 @@ def test_save_keeps_the_last_two(tmp_path: Path) -> None:
 def test_run_with_nothing_to_resume_starts_and_a_finished_one_ends(
     undisturbed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = undisturbed.with_name("seen.txt").read_text()
+    before = undisturbed.with_name("seen.txt").read_text(encoding="utf-8")
     caplog.set_level("INFO")
     small_run.build(undisturbed, resume=True).run()
     assert "is finished (3 epochs): nothing to do" in caplog.text
-    assert undisturbed.with_name("seen.txt").read_text() == before
+    assert undisturbed.with_name("seen.txt").read_text(encoding="utf-8") == before
 
 
 def test_run_refuses_a_changed_config_unless_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -389,7 +392,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_lists_its_batch(undisturbed: 
     run.trainer.add_event_handler(Events.GET_BATCH_COMPLETED, lambda engine: seen.append(engine.state.batch))
     with pytest.raises(FloatingPointError, match=r"the loss is nan in iteration 11: the batch is listed in .*lower"):
         run.run()
-    told = json.loads((output_dir / "nonfinite_loss.json").read_text())
+    told = json.loads((output_dir / "nonfinite_loss.json").read_text(encoding="utf-8"))
     rows = seen[10]["candidate"].tolist()
     assert told == {
         "loss": "nan",
@@ -423,7 +426,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
     assert state["iteration"] == 3
 
 
-@pytest.mark.parametrize("phase", ["batch", "iteration"])
+@pytest.mark.parametrize("phase", ["batch", pytest.param("iteration", marks=pytest.mark.slow)])
 def test_dead_loader_worker_is_told_in_one_line_and_loses_nothing(
     undisturbed: Path, tmp_path: Path, phase: str
 ) -> None:
@@ -445,7 +448,7 @@ def test_dead_loader_worker_is_told_in_one_line_and_loses_nothing(
 # --- as the first process of a container ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_signal_is_heeded_as_process_1(undisturbed: Path, tmp_path: Path, name: str, code: int) -> None:
     """As process 1 a signal without a handler is ignored, so a run that did not ask for it would never stop."""
     isolate = ["unshare", "--fork", "--pid", "--mount-proc"]
@@ -460,8 +463,8 @@ def test_signal_is_heeded_as_process_1(undisturbed: Path, tmp_path: Path, name: 
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        status = Path(f"/proc/{children[0]}/status").read_text()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        status = Path(f"/proc/{children[0]}/status").read_text(encoding="utf-8")
         assert re.search(r"NSpid:\s+\d+\s+1\n", status)
         os.kill(int(children[0]), signal.Signals[name])
         _, errors = process.communicate(timeout=120)

@@ -90,7 +90,7 @@ def test_version_and_help_end_with_0(capsys):
 
 
 def test_luna16_and_the_module_are_the_same_program():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, name = scripts["luna16"].split(":")
     assert getattr(importlib.import_module(module), name) is cli.main
 
@@ -259,7 +259,7 @@ def test_prepare_with_another_transform_list(call, data, tmp_path):
     assert "cannot be built" in err.splitlines()[-1]
     own = (
         (ROOT / "bundles/nodule_classification/configs/prepare.yaml")
-        .read_text()
+        .read_text(encoding="utf-8")
         .replace("[1.25, 0.7, 0.7]", "[3, 2, 2]")
     )
     (tmp_path / "x.yaml").write_text(own)

@@ -328,7 +328,7 @@ def test_store_refuses_a_folder_without_a_store(tmp_path):
 
 
 def test_store_refuses_what_is_not_finished(store_to_break):
-    index = json.loads((store_to_break / "store.json").read_text())
+    index = json.loads((store_to_break / "store.json").read_text(encoding="utf-8"))
     (store_to_break / "store.json").write_text(json.dumps({**index, "complete": False}))
     with pytest.raises(FileNotFoundError, match="is not finished: run luna16 prepare again, it goes on"):
         Store(store_to_break)
@@ -399,7 +399,7 @@ def test_verify_finds_truncated_and_missing_files(store_to_break):
     assert line.startswith(f"{path}: {size - 1} bytes instead of {size}: remove it")
     path.unlink()
     assert verify(store_to_break, progress=False) == [f"{path}: missing: run luna16 prepare again"]
-    entry = sidecar.read_text()
+    entry = sidecar.read_text(encoding="utf-8")
     for change in (lambda: sidecar.write_text(entry.replace("0.75", "0.76")), sidecar.unlink):
         change()
         lines = verify(store_to_break, progress=False)

@@ -180,7 +180,7 @@ class TestResults:
         marks = point_table(MARKS)
         scored = evaluate(marks, truth(subsets={"1.1": 4, "1.2": 7}))
         write_results(tmp_path, scored.scores, marks, marks.values, scored, subsets=scored.truth.subsets)
-        rows = [line.split(",")[4:] for line in (tmp_path / "candidates.csv").read_text().splitlines()]
+        rows = [line.split(",")[4:] for line in (tmp_path / "candidates.csv").read_text(encoding="utf-8").splitlines()]
         assert rows == [
             ["probability", "status", "nodule", "diameter_mm", "subset"],
             ["0.9", "hit", "1", "6.0", "4"],
@@ -189,7 +189,7 @@ class TestResults:
             ["0.4", "false_positive", "", "", "4"],
             ["0.2", "false_positive", "", "", "7"],
         ]
-        assert (tmp_path / "nodules.csv").read_text().splitlines()[1:] == [
+        assert (tmp_path / "nodules.csv").read_text(encoding="utf-8").splitlines()[1:] == [
             "1.1,0.000000,0.000000,0.000000,6.0,0.9,1,2,1,4",
             "1.1,50.000000,0.000000,0.000000,8.0,,,0,0,4",
         ]
@@ -255,12 +255,12 @@ class TestCommand:
         words += ["--subsets", luna16 / "subsets.csv", "--output", tmp_path / "out", "--json"]
         assert cli.main([str(word) for word in words]) == 0
         printed = json.loads(capsys.readouterr().out)
-        expected = json.loads((froc / f"{case}_expected.json").read_text())
+        expected = json.loads((froc / f"{case}_expected.json").read_text(encoding="utf-8"))
         for name, value in expected.items():
             assert printed[name] == (pytest.approx(value, abs=1e-6) if name in ("cpm", "sensitivity_at") else value), (
                 name
             )
-        assert printed == json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert printed == json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
         assert printed["cpm_ci95"][0] < printed["cpm"] < printed["cpm_ci95"][1]
         assert sum(row["scans"] for row in printed["by_subset"].values()) == printed["scans"]
 
@@ -293,7 +293,7 @@ class TestCommand:
         if content is None:
             (tables / name).unlink()
         else:
-            header = (tables / name).read_text().splitlines()[0]
+            header = (tables / name).read_text(encoding="utf-8").splitlines()[0]
             (tables / name).write_text(f"{header}\n{content}")
         assert call("evaluate", tables, "--submission", tables / "submission.csv", "--output", tables / "out") == 2
         printed = capsys.readouterr()
@@ -310,14 +310,14 @@ class TestCommand:
     def test_compare_tells_the_difference(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
         worse = tables / "worse.csv"
         # the hit is the least probable of all: above it two false positives on two scans, so found at 1 a scan and more
-        worse.write_text((tables / "submission.csv").read_text().replace(",0.9", ",0.1"))
+        worse.write_text((tables / "submission.csv").read_text(encoding="utf-8").replace(",0.9", ",0.1"))
         both = ("--submission", worse, "--submission", tables / "submission.csv")
         assert call("compare", tables, *both, "--json", "--output", tables / "out", "--bootstrap", 50) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["submissions"] == ["worse.csv", "submission.csv"]
         assert result["sensitivity_at_difference"]["0.125"] == pytest.approx(0.5)
         assert result["sensitivity_at_difference"]["8"] == 0
-        assert json.loads((tables / "out" / "comparison.json").read_text()) == result
+        assert json.loads((tables / "out" / "comparison.json").read_text(encoding="utf-8")) == result
 
     def test_compare_takes_two_submissions(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert call("compare", tables, "--submission", tables / "submission.csv") == 2
@@ -362,7 +362,9 @@ class TestBundle:
         assert (tmp_path / "evaluation" / "submission.csv").is_file()
 
     def test_evaluating_refuses_scans_that_were_trained_on(self, settings: dict[str, object], tmp_path: Path) -> None:
-        series = sorted(json.loads((Path(str(settings["store_dir"])) / "store.json").read_text())["series"])
+        series = sorted(
+            json.loads((Path(str(settings["store_dir"])) / "store.json").read_text(encoding="utf-8"))["series"]
+        )
         write_json(tmp_path / "run.json", {"data": {"train_series": series[:1]}})
         with pytest.raises(RuntimeError) as failed:
             create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)

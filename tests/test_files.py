@@ -85,7 +85,7 @@ def test_write_json_leaves_nothing_of_what_json_cannot_hold(tmp_path):
         write_json(tmp_path / "file.json", {"set": {1, 2}})
     assert os.listdir(tmp_path) == []
     write_json(tmp_path / "file.json", {"list": [1, 2]})
-    assert json.loads((tmp_path / "file.json").read_text()) == {"list": [1, 2]}
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"list": [1, 2]}
 
 
 def test_remove_abandoned_takes_what_the_dead_left_and_leaves_the_living(tmp_path):

@@ -397,10 +397,10 @@ def reference_match(case: str) -> tuple[Match, dict]:
     folder = SHARED / "reference" / "froc"
     if not folder.is_dir():
         pytest.skip("the reference submissions are absent: set LUNA16_SHARED to the folder that holds reference/froc")
-    code = {uid: i for i, uid in enumerate((folder / f"{case}_seriesuids.csv").read_text().split())}
+    code = {uid: i for i, uid in enumerate((folder / f"{case}_seriesuids.csv").read_text(encoding="utf-8").split())}
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        with path.open(newline="") as stream:
+        with path.open(encoding="utf-8", newline="") as stream:
             rows = [(code[uid], *map(float, numbers)) for uid, *numbers in list(csv.reader(stream))[1:] if uid in code]
         table = np.array(rows)
         return table[:, 0].astype(np.int32), table[:, 1:4], table[:, 4]
@@ -409,7 +409,7 @@ def reference_match(case: str) -> tuple[Match, dict]:
     nodules = Findings(*read(SHARED / "data" / "luna16" / "annotations.csv"))
     excluded = Findings(*read(SHARED / "data" / "luna16" / "annotations_excluded.csv"))
     result = hits.match_marks(marks, nodules, excluded, len(code))
-    return result, json.loads((folder / f"{case}_expected.json").read_text())
+    return result, json.loads((folder / f"{case}_expected.json").read_text(encoding="utf-8"))
 
 
 def random_match(seed: int) -> tuple[Match, tuple[list[Row], list[Row], list[Row]], int, int]:

@@ -51,7 +51,7 @@ class TestBestEpoch:
         network = torch.nn.Linear(2, 2)
         BestEpoch(str(tmp_path), network, scores, candidates)(engine(scores.compute(), epoch=3, best=3))
         assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
-        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         assert (metrics["cpm"], metrics["cpm_ci95"], metrics["roc_auc"], metrics["epoch"]) == (1, [1, 1], 1, 3)
         assert (metrics["candidates"], metrics["positives"], metrics["series"], metrics["scans"]) == (12, 6, 6, 6)
         assert metrics["thresholds"]["best_f1"]["f1"] == 1
@@ -73,7 +73,7 @@ class TestBestEpoch:
     def test_result_files_without_a_truth_have_no_cpm(self, tmp_path: Path) -> None:
         scores, candidates = scored(truth=False)
         ResultFiles(str(tmp_path), scores, candidates)(engine(scores.compute()))
-        assert "cpm" not in json.loads((tmp_path / "metrics.json").read_text())
+        assert "cpm" not in json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         assert read_results(tmp_path).match is None
 
     def test_result_files_give_the_score_that_the_command_gives(self, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ class TestBestEpoch:
         metrics = scores.compute()
         ResultFiles(str(tmp_path), scores, candidates)(engine(metrics))
         assert metrics["cpm"] == pytest.approx(4 / 7)
-        assert json.loads((tmp_path / "metrics.json").read_text())["cpm"] == metrics["cpm"]
+        assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["cpm"] == metrics["cpm"]
 
 
 class TestHistory:
@@ -145,7 +145,7 @@ class TestRunRecord:
         }
         record = RunRecord(str(tmp_path), settings, str(data), split, torch.nn.Linear(2, 2))  # type: ignore[arg-type]
         record(Engine(lambda _, __: None))
-        text = (tmp_path / "run.json").read_text()
+        text = (tmp_path / "run.json").read_text(encoding="utf-8")
         written = json.loads(text)
         assert str(tmp_path) not in text
         assert (written["parameters"], written["device"], written["data"]["kind"]) == (6, "cpu", "synthetic")
@@ -172,7 +172,7 @@ class TestFiniteLoss:
         batches = [{"candidate": torch.tensor([0, 1])}, {"candidate": torch.tensor([6, 2])}]
         with pytest.raises(FloatingPointError, match=r"the loss is nan in iteration 2"):
             trainer.run(batches, max_epochs=1)
-        written = json.loads((tmp_path / "nonfinite_loss.json").read_text())
+        written = json.loads((tmp_path / "nonfinite_loss.json").read_text(encoding="utf-8"))
         # positives come first in the list: row 6 is the first negative, at 60 mm in scan 1.0
         assert written["batch"][0] == {"series_uid": "1.0", "point_xyz": [60.0, 0.0, 0.0]}
         assert written["iteration"] == 2

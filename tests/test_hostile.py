@@ -26,6 +26,7 @@ import pytest
 import small_run
 import torch
 from monai.bundle import ConfigParser
+from monai.data import set_track_meta
 from scans import random_hu, write_scan
 
 from luna16_monai.bundle import called_names, is_packaged
@@ -39,6 +40,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "luna16_monai"
 PREPARE_YAML = ROOT / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
 ODD_NAME = "ä scan #1 (it's)"
+
+
+@pytest.fixture(autouse=True)
+def tracked_meta() -> Iterator[None]:
+    """A training switches MONAI's metadata off, for the whole process."""
+    yield
+    set_track_meta(True)
 
 
 @pytest.fixture
@@ -93,7 +101,7 @@ def assert_whole(folder: Path) -> None:
     """Whatever bears a final name is whole, and nothing is left aside."""
     assert not list(folder.rglob("*.tmp"))
     for sidecar in folder.glob("*.json"):
-        entry = json.loads(sidecar.read_text())
+        entry = json.loads(sidecar.read_text(encoding="utf-8"))
         if sidecar.name != "store.json":
             assert hashlib.sha256((folder / f"{sidecar.stem}.b2nd").read_bytes()).hexdigest() == entry["sha256"]
 
@@ -118,7 +126,7 @@ read = {
     "points": lambda path: read_points(path, "class"),
     "series": read_series_uids,
 }[sys.argv[1]]
-pages = int(Path("/proc/self/statm").read_text().split()[0])
+pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
 limit = pages * resource.getpagesize() + (64 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 started = time.monotonic()
@@ -184,15 +192,15 @@ def test_table_with_nul_bytes_is_refused(tmp_path, kind):
 # --- a damaged store ------------------------------------------------------------------------------------------------
 
 
-def test_verify_finds_every_flipped_bit_of_a_volume(tmp_path, capsys):
+def test_verify_finds_a_flipped_bit_in_every_byte_of_a_volume(tmp_path, capsys):
     write_scan(tmp_path / "data", "a", random_hu(0, (4, 4, 4)), None, (0, 0, 0), (1, 1, 1))
     store = tmp_path / "store"
     assert prepare(tmp_path / "data", store) == 0
     path = store / "a.b2nd"
     content = path.read_bytes()
-    for bit in range(8 * len(content)):
+    for place in range(len(content)):
         flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
+        flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         (line,) = verify(store, progress=False)
         assert "its checksum differs" in line
@@ -291,7 +299,7 @@ def test_luna16_works_in_folders_with_spaces_umlauts_and_number_signs(data, tmp_
     words = ["evaluate", "--submission", home / "submission.csv", "--annotations", home / "nodules.csv"]
     words += ["--no-excluded", "--seriesuids", home / "series.csv", "--bootstrap", 0, "--output", home / "#1 result"]
     assert main([str(word) for word in words]) == 0
-    assert json.loads((home / "#1 result" / "metrics.json").read_text())["cpm"] == 1
+    assert json.loads((home / "#1 result" / "metrics.json").read_text(encoding="utf-8"))["cpm"] == 1
     assert "ERROR" not in capsys.readouterr().err
 
 
@@ -341,7 +349,9 @@ def test_prepare_runs_a_config_from_elsewhere_only_on_request(data, tmp_path, ca
     harm = tmp_path / "harm"
     own = tmp_path / "own.yaml"
     own.write_text(
-        PREPARE_YAML.read_text().replace("$import numpy", f"$__import__('pathlib').Path('{harm}').touch()")
+        PREPARE_YAML.read_text(encoding="utf-8").replace(
+            "$import numpy", f"$__import__('pathlib').Path('{harm}').touch()"
+        )
         + f"- $__import__('pathlib').Path('{harm}').touch()\n"
     )
     assert prepare(data, tmp_path / "store", "--config", str(own)) == 2
@@ -352,7 +362,7 @@ def test_prepare_runs_a_config_from_elsewhere_only_on_request(data, tmp_path, ca
     assert line.endswith("add --trust-bundle if you trust it")
     assert not harm.exists()
     assert not (tmp_path / "store").exists()
-    own.write_text(PREPARE_YAML.read_text())
+    own.write_text(PREPARE_YAML.read_text(encoding="utf-8"))
     assert prepare(data, tmp_path / "store", "--config", str(own), "--trust-bundle") == 0
     assert f"luna16: {own} calls Compose, LoadImaged" in capsys.readouterr().err
     # the package's own list by any way to it
@@ -419,14 +429,14 @@ def loading_calls(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_package_loads_weights_as_weights_only_and_unpickles_nothing():
-    calls = [call for path in sorted(PACKAGE.glob("*.py")) for call in loading_calls(path.read_text())]
+    calls = [call for path in sorted(PACKAGE.glob("*.py")) for call in loading_calls(path.read_text(encoding="utf-8"))]
     loads = [words for name, words in calls if name == "torch.load"]
     assert loads
     assert all(words.get("weights_only") is True for words in loads)
     assert not {name.split(".")[0] for name, _ in calls} & {"pickle", "joblib", "dill", "marshal", "yaml"}
     assert not any(words.get("allow_pickle") for _, words in calls)
     for config in (ROOT / "bundles").rglob("*.yaml"):
-        assert not re.search(r"torch\.load|CheckpointLoader|pickle", config.read_text()), config
+        assert not re.search(r"torch\.load|CheckpointLoader|pickle", config.read_text(encoding="utf-8")), config
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------

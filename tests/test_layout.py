@@ -34,7 +34,7 @@ def imported(source: str) -> set[str]:
     return found & set(MODULES)
 
 
-IMPORTS = {name: imported((PACKAGE / f"{name}.py").read_text()) for name in MODULES}
+IMPORTS = {name: imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES}
 
 
 def test_imported_finds_every_form_of_an_import():
@@ -78,7 +78,7 @@ def test_no_module_is_a_drawer_for_everything():
 
 
 def test_init_holds_the_version_and_nothing_else():
-    docstring, version = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    docstring, version = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr)
     assert isinstance(docstring.value, ast.Constant)
     assert isinstance(version, ast.Assign)
@@ -87,7 +87,7 @@ def test_init_holds_the_version_and_nothing_else():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_says_what_it_is(module):
-    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")))
 
 
 def test_bundles_have_no_scripts():

@@ -92,7 +92,7 @@ def test_open_metaimage_reads_what_simpleitk_has_rewritten_twice(tmp_path):
     path = write_mhd(tmp_path)
     for _ in range(2):
         sitk.WriteImage(sitk.ReadImage(str(path)), str(path))
-    assert "ITK_original_spacing" in path.read_text()
+    assert "ITK_original_spacing" in path.read_text(encoding="utf-8")
     np.testing.assert_array_equal(open_metaimage(path).read(), VOXELS)
 
 
@@ -200,19 +200,19 @@ def test_open_metaimage_refuses_data_in_the_other_place(tmp_path, suffix, name):
 
 def test_open_metaimage_refuses_a_key_that_appears_twice(tmp_path):
     path = write_mhd(tmp_path)
-    path.write_text("DimSize = 4 3 2\n" + path.read_text())
+    path.write_text("DimSize = 4 3 2\n" + path.read_text(encoding="utf-8"))
     refused(path, "scan.mhd line 12: DimSize appears twice")
 
 
 def test_open_metaimage_refuses_lines_after_the_last(tmp_path):
     path = write_mhd(tmp_path)
-    path.write_text(path.read_text() + "Name = x\n")
+    path.write_text(path.read_text(encoding="utf-8") + "Name = x\n")
     refused(path, "scan.mhd line 14: Name after ElementDataFile, which ends a header")
 
 
 def test_open_metaimage_does_not_repeat_a_line_that_it_does_not_know(tmp_path):
     path = write_mhd(tmp_path)
-    path.write_text("0010|0010 = CANARY\n" + path.read_text())
+    path.write_text("0010|0010 = CANARY\n" + path.read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match=r"scan\.mhd line 1 is not of the form") as caught:
         open_metaimage(path)
     assert "CANARY" not in str(caught.value)

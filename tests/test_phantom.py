@@ -71,7 +71,7 @@ def test_write_phantom_lays_files_out_as_luna16(small_phantom):
         "phantom.json",
         "seriesuids.csv",
     }
-    header = (small_phantom / "annotations.csv").read_text().splitlines()[0]
+    header = (small_phantom / "annotations.csv").read_text(encoding="utf-8").splitlines()[0]
     assert header == "seriesuid,coordX,coordY,coordZ,diameter_mm"
     assert not list(small_phantom.rglob(".*"))
 
@@ -91,7 +91,9 @@ def test_write_phantom_tables_agree_with_each_other(small_phantom):
         labels = [label for _, label in rows]
         assert labels.count(0) == 12, uid
         assert labels.count(1) >= 2, uid
-    patients = dict(line.split(",") for line in (small_phantom / "patients.csv").read_text().split()[1:])
+    patients = dict(
+        line.split(",") for line in (small_phantom / "patients.csv").read_text(encoding="utf-8").split()[1:]
+    )
     assert sorted(patients) == list(uids)
     assert len(set(patients.values())) == SCANS
 
@@ -115,7 +117,7 @@ def test_write_phantom_draws_nodules_where_the_tables_say(small_phantom):
     images = images_of(small_phantom)
     flips = {image.GetDirection()[0] for image in images.values()}
     assert flips == {1.0, -1.0}, "the seed should give both directions"
-    rows = [line.split(",") for line in (small_phantom / "nodules.csv").read_text().split()[1:]]
+    rows = [line.split(",") for line in (small_phantom / "nodules.csv").read_text(encoding="utf-8").split()[1:]]
     solid = 0
     for uid, *values, kind, location, _, _, _ in rows:
         x, y, z, diameter = map(float, values)
@@ -144,7 +146,11 @@ def test_write_phantom_second_call_does_nothing(small_phantom):
 
 def test_write_data_set_takes_up_where_it_stopped(small_phantom, tmp_path):
     plans = plan_scans(SCANS, SEED, load_shape_bank())
-    recipe = {k: v for k, v in json.loads((small_phantom / "phantom.json").read_text()).items() if k != "summary"}
+    recipe = {
+        k: v
+        for k, v in json.loads((small_phantom / "phantom.json").read_text(encoding="utf-8")).items()
+        if k != "summary"
+    }
     first, second = [], []
     with pytest.raises(KeyboardInterrupt):
         write_data_set(tmp_path, recipe, plans, partial(draw_unless_third, drawn=first), workers=1, progress=False)
@@ -181,7 +187,7 @@ def test_write_phantom_refuses_another_data_set(small_phantom, tmp_path):
     (tmp_path / "annotations.csv").write_text("real")
     with pytest.raises(ValueError, match=r"holds annotations\.csv, which is not a phantom's: choose another folder"):
         write_phantom(tmp_path, SCANS, SEED, settings=SMALL)
-    assert (tmp_path / "annotations.csv").read_text() == "real"
+    assert (tmp_path / "annotations.csv").read_text(encoding="utf-8") == "real"
 
 
 def test_write_phantom_leaves_global_random_state(tmp_path):
@@ -287,7 +293,7 @@ def test_write_mhd_writes_luna16s_header(tmp_path):
         (5, 4, 3), (0.7617, 0.7617, 2.5), (198.100006, 195, -335.209991), np.diag([-1, -1, 1])
     )
     write_mhd(tmp_path / "1.2.mhd", np.zeros((3, 4, 5), np.int16), geometry)
-    assert (tmp_path / "1.2.mhd").read_text() == (
+    assert (tmp_path / "1.2.mhd").read_text(encoding="utf-8") == (
         "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n"
         "TransformMatrix = -1 0 0 0 -1 0 0 0 1\nOffset = 198.100006 195 -335.209991\nCenterOfRotation = 0 0 0\n"
         "AnatomicalOrientation = LPI\nElementSpacing = 0.7617 0.7617 2.5\nDimSize = 5 4 3\nElementType = MET_SHORT\n"
@@ -392,5 +398,5 @@ def test_propose_blobs_finds_a_blob_inside_only():
 
 
 def test_phantom_names_no_absolute_path(small_phantom):
-    assert str(Path.home()) not in (small_phantom / "phantom.json").read_text()
-    assert str(small_phantom) not in (small_phantom / "phantom.json").read_text()
+    assert str(Path.home()) not in (small_phantom / "phantom.json").read_text(encoding="utf-8")
+    assert str(small_phantom) not in (small_phantom / "phantom.json").read_text(encoding="utf-8")

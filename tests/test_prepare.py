@@ -68,7 +68,7 @@ def in_child(work: Callable[[], object]) -> int:
 def assert_nothing_is_half_written(store: Path) -> None:
     """Whatever bears a final name is whole: JSON can be read, and volumes fit their checksum."""
     for sidecar in store.glob("*.json"):
-        entry = json.loads(sidecar.read_text())
+        entry = json.loads(sidecar.read_text(encoding="utf-8"))
         if sidecar.name != "store.json":
             volume = (store / f"{entry['series_uid']}.b2nd").read_bytes()
             assert hashlib.sha256(volume).hexdigest() == entry["sha256"]
@@ -283,7 +283,9 @@ def test_prepare_tells_what_is_wrong_with_a_ct_whatever_process_reads_it(data, s
     path = write_scan(data / "subset2", "e", random_hu(9, (10, 12, 14)))
     raw = path.with_suffix(".raw").read_bytes()
     path.with_suffix(".zraw").write_bytes(b"\x78\x9c" + raw[:1500])
-    header = path.read_text().replace("CompressedData = False", "CompressedData = True\nCompressedDataSize = 1502")
+    header = path.read_text(encoding="utf-8").replace(
+        "CompressedData = False", "CompressedData = True\nCompressedDataSize = 1502"
+    )
     path.write_text(header.replace("e.raw", "e.zraw"))
     assert main(["prepare", "--data", str(data), "--store", str(store), "--native", f"--workers={workers}"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -334,7 +336,7 @@ def test_recipe_reads_the_bundles_list_and_replaces_its_spacing():
 
 
 def test_recipe_hash_follows_the_list_not_how_it_is_written(tmp_path):
-    text = PREPARE_YAML.read_text()
+    text = PREPARE_YAML.read_text(encoding="utf-8")
     path = tmp_path / "prepare.yaml"
     path.write_text("# a comment\n" + text.replace("[1.25, 0.7, 0.7]", "[1.250, 0.70, 7.0e-1]"))
     assert Recipe.read(path).hash == Recipe.read(PREPARE_YAML).hash == Recipe.read(PREPARE_YAML, (1.25, 0.7, 0.7)).hash
@@ -373,8 +375,8 @@ def test_recipe_refuses_a_file_that_is_absent(tmp_path):
 
 def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, store, tmp_path):
     path = tmp_path / "prepare.yaml"
-    path.write_text(PREPARE_YAML.read_text().replace("axcodes: LPS", "axcodes: L"))
-    path.write_text(path.read_text().replace("_target_: Spacingd", "_target_: Spacingdd"))
+    path.write_text(PREPARE_YAML.read_text(encoding="utf-8").replace("axcodes: LPS", "axcodes: L"))
+    path.write_text(path.read_text(encoding="utf-8").replace("_target_: Spacingd", "_target_: Spacingdd"))
     with pytest.raises(ValueError, match=r"the transform list cannot be built \(.*Spacingdd.*\): mend it"):
         run(data, store, Recipe.read(path))
     assert not store.exists()

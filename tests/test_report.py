@@ -121,7 +121,7 @@ class TestChooseExamples:
 
 class TestWriteReport:
     def test_report_stands_alone_and_tells_no_folder(self, page: Path, run_dir: Path) -> None:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         addresses = set(re.findall(r'(?:src|href)="([^"]{0,5})', text))
         assert {address for address in addresses if not address.startswith(("data:", "#"))} == set()
         assert set(re.findall(r"https?://[^\s\"]+", text)) <= {
@@ -131,13 +131,13 @@ class TestWriteReport:
         assert str(run_dir.parent) not in text
 
     def test_report_escapes_what_it_is_given(self, page: Path) -> None:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         assert HOSTILE not in text
         assert "&lt;img src=x onerror=alert(1)&gt;" in text
         assert "a run &amp; more" in text
 
     def test_report_gives_every_chart_ids_of_its_own(self, page: Path) -> None:
-        ids = re.findall(r'\bid="([^"]+)"', page.read_text())
+        ids = re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))
         assert len(ids) == len(set(ids)) > 10
 
     def test_report_of_5000_candidates_stays_below_15_mb(
@@ -158,15 +158,17 @@ class TestWriteReport:
         for name in ("metrics.json", "nodules.csv", "seriesuids.csv"):
             shutil.copy(run_dir / name, tmp_path / name)
         kept = ("seriesuid", "coordX", "coordY", "coordZ", "probability", "status", "nodule")
-        header, *rows = (line.split(",") for line in (run_dir / "candidates.csv").read_text().splitlines())
+        header, *rows = (
+            line.split(",") for line in (run_dir / "candidates.csv").read_text(encoding="utf-8").splitlines()
+        )
         places = [header.index(name) for name in kept]
         lines = [",".join(row[place] for place in places) for row in (header, *rows)]
         (tmp_path / "candidates.csv").write_text("\n".join(lines) + "\n")
-        known = json.loads((run_dir / "metrics.json").read_text())
+        known = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
         score_keys = ("calibration", "thresholds", "roc_auc", "average_precision", "epoch", "key_metric", "chosen_on")
         write_json(tmp_path / "metrics.json", {key: known[key] for key in known if key not in score_keys})
         result = write_report(tmp_path, tmp_path / "report.html", tmp_path / "no store")
-        text = (tmp_path / "report.html").read_text()
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert (result["pictures"], "no picture" in text, 'id="calibration"' in text) == (0, True, False)
 
     def test_report_of_a_folder_without_a_run_is_wrong_input(
