@@ -1,13 +1,17 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
 GDCM parses the files, by way of SimpleITK. Of the tags only those listed here are looked at, which say where a slice
-lies and to which series it belongs: no other one reaches a message, the metadata or a file. Rejected: to guess a
+lies and to which series it belongs: no other one reaches a message, the metadata or a file. Where a tag makes no sense
+GDCM takes a default instead, and where pixel data are too short it leaves what the memory held before: so what it says
+is compared with the file. Rejected: to guess a
 missing slice, to straighten a tilted gantry, to split a folder of several series; each would move nodules in silence.
 """
 
 from __future__ import annotations
 
+import mmap
 import re
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,8 +25,13 @@ from luna16_monai.geometry import Geometry, is_orthonormal
 from luna16_monai.metaimage import check_file, check_voxels
 
 _SERIES_UID, _MODALITY = "0020|000e", "0008|0060"
-# GDCM fills in a default where one of these is missing, so their presence is checked.
-_PLACE_TAGS = {"0020|0032": "ImagePositionPatient", "0020|0037": "ImageOrientationPatient", "0028|0030": "PixelSpacing"}
+_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
+_PLACE_TAGS = {_POSITION: "ImagePositionPatient", _ORIENTATION: "ImageOrientationPatient", _SPACING: "PixelSpacing"}
+_BITS_ALLOCATED = "0028|0100"
+_TRANSFER_SYNTAX, _PIXEL_DATA, _END_OF_SEQUENCE, _DELIMITERS = (2, 0x10), (0x7FE0, 0x10), (0xFFFE, 0xE0DD), 0xFFFE
+_IMPLICIT, _BIG_ENDIAN, _DEFLATED = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
+_LONG_VRS = {*(b"OB", b"OD", b"OF", b"OL", b"OV", b"OW"), *(b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")}
+_UNDEFINED = 0xFFFFFFFF
 
 
 def series_uid(folder: Path, allow_symlinks: bool = False) -> str:
@@ -61,6 +70,7 @@ def open_series(
     first = headers[0]
     for file, header in zip(files, headers, strict=True):
         _check_slice(file.name, header, files[0].name, first)
+        _check_pixels(file, header)
     direction = np.reshape(first.GetDirection(), (3, 3))
     if not is_orthonormal(direction):
         raise ValueError(f"{files[0].name}: ImageOrientationPatient is no pair of unit axes at right angles")
@@ -113,6 +123,11 @@ def _check_slice(name: str, header: sitk.ImageFileReader, first_name: str, first
     missing = [word for tag, word in _PLACE_TAGS.items() if not header.HasMetaDataKey(tag)]
     if missing:
         raise ValueError(f"{name}: {missing[0]} is missing, so its place is unknown: export the scan anew")
+    for tag, understood in _understood(header).items():
+        if not _is_near(header.GetMetaData(tag), understood):
+            raise ValueError(
+                f"{name}: {_PLACE_TAGS[tag]} makes no sense, so its place is unknown: export the scan anew"
+            )
     if not header.HasMetaDataKey(_MODALITY) or header.GetMetaData(_MODALITY).strip(" \0") != "CT":
         raise ValueError(f"{name} is no CT slice (Modality is not CT): keep only the files of one CT in its folder")
     if header.GetDimension() > 3 or header.GetSize()[2:] not in ((), (1,)) or header.GetNumberOfComponents() != 1:
@@ -129,6 +144,71 @@ def _check_slice(name: str, header: sitk.ImageFileReader, first_name: str, first
         raise ValueError(
             f"{name} and {first_name} differ in size, type, pixel spacing or orientation: keep one volume a folder"
         )
+
+
+def _understood(header: sitk.ImageFileReader) -> dict[str, list[float]]:
+    """What GDCM took from the tags that say where a slice lies, as a file writes it."""
+    direction = np.reshape(header.GetDirection(), (header.GetDimension(), -1))[:, :2]
+    return {
+        _POSITION: list(header.GetOrigin()),
+        _ORIENTATION: direction.T.ravel().tolist(),
+        # between rows first
+        _SPACING: list(header.GetSpacing()[1::-1]),
+    }
+
+
+def _is_near(text: str, numbers: list[float]) -> bool:
+    try:
+        told = [float(word) for word in text.strip(" \0").split("\\")]
+    except ValueError:
+        return False
+    return len(told) == len(numbers) and np.allclose(told, numbers, rtol=1e-4, atol=1e-4)
+
+
+def _check_pixels(path: Path, header: sitk.ImageFileReader) -> None:
+    """Check that pixel data which are not compressed are as long as the header says; a codec checks its own."""
+    length = _pixel_bytes(path)
+    needed = header.GetSize()[0] * header.GetSize()[1] * int(header.GetMetaData(_BITS_ALLOCATED)) // 8
+    if length is not None and length < needed:
+        raise ValueError(
+            f"{path.name} is too short: {length} bytes of pixel data, its header says {needed}: fetch the series again"
+        )
+
+
+def _pixel_bytes(path: Path) -> int | None:
+    """The length of the pixel data by the file's own word, None where they are compressed.
+
+    Walks over the elements of a file (DICOM PS3.5, chapter 7), flat: what a sequence of undefined length holds is
+    walked over too, until its end.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place, depth, syntax = 132, 0, b""
+        while place + 12 <= len(content):
+            in_meta = content[place : place + 2] == b"\2\0"
+            order = ">" if syntax == _BIG_ENDIAN and not in_meta else "<"
+            tag = struct.unpack_from(order + "HH", content, place)
+            if tag[0] == _DELIMITERS or (syntax == _IMPLICIT and not in_meta):
+                (length,) = struct.unpack_from(order + "I", content, place + 4)
+                place += 8
+            elif content[place + 4 : place + 6] in _LONG_VRS:
+                (length,) = struct.unpack_from(order + "I", content, place + 8)
+                place += 12
+            else:
+                (length,) = struct.unpack_from(order + "H", content, place + 6)
+                place += 8
+            if tag == _TRANSFER_SYNTAX:
+                syntax = content[place : place + length].strip(b" \0")
+                if syntax == _DEFLATED:
+                    break
+            if tag == _PIXEL_DATA and depth == 0:
+                return None if length == _UNDEFINED else min(length, len(content) - place)
+            if tag[0] == _DELIMITERS:
+                depth -= tag == _END_OF_SEQUENCE
+            elif length == _UNDEFINED:
+                depth += 1
+            else:
+                place += length
+    raise ValueError(f"{path.name}: no pixel data are found in it: export the scan anew, without deflating it")
 
 
 def _slice_step(

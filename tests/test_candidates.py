@@ -199,6 +199,8 @@ def test_read_points_reads_submissions(tmp_path):
         (TABLE.replace("4,5,6", "4,nan,6"), "line 4: coordY is 'nan', not a finite number"),
         (TABLE.replace("1,2,3", "-inf,2,3"), "line 3: coordX is '-inf', not a finite number"),
         (TABLE.replace("1,2,3", "1e999,2,3"), "line 3: coordX is '1e999', not a finite number"),
+        (TABLE.replace("1,2,3", "1_0,2,3"), "line 3: coordX is '1_0', not a finite number"),
+        (TABLE.replace("1,2,3", "١,2,3"), "line 3: coordX is '١', not a finite number"),
         (TABLE.replace("1,2,3,1", "1,2,3,2"), "line 3: class is 2, expected 0 (no nodule) or 1 (nodule)"),
         (TABLE.replace("1,2,3,1", "1,2,3,0.5"), "line 3: class is 0.5"),
         (TABLE.replace("1,2,3,1", "1,2,3"), "line 3: 4 values, but the header names 5"),

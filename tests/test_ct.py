@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Spacingd
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 from scipy.spatial.transform import Rotation
 
 from luna16_monai.ct import CTFile, CTReader, find_cts, open_ct, read_geometry, series_uid
@@ -458,8 +466,64 @@ def test_open_ct_refuses_every_truncated_dicom_slice(tmp_path):
 
 def test_open_ct_refuses_dicom_sizes_that_the_files_cannot_hold(tmp_path):
     folder = write_dicom(tmp_path / "series", lambda k, s: setattr(s, "Rows", 60000) or setattr(s, "Columns", 8000))
-    # 4 slices of 480 million voxels are just below the limit, but not in four files of a kilobyte.
+    refused(folder, "a.dcm is too short: 60 bytes of pixel data, its header says 960000000")
+    # What is compressed says no length: 480 million voxels a slice are below the limit, but not in files so small.
+    for file in folder.iterdir():
+        slice_ = pydicom.dcmread(file)
+        slice_.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        slice_.PixelData = pydicom.encaps.encapsulate([b"x"])
+        slice_["PixelData"].is_undefined_length = True
+        slice_.save_as(file)
     refused(folder, "series asks for 3840000000 bytes, more than")
+
+
+@pytest.mark.parametrize("length", [2, 4, 30, 58])
+def test_open_ct_refuses_dicom_pixel_data_that_are_too_short(tmp_path, length):
+    # GDCM would fill the slice up with what the memory held before.
+    folder = write_dicom(tmp_path / "series", lambda k, s: k == 2 and setattr(s, "PixelData", s.PixelData[:length]))
+    refused(folder, f"d.dcm is too short: {length} bytes of pixel data, its header says 60: fetch the series again")
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_open_ct_finds_dicom_pixel_data_behind_sequences(tmp_path, syntax, undefined):
+    folder = write_dicom(tmp_path / "series")
+    for file in folder.iterdir():
+        slice_ = pydicom.dcmread(file)
+        icon, item = pydicom.Dataset(), pydicom.Dataset()
+        icon.Rows, icon.Columns, icon.BitsAllocated, icon.PixelData = 1, 1, 8, b"xx"
+        icon["PixelData"].VR = "OB"
+        item.IconImageSequence = [icon]
+        slice_.ReferencedImageSequence = [item, pydicom.Dataset()]
+        slice_["ReferencedImageSequence"].is_undefined_length = undefined
+        item.is_undefined_length_sequence_item = undefined
+        slice_.file_meta.TransferSyntaxUID = syntax
+        values = np.frombuffer(slice_.PixelData, "<u2")
+        slice_.PixelData = values.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+        slice_["PixelData"].VR = "OW"
+        form = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
+        pydicom.dcmwrite(file, slice_, force_encoding=True, **form)
+    np.testing.assert_array_equal(open_ct(folder).read(), VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]),
+        ("ImageOrientationPatient", [0, 0, 0, 0, 0, 0]),
+        ("ImageOrientationPatient", [2, 0, 0, 0, 1, 0]),
+        ("ImageOrientationPatient", [1, 0, 0, 0.3, 1, 0]),
+        ("ImageOrientationPatient", [1, 0, 0]),
+        ("PixelSpacing", [0, 0]),
+        ("PixelSpacing", [0.5]),
+        ("ImagePositionPatient", [10, 20]),
+    ],
+)
+def test_open_ct_refuses_a_dicom_place_that_makes_no_sense(tmp_path, tag, value):
+    # GDCM would take a default in its place, for all slices alike.
+    folder = write_dicom(tmp_path / "series", lambda k, s: setattr(s, tag, value))
+    with pytest.raises(ValueError, match=rf"[a-d]\.dcm: {tag} makes no sense, so its place is unknown"):
+        open_ct(folder)
 
 
 def test_open_ct_refuses_a_dicom_link_out_of_the_folder(tmp_path):

@@ -171,7 +171,21 @@ def test_metaimage_and_nifti_pass_on_no_text(tmp_path):
     for name in ("a.mhd", "b.nii", "c.nii"):
         assert CANARY.encode()[:6] in (tmp_path / "data" / name).read_bytes()
         assert b"CANARY" not in pickle.dumps(LoadImage(CTReader)(tmp_path / "data" / name).meta)
-    assert main(["prepare", "--data", str(tmp_path / "data"), "--store", str(tmp_path / "store"), "--native"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "--data",
+                str(tmp_path / "data"),
+                "--store",
+                str(tmp_path / "store"),
+                "--native",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert_without(["CANARY"], tmp_path / "store")
 
 
