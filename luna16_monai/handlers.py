@@ -367,12 +367,12 @@ class PrecisionRecallCurve:
     """Draw the epoch's precision-recall curve in TensorBoard.
 
     Args:
-        log_dir: TensorBoard's folder.
+        writer: of TensorBoard's file, shared with the epoch's other handlers.
         scores: holds the predictions of the epoch.
     """
 
-    def __init__(self, log_dir: str, scores: CandidateScores) -> None:
-        self.log_dir, self.scores = log_dir, scores
+    def __init__(self, writer: SummaryWriter, scores: CandidateScores) -> None:
+        self.writer, self.scores = writer, scores
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -380,10 +380,10 @@ class PrecisionRecallCurve:
 
     def __call__(self, engine: Workflow) -> None:
         """Add the curve."""
-        with SummaryWriter(self.log_dir) as writer:
-            writer.add_pr_curve(
-                "precision_recall", self.scores.labels.numpy(), self.scores.probabilities.numpy(), engine.state.epoch
-            )
+        self.writer.add_pr_curve(
+            "precision_recall", self.scores.labels.numpy(), self.scores.probabilities.numpy(), engine.state.epoch
+        )
+        self.writer.flush()
 
 
 def _clock(seconds: float) -> str:

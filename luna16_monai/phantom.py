@@ -10,13 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +26,7 @@ from luna16_monai.files import atomic_write, write_json
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import ShapeBank, load_shape_bank
 from luna16_monai.synthesis import Findings, Scan, ScanPlan, ScanSettings, draw_scan
+from luna16_monai.workers import run_tasks
 
 RECIPE = 1
 """Version of what a seed gives; raised with any change of the voxels or tables."""
@@ -128,7 +124,7 @@ def write_data_set(
     _claim(output, unfinished, recipe)
     findings = {plan.series_uid: f for plan in plans if (f := _read_findings(output, plan)) is not None}
     pending = [plan for plan in plans if plan.series_uid not in findings]
-    work = _run(partial(_write_scan, output=output, draw=draw), pending, workers)
+    work = run_tasks(partial(_write_scan, output=output, draw=draw), pending, workers)
     bar = tqdm(
         work, "phantom", total=len(plans), initial=len(findings), unit="scan", disable=None if progress else True
     )
@@ -139,39 +135,6 @@ def write_data_set(
     write_json(output / _MANIFEST, {**recipe, "summary": summary})
     shutil.rmtree(unfinished)
     return {"output": str(output), **summary, "cached": False}
-
-
-def _run(
-    task: Callable[[ScanPlan], tuple[str, Findings]], plans: Sequence[ScanPlan], workers: int | None
-) -> Iterator[tuple[str, Findings]]:
-    """Do the task for each plan, in this process if one worker is enough; results come as they are ready."""
-    workers = min(workers or os.cpu_count() or 1, len(plans))
-    if workers <= 1:
-        yield from map(task, plans)
-        return
-    # fork would copy whatever threads the caller runs
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
-    try:
-        for future in as_completed([pool.submit(task, plan) for plan in plans]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"one of {workers} worker processes died, perhaps for want of memory: call again with fewer workers, "
-            "the scans that are written stay"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed; otherwise it would wait for work for ever."""
-
-    def watch() -> None:
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, Findings]:

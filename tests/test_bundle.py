@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser, create_workflow, verify_metadata, verify_net_in_out
 from monai.data import get_track_meta, set_track_meta
 from monai.networks.nets import DenseNet121
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from luna16_monai import bundle
 from luna16_monai.candidates import read_points
@@ -328,6 +329,20 @@ def test_training_leaves_nothing_half_written(finished):
     output = finished[0]
     assert {"checkpoints", "metrics.json", "model.pt", "submission.csv"} <= set(os.listdir(output))
     assert not list(output.rglob("*.tmp"))
+
+
+def test_training_writes_losses_and_scores_for_tensorboard(finished):
+    def scalars(folder: Path) -> dict[str, list[int]]:
+        assert len(list(folder.glob("events*"))) == 1, "one file, not one for each epoch"
+        events = EventAccumulator(str(folder)).Reload()
+        tags = events.Tags()
+        return {tag: [one.step for one in events.Scalars(tag)] for tag in tags["scalars"]} | {key: [] for key in {tag.split("/")[0] for tag in tags["tensors"]}}
+
+    training, validation = scalars(finished[0]), scalars(finished[0] / "validation")
+    # 12 samples in batches of 4, in 2 epochs
+    assert training["train_loss"] == [1, 2, 3, 4, 5, 6]
+    assert training["roc_auc"] == validation["roc_auc"] == [1, 2]
+    assert "precision_recall" in validation
 
 
 def test_a_used_output_folder_is_refused_and_nothing_in_it_is_touched(finished):
