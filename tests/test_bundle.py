@@ -332,17 +332,19 @@ def test_training_leaves_nothing_half_written(finished):
 
 
 def test_training_writes_losses_and_scores_for_tensorboard(finished):
-    def scalars(folder: Path) -> dict[str, list[int]]:
+    def steps(folder: Path) -> dict[str, list[int]]:
         assert len(list(folder.glob("events*"))) == 1, "one file, not one for each epoch"
         events = EventAccumulator(str(folder)).Reload()
         tags = events.Tags()
-        return {tag: [one.step for one in events.Scalars(tag)] for tag in tags["scalars"]} | {key: [] for key in {tag.split("/")[0] for tag in tags["tensors"]}}
+        scalars = {tag: [one.step for one in events.Scalars(tag)] for tag in tags["scalars"]}
+        curves = {tag: [one.step for one in events.Tensors(tag)] for tag in tags["tensors"]}
+        return scalars | curves
 
-    training, validation = scalars(finished[0]), scalars(finished[0] / "validation")
+    training, validation = steps(finished[0]), steps(finished[0] / "validation")
     # 12 samples in batches of 4, in 2 epochs
     assert training["train_loss"] == [1, 2, 3, 4, 5, 6]
     assert training["roc_auc"] == validation["roc_auc"] == [1, 2]
-    assert "precision_recall" in validation
+    assert validation["precision_recall"] == [1, 2]
 
 
 def test_a_used_output_folder_is_refused_and_nothing_in_it_is_touched(finished):
