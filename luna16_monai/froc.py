@@ -11,7 +11,7 @@ doi:10.1016/j.media.2010.05.005, for the scoring of ANODE09 that it follows).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai.hits import FloatArray, IntArray, MarkStatus, Match
+from luna16_monai.resampling import drawn_weights, interval
 
 RATES: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """The false positives per scan at which the CPM reads the sensitivity."""
@@ -94,13 +95,13 @@ def bootstrap(match: Match, draws: int = 1000, seed: int = 0) -> Intervals:
         ValueError: no nodule at all, or none in any draw; fewer than one draw.
     """
     (drawn,) = _drawn_sensitivities([match], draws, seed, RATES)
-    return Intervals(_interval(drawn.mean(axis=1)), _interval(drawn))
+    return Intervals(interval(drawn.mean(axis=1)), interval(drawn))
 
 
 def froc_band(match: Match, rates: Sequence[float], draws: int = 1000, seed: int = 0) -> FloatArray:
     """The interval of `bootstrap` at any rates, (len(rates), 2): the band around a drawn curve."""
     (drawn,) = _drawn_sensitivities([match], draws, seed, rates)
-    return _interval(drawn)
+    return interval(drawn)
 
 
 def compare(match_a: Match, match_b: Match, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -129,10 +130,10 @@ def compare(match_a: Match, match_b: Match, draws: int = 1000, seed: int = 0) ->
     return {
         "cpm": [float(a.mean()), float(b.mean())],
         "cpm_difference": float((b - a).mean()),
-        "cpm_difference_ci95": _interval((drawn_b - drawn_a).mean(axis=1)).tolist(),
+        "cpm_difference_ci95": interval((drawn_b - drawn_a).mean(axis=1)).tolist(),
         "sensitivity_at": _keyed(np.stack((a, b), axis=1)),
         "sensitivity_at_difference": _keyed(b - a),
-        "sensitivity_at_difference_ci95": _keyed(_interval(drawn_b - drawn_a)),
+        "sensitivity_at_difference_ci95": _keyed(interval(drawn_b - drawn_a)),
         "draws": draws,
     }
 
@@ -312,28 +313,13 @@ def _drawn_sensitivities(matches: Sequence[Match], draws: int, seed: int, rates:
     most_events = max(sweep.false_positive_scan.size + sweep.nodule_scan.size for sweep in sweeps)
     chunks = [
         [_sensitivities(sweep, weights, rates) for sweep in sweeps]
-        for weights in _drawn_weights(matches[0].n_scans, draws, seed, rows=1 + _ELEMENTS_PER_CHUNK // most_events)
+        for weights in drawn_weights(matches[0].n_scans, draws, seed, rows=1 + _ELEMENTS_PER_CHUNK // most_events)
     ]
     drawn = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
     held_a_nodule = ~np.isnan(drawn[0][:, 0])
     if not held_a_nodule.any():
         raise ValueError(f"none of the bootstrap draws ({draws}) holds a nodule: make more draws, 1000 is usual")
     return [values[held_a_nodule] for values in drawn]
-
-
-def _drawn_weights(n_scans: int, draws: int, seed: int, rows: int) -> Iterator[FloatArray]:
-    """Yields how often each scan is drawn, (up to `rows`, n_scans) at a time, the same whatever `rows` is."""
-    random = np.random.default_rng(seed)
-    for start in range(0, draws, rows):
-        n = min(rows, draws - start)
-        cell = random.integers(n_scans, size=(n, n_scans)) + n_scans * np.arange(n)[:, None]
-        yield np.bincount(cell.ravel(), minlength=n * n_scans).reshape(n, n_scans).astype(np.float64)
-
-
-def _interval(drawn: FloatArray) -> FloatArray:
-    """Low and high bound of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
-    ordered = np.sort(drawn, axis=0)
-    return np.stack((ordered[len(ordered) * 25 // 1000], ordered[len(ordered) * 975 // 1000]), axis=-1)
 
 
 def _require_nodules(match: Match) -> None:

@@ -20,8 +20,14 @@ def test_baseline_features_measures_a_box():
         "mean_hu_centre": (1, 1),
         "size_brightness": (1, 4),
         "radial_profile": (1, 12),
+        "component_shape": (1, 18),
     }
     assert features["size_brightness"][0, 1:].tolist() == pytest.approx([40, 45.9375, 40])
+    # along an axis of n voxels of s mm the variance is s² n² / 12; all but 1 x 3 x 3 voxels lie at the surface
+    sides = np.array([3 * 1.25, 5 * 0.7, 5 * 0.7])
+    sd = np.sort(sides) / np.sqrt(12)
+    expected = [45.9375, *sd, sd[0] / sd[2], sd[1] / sd[2], 66 / 75, 0, 40]
+    assert features["component_shape"][0].tolist() == pytest.approx(expected * 2, rel=1e-5)
     profile = features["radial_profile"][0]
     # voxels nearer than 1.25 mm lie within the box; none of it lies beyond hypot(1.25, 1.4, 1.4) = 2.34 mm
     assert profile[0] == 40
@@ -45,6 +51,14 @@ def test_baseline_features_takes_the_mean_of_a_ball_of_3_mm():
 def test_baseline_features_of_empty_lung_finds_no_blob():
     features = baseline_features(np.full((2, 32, 48, 48), -850, np.int16), SPACING)
     assert features["size_brightness"][1].tolist() == [-850, -850, 0, -1000]
+    assert features["component_shape"][1].tolist() == ([0] * 8 + [-1000]) * 2
+
+
+def test_component_shape_tells_how_much_of_a_vessel_leaves_the_ball():
+    # along z through the whole box of 32 voxels: within 10 mm lie 17 x 3 x 3, of which |z| > 9 mm are 2 x 3 x 3
+    shape = baseline_features(cutout_with_box((16, 1, 1), 40)[None], SPACING)["component_shape"][0]
+    assert shape[0] == pytest.approx((17 * 9 - 8 * 2) * 0.6125, rel=1e-5)
+    assert shape[7] == pytest.approx((2 * 9 - 8 * 2) / (17 * 9 - 8 * 2), rel=1e-5)
 
 
 def test_baseline_features_of_no_cutouts():
@@ -65,7 +79,7 @@ def test_score_baselines_tells_bright_from_dark():
     labels = np.tile([0, 1], 40)
     cutouts = np.stack([cutout_with_box((2, 3, 3), int(rng.integers(-20, 60) if c else -700)) for c in labels])
     scores = score_baselines(cutouts[:60], labels[:60], cutouts[60:], SPACING)
-    assert list(scores) == ["mean_hu_centre", "size_brightness", "radial_profile"]
+    assert list(scores) == ["mean_hu_centre", "size_brightness", "radial_profile", "component_shape"]
     for probability in scores.values():
         assert probability.shape == (20,)
         assert probability[labels[60:] == 1].min() > probability[labels[60:] == 0].max()
