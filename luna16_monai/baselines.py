@@ -7,6 +7,8 @@ distance from the centre, the shape of the central blob.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
@@ -78,6 +80,7 @@ def score_baselines(
     train_labels: ArrayLike,
     test_cutouts: NDArray[np.int16],
     spacing_zyx: ArrayLike,
+    names: Sequence[str] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Train boosted trees on each set of features, and return their probabilities of class 1 on other cutouts.
 
@@ -85,6 +88,7 @@ def score_baselines(
         train_cutouts, test_cutouts: (n, z, y, x) HU, of different patients.
         train_labels: (n,) 0 or 1.
         spacing_zyx: (3,) mm.
+        names: of the features; None for all.
 
     Raises:
         ValueError: the labels name one class only, or as `baseline_features`.
@@ -102,13 +106,13 @@ def score_baselines(
         raise ValueError(f"train_labels hold class {np.unique(labels).tolist()} only: give both classes")
     train, test = (baseline_features(c, spacing_zyx) for c in (train_cutouts, test_cutouts))
     scores = {}
-    for name, features in train.items():
+    for name in names or train:
         trees = HistGradientBoostingClassifier(
             learning_rate=0.06, max_iter=150, max_leaf_nodes=12, l2_regularization=1.0, random_state=0
         )
         # on so few rows its threads mostly wait for each other: 50 times slower on a busy machine
         with threadpool_limits(1, user_api="openmp"):
-            scores[name] = trees.fit(features, labels).predict_proba(test[name])[:, 1]
+            scores[name] = trees.fit(train[name], labels).predict_proba(test[name])[:, 1]
     return scores
 
 

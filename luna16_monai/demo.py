@@ -38,12 +38,14 @@ class Plan:
         scans: of the phantom.
         stride: every so many scans one is held out.
         first, second: settings of the two rounds.
+        baselines: what the network is compared with.
     """
 
     scans: int
     stride: int
     first: dict[str, Any]
     second: dict[str, Any]
+    baselines: tuple[str, ...] = ("mean_hu_centre", "size_brightness", "radial_profile")
 
 
 COMMON = {"batch_size": 32, "num_workers": 2}
@@ -62,6 +64,7 @@ LONG = Plan(
     stride=5,
     first={**SMALL_CUTOUTS, "max_epochs": 8, "samples_per_epoch": 16384, "val_interval": 8},
     second={"max_epochs": 6, "samples_per_epoch": 8192, "learning_rate": 1e-3, "val_interval": 6},
+    baselines=("mean_hu_centre", "size_brightness", "radial_profile", "component_shape"),
 )
 
 
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             training += [f"--{key}", value]
         _step(title, training)
     print("5/6  simple baselines on the same scans", flush=True)
-    metrics = _add_baselines(options.output, data, store, plan.stride)
+    metrics = _add_baselines(options.output, data, store, plan)
     report = options.output / "report.html"
     _step("6/6  the report", [*luna16, "report", "--run", options.output, "--output", report, "--store", store])
     _print_table(metrics, options.output, data, store, time.monotonic() - started)
@@ -120,15 +123,15 @@ def _step(title: str, command: Sequence[Any]) -> None:
         sys.exit(f"demo: this step ended with exit code {code}: what went wrong stands above")
 
 
-def _add_baselines(output: Path, data: Path, store_dir: Path, stride: int) -> dict[str, Any]:
+def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dict[str, Any]:
     """Train the baselines on the training cutouts, score the validation cutouts, and add the AUCs to metrics.json."""
     path = output / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     store = Store(store_dir)
-    split = Split(data, store, validation_stride=stride)
+    split = Split(data, store, validation_stride=plan.stride)
     train, validation = (_cutouts(part, store) for part in (split.train, split.validation))
     spacing = store.index["spacing_zyx"]
-    scores = score_baselines(train, split.train.labels, validation, spacing)
+    scores = score_baselines(train, split.train.labels, validation, spacing, plan.baselines)
     table, submission = split.validation.table, read_points(output / "submission.csv", "probability")
     if not np.array_equal(submission.points_xyz, table.points_xyz):
         raise ValueError(f"{output / 'submission.csv'} lists other candidates than {data}: make clean-demo")
