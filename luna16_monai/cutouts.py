@@ -24,6 +24,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
+import torch
 from monai.data import get_track_meta, set_track_meta
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
@@ -114,11 +115,12 @@ def prepare_volume(
             "a MetaTensor (1, x, y, z) was expected; keep LoadImaged with ensure_channel_first in the list"
         )
     geometry = Geometry.from_ras_affine(np.asarray(image.affine), image.shape[1:])
-    voxels = np.asarray(image[0].numpy()).transpose(2, 1, 0)
-    if voxels.dtype != np.int16:
-        limits = np.iinfo(np.int16)
-        voxels = np.clip(np.rint(voxels), limits.min, limits.max).astype(np.int16)
-    return Volume(np.ascontiguousarray(voxels), geometry, read_geometry(path, data_dir, allow_symlinks))
+    # in place: a whole CT in float32 takes a gigabyte
+    voxels = image.as_tensor()[0].permute(2, 1, 0)
+    if voxels.dtype != torch.int16:
+        limits = torch.iinfo(torch.int16)
+        voxels = voxels.round_().clamp_(limits.min, limits.max).short()
+    return Volume(np.ascontiguousarray(voxels.numpy()), geometry, read_geometry(path, data_dir, allow_symlinks))
 
 
 class Store:

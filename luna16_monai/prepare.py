@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import blosc2
+import torch
 import yaml
 from monai.bundle import ConfigParser
 from tqdm import tqdm
@@ -157,6 +159,9 @@ def prepare(
 
 
 def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> None:
+    if multiprocessing.parent_process() is not None:
+        # one of several workers: their threads would only wait for each other
+        torch.set_num_threads(1)
     transform = recipe.build(data_dir, allow_symlinks)
     volume = prepare_volume(ct.path, transform, data_dir, allow_symlinks)
     # one thread, for the same bytes at every call: two runs at once then agree on the checksum

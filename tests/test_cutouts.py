@@ -202,7 +202,10 @@ def test_store_at_default_spacing_equals_monais_spacingd(phantom_dir, store_dir)
         uid = next(uid for uid, direction in directions.items() if direction == sign)
         image = spacing({"image": str(cts[uid])})["image"]
         volume = store.volume(uid)
-        np.testing.assert_array_equal(volume.voxels[:], np.rint(image[0].numpy()).astype(np.int16).transpose(2, 1, 0))
+        # an axis at a time sums in another order, so a value near the half may round the other way
+        error = np.abs(volume.voxels[:].astype(int) - np.rint(image[0].numpy()).transpose(2, 1, 0))
+        assert error.max() <= 1
+        assert (error > 0).mean() < 0.01
         np.testing.assert_allclose(volume.geometry.ras_affine_xyz(), image.affine, atol=1e-9)
         assert volume.geometry.spacing_zyx == pytest.approx((1.25, 0.7, 0.7))
 

@@ -357,7 +357,12 @@ def test_prepare_runs_a_config_from_elsewhere_only_on_request(data, tmp_path, ca
     assert prepare(data, tmp_path / "store", "--config", str(own)) == 2
     line = told(capsys)
     assert line.startswith(f"luna16: {own} does not come with luna16_monai and may run any code (it calls Compose, ")
-    for name in ("LoadImaged", "luna16_monai.ct.CTReader", "Spacingd", "__import__('pathlib')"):
+    for name in (
+        "LoadImaged",
+        "luna16_monai.ct.CTReader",
+        "luna16_monai.spacing.SeparableSpacingd",
+        "__import__('pathlib')",
+    ):
         assert name in line
     assert line.endswith("add --trust-bundle if you trust it")
     assert not harm.exists()

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "luna16_monai"
 FLOORS = {
-    1: "errors files workers geometry metaimage hits froc candidates calibration networks seeds resampling roc",
+    1: "errors files workers geometry metaimage hits froc candidates calibration networks seeds resampling roc spacing",
     2: "ct dicom datalist augmentation bundle evaluation results scores handlers checkpoint",
     3: "cutouts prepare slices lesions anatomy synthesis phantom background baselines",
     4: "transforms inference charts report",

@@ -376,7 +376,11 @@ def test_recipe_refuses_a_file_that_is_absent(tmp_path):
 def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, store, tmp_path):
     path = tmp_path / "prepare.yaml"
     path.write_text(PREPARE_YAML.read_text(encoding="utf-8").replace("axcodes: LPS", "axcodes: L"))
-    path.write_text(path.read_text(encoding="utf-8").replace("_target_: Spacingd", "_target_: Spacingdd"))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(
+            "_target_: luna16_monai.spacing.SeparableSpacingd", "_target_: Spacingdd"
+        )
+    )
     with pytest.raises(ValueError, match=r"the transform list cannot be built \(.*Spacingdd.*\): mend it"):
         run(data, store, Recipe.read(path))
     assert not store.exists()
