@@ -51,6 +51,7 @@ class SeparableResample(SpatialResample):
         dtype: Any = None,
         lazy: bool | None = None,
     ) -> Tensor:
+        """Resample; arguments and errors are those of ``SpatialResample``."""
         how = self.mode if mode is None else mode, self.padding_mode if padding_mode is None else padding_mode
         positions = None
         if (
