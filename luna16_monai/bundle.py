@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -187,3 +188,14 @@ def bundle_dir(name: str = "nodule_classification") -> Path:
         if (folder / "configs").is_dir():
             return folder
     raise FileNotFoundError(f"no bundle {name}: name nodule_classification, or the folder of one of your own")
+
+
+def copy_bundle(bundle: Path, output: Path) -> None:
+    """Copy a bundle to a folder of the user's.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty: name a new folder, or empty it")
+    shutil.copytree(bundle, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

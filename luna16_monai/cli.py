@@ -199,24 +199,53 @@ def _existing(path: Path) -> Path:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from luna16_monai.bundle import bundle_dir
     from luna16_monai.candidates import read_points, write_points
     from luna16_monai.inference import Classifier, from_ras
 
-    if options.bundle is not None:
-        from monai.bundle import ConfigParser
-
-        files = [options.bundle / "configs" / name for name in ("inference.yaml", "prepare.yaml")]
-        configs = [ConfigParser.load_config_file(str(file)) for file in files if file.is_file()]
-        _require_trust(options.bundle, configs, options.trust_bundle)
+    bundles = [_bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     table = read_points(_existing(options.candidates), None)
-    classifier = Classifier(options.bundle or bundle_dir(), _device(options.device), options.weights)
     points = from_ras(table) if options.ras else table
-    probabilities = classifier.probabilities(points, classifier.volumes(options.ct), options.tta)
+    device = _device(options.device)
+    classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
+    scored = [one.probabilities(points, one.volumes(options.ct), options.tta) for one in classifiers]
+    probability = sum(scored[1:], scored[0]) / len(scored)
+    calibration = classifiers[0].calibration if len(classifiers) == 1 else None
+    more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
     uids = [table.series_uids[code] for code in table.series]
-    write_points(options.output, uids, table.points_xyz, probabilities, "probability")
+    write_points(options.output, uids, table.points_xyz, probability, "probability", **more)
     result = {"output": str(options.output), "candidates": len(table), "series": len(table.series_uids)}
     return _print(options, result, f"predict: {len(table)} probabilities in {options.output}")
+
+
+def _bundle(path: Path | None, trusted: bool) -> Path:
+    """A bundle's folder, by default the nodule bundle; one from elsewhere only if it is trusted."""
+    from luna16_monai.bundle import bundle_dir
+
+    if path is None:
+        return bundle_dir()
+    from monai.bundle import ConfigParser
+
+    files = [path / "configs" / name for name in ("inference.yaml", "prepare.yaml")]
+    _require_trust(path, [ConfigParser.load_config_file(str(file)) for file in files if file.is_file()], trusted)
+    return path
+
+
+def _export(options: argparse.Namespace) -> int:
+    from luna16_monai.export import export
+    from luna16_monai.inference import Classifier
+
+    bundle = _bundle(options.bundle, options.trust_bundle)
+    classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
+    export(classifier.networks[0], classifier.config, bundle, classifier.weights[0], options.format, options.output)
+    result = {"format": options.format, "output": str(options.output), "bytes": options.output.stat().st_size}
+    return _print(options, result, f"export: {options.format} in {options.output}")
+
+
+def _write_bundle(options: argparse.Namespace) -> int:
+    from luna16_monai.bundle import bundle_dir, copy_bundle
+
+    copy_bundle(bundle_dir(options.name), options.output)
+    return _print(options, {"output": str(options.output)}, f"bundle: {options.name} in {options.output}")
 
 
 def _device(name: str) -> str:
@@ -322,12 +351,28 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", type=Path, required=True, metavar="CSV", help="seriesuid, coordX, coordY, coordZ"
     )
     predict.add_argument("--output", type=Path, required=True, metavar="CSV")
-    predict.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+    predict.add_argument(
+        "--bundle", type=Path, nargs="+", metavar="DIR", help="default: the nodule bundle; several are averaged"
+    )
     predict.add_argument("--trust-bundle", action="store_true", help="run a --bundle that may hold any code")
-    predict.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
+    predict.add_argument(
+        "--weights", type=Path, nargs="+", metavar="FILE", help="a run's model.pt; several are averaged"
+    )
+    predict.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     predict.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+
+    export = verb("export", _export, "write a trained network in another program's format")
+    export.add_argument("--format", required=True, choices=("torchscript", "onnx", "openvino"))
+    export.add_argument("--output", type=Path, required=True, metavar="FILE", help="OpenVINO's ends in .xml")
+    export.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+    export.add_argument("--trust-bundle", action="store_true", help="run a --bundle that may hold any code")
+    export.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
+
+    bundle = verb("bundle", _write_bundle, "write a bundle that comes with the package to a folder of your own")
+    bundle.add_argument("name", nargs="?", default="nodule_classification")
+    bundle.add_argument("--output", type=Path, required=True, metavar="DIR")
 
     report = verb("report", _report, "write one self-contained HTML file about a run")
     report.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="DIR", help="its output folder")

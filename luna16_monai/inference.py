@@ -6,9 +6,11 @@ same ``Volume.cutout`` takes the box, the same transforms of the bundle's YAML m
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from monai.engines.workflow import Workflow
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from luna16_monai.calibration import Calibration
 from luna16_monai.candidates import PointTable, read_candidates, write_points
 from luna16_monai.checkpoint import read_weights
 from luna16_monai.ct import find_cts, read_geometry, series_uid
@@ -29,6 +32,8 @@ from luna16_monai.datalist import CandidateList
 from luna16_monai.prepare import Recipe
 
 logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "torch", "openvino")
 
 
 class PreparedInMemory:
@@ -145,13 +150,31 @@ def candidates_of(dataset_dir: Path | str, volumes: PreparedInMemory) -> Candida
     return CandidateList(table.select(np.argsort(table.series, kind="stable")), positives_first=False)
 
 
-def load_weights(network: nn.Module, path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
+def load_weights(
+    network: nn.Module,
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    backend: str = "torch",
+    shape_zyx: Sequence[int] = (32, 48, 48),
+) -> nn.Module:
     """The network with its weights, ready to score.
+
+    Args:
+        network: gives logits.
+        path: a bare state dict.
+        device: where it runs.
+        backend: ``torch``; ``openvino``, which is faster on a CPU and gives the same within 1e-5; ``auto`` takes
+            OpenVINO on a CPU where it is installed.
+        shape_zyx: voxels of a cutout.
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: they belong to another network, or the file holds more than weights.
+        ValueError: they belong to another network, the file holds more than weights, or the backend does not fit.
+        ModuleNotFoundError: OpenVINO was asked for and is missing.
     """
+    on_cpu = torch.device(device).type == "cpu"
+    if backend not in BACKENDS or (backend == "openvino" and not on_cpu):
+        raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
     try:
@@ -159,7 +182,27 @@ def load_weights(network: nn.Module, path: Path | str, device: torch.device | st
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights {path} belong to another network: {reason}") from error
+    if backend == "openvino" or (backend == "auto" and on_cpu and find_spec("openvino") is not None):
+        from luna16_monai.export import OpenVinoNetwork
+
+        return OpenVinoNetwork(network.eval(), shape_zyx)
     return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+
+def read_calibration(weights: Path) -> Calibration | None:
+    """The calibration that belongs to weights: the ``metrics.json`` beside them tells; None where it does not.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = weights.parent / "metrics.json"
+    if not path.is_file():
+        return None
+    try:
+        line = json.loads(path.read_text(encoding="utf-8")).get("calibration", {}).get("platt")
+        return None if line is None else Calibration(float(line["slope"]), float(line["offset"]))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no calibration that can be read: remove it, or train anew") from error
 
 
 class Classifier:
@@ -168,24 +211,36 @@ class Classifier:
     Args:
         bundle: the bundle's folder.
         device: where the network runs.
-        weights: a model.pt; None takes the bundle's own.
+        weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
+        backend: as `load_weights`.
+
+    Attributes:
+        calibration: of the probabilities; None where it is not known, as for an ensemble.
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
         ValueError: the weights belong to another network.
     """
 
-    def __init__(self, bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        device: torch.device | str = "cpu",
+        weights: Sequence[Path] = (),
+        backend: str = "auto",
+    ) -> None:
         config = bundle / "configs" / "inference.yaml"
         if not config.is_file():
             raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
         self.bundle, self.device = bundle, device
         self.config = ConfigParser.load_config_file(str(config))
         # paths, not texts, in which MONAI would read # as ::
-        self.config.update(bundle_root=bundle, device=str(device))
-        if weights is not None:
-            self.config["weights"] = weights
-        self.network: nn.Module = ConfigParser(dict(self.config)).get_parsed_content("network")
+        self.config.update(bundle_root=bundle, device=str(device), backend=backend)
+        parts = [{"weights": path} for path in weights] or [{}]
+        parsers = [ConfigParser({**self.config, **part}) for part in parts]
+        self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
+        self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
+        self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
 
     def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""
@@ -229,8 +284,8 @@ class Classifier:
         """Score a batch (n, 1, z, y, x) float32 HU; gives (n,) float64."""
         images = images.to(self.device)
         views = list(_views(images)) if tta else [images]
-        total = sum(torch.softmax(self.network(view).double(), dim=1)[:, 1] for view in views)
-        return (torch.as_tensor(total) / len(views)).cpu()
+        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in views]
+        return torch.stack(scored).mean(0).cpu()
 
 
 def _views(images: Tensor) -> Iterator[Tensor]:

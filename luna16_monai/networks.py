@@ -37,6 +37,9 @@ class NoduleNet(nn.Module):
         ValueError: the cutout is too small for the number of blocks.
     """
 
+    # constant for TorchScript, which then compiles one of the two returns
+    __constants__ = ("return_probabilities",)
+
     def __init__(
         self,
         spatial_shape_zyx: Sequence[int] = (32, 48, 48),
@@ -83,7 +86,9 @@ class NoduleNet(nn.Module):
             logits (batch, classes), and with ``return_probabilities`` their softmax beside them.
         """
         logits = self.head(self.backbone(self.tail(image)).flatten(1))
-        return (logits, torch.softmax(logits, dim=1)) if self.return_probabilities else logits
+        if self.return_probabilities:
+            return logits, torch.softmax(logits, dim=1)
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

@@ -53,17 +53,15 @@ class SeparableResample(SpatialResample):
     ) -> Tensor:
         """Resample; arguments and errors are those of ``SpatialResample``."""
         how = self.mode if mode is None else mode, self.padding_mode if padding_mode is None else padding_mode
-        positions = None
-        if (
+        if not (
             how == _TRILINEAR
             and not (self.lazy if lazy is None else lazy)
             and get_equivalent_dtype(dtype or self.dtype, torch.Tensor) == torch.float32
             and isinstance(img, MetaTensor)
             and img.ndim == 4
             and not img.pending_operations
+            and (positions := _positions(img, dst_affine, spatial_size)) is not None
         ):
-            positions = _positions(img, dst_affine, spatial_size)
-        if positions is None:
             return super().__call__(img, dst_affine, spatial_size, mode, padding_mode, align_corners, dtype, lazy)
         image = convert_to_tensor(img, track_meta=get_track_meta())
         meta = TraceableTransform.track_transform_meta(

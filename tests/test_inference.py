@@ -28,7 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(weights: Path) -> Classifier:
-    return Classifier(bundle_dir(), weights=weights)
+    return Classifier(bundle_dir(), weights=[weights], backend="torch")
 
 
 def test_probabilities_equal_those_of_the_store(

@@ -1,0 +1,193 @@
+"""A trained network in the formats of other programs: TorchScript, ONNX, OpenVINO.
+
+TorchScript is MONAI's own export, with the logits alone; the other two give ``logits`` and ``probabilities``. All take
+``image`` (batch, 1, z, y, x) float32 HU, clipped to what the network was trained on, of any batch size.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from monai.bundle import ckpt_export
+from torch import Tensor, nn
+
+from luna16_monai.files import atomic_write
+
+OUTPUTS = ("logits", "probabilities")
+_MISSING = "is not installed: pip install 'luna16_monai[export]'"
+
+
+class WithProbabilities(nn.Module):
+    """A network whose forward gives (logits, probabilities), on the CPU and in the usual memory layout."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score a batch."""
+        logits = self.network(image)
+        return logits, torch.softmax(logits, dim=1)
+
+
+def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights: Path, kind: str, output: Path) -> None:
+    """Write a bundle's network in one of the formats; nothing is left under the final name where that fails.
+
+    Args:
+        network: with its weights, gives logits.
+        config: the bundle's inference.yaml.
+        bundle: its folder.
+        weights: where the network's weights came from.
+        kind: ``torchscript``, ``onnx`` or ``openvino``.
+        output: the file; OpenVINO's has a ``.bin`` beside it.
+
+    Raises:
+        ValueError: the output's name does not fit.
+        ModuleNotFoundError: a package that the format needs is missing.
+    """
+    shape_zyx = config["shape_zyx"]
+    if kind == "torchscript":
+        export_torchscript(bundle, weights, output)
+    elif kind == "openvino":
+        export_openvino(network, shape_zyx, output)
+    else:
+        about = {
+            "description": "lung nodule classification of CT cutouts; for research, not for clinical use",
+            "input": "image (batch, 1, z, y, x) float32 HU clipped to -1000..1000, the candidate in the middle",
+            "spacing_zyx_mm": json.dumps(config["spacing_zyx"]),
+            "classes": json.dumps(["non-nodule", "nodule"]),
+        }
+        export_onnx(network, shape_zyx, output, about)
+
+
+def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
+    """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "model.ts"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ckpt_export(
+                "network_def",
+                filepath=str(written),
+                ckpt_file=str(weights),
+                meta_file=str(bundle / "configs" / "metadata.json"),
+                config_file=str(bundle / "configs" / "inference.yaml"),
+            )
+        _copy(written, output)
+
+
+def export_onnx(network: nn.Module, shape_zyx: Sequence[int], output: Path, about: dict[str, str]) -> None:
+    """Write a network as ONNX.
+
+    Args:
+        network: gives logits.
+        shape_zyx: voxels of a cutout.
+        output: the file.
+        about: what the file says of itself.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
+    # two cutouts, since a batch of one would be taken for a constant
+    example = torch.zeros(2, 1, *shape_zyx)
+    # it warns that torchvision, which nothing here needs, is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        WithProbabilities(network),
+        (example,),
+        input_names=["image"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        verbose=False,
+    )
+    model: Any = program.model_proto  # type: ignore[union-attr]
+    onnx.helper.set_model_props(model, about)
+    onnx.checker.check_model(model)
+    with atomic_write(output) as stream:
+        stream.write(model.SerializeToString())
+
+
+def export_openvino(network: nn.Module, shape_zyx: Sequence[int], output: Path) -> None:
+    """Write a network as OpenVINO's ``.xml``, with its weights in a ``.bin`` beside it, in float32.
+
+    Raises:
+        ValueError: the output is not named ``.xml``.
+        ModuleNotFoundError: openvino is missing.
+    """
+    if output.suffix != ".xml":
+        raise ValueError(f"{output.name}: OpenVINO writes two files, name the one that ends in .xml")
+    openvino = import_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / output.name
+        openvino.save_model(_converted(openvino, network, shape_zyx), written, compress_to_fp16=False)
+        _copy(written.with_suffix(".bin"), output.with_suffix(".bin"))
+        _copy(written, output)
+
+
+class OpenVinoNetwork(nn.Module):
+    """A network that OpenVINO runs on the CPU, for scoring: takes and gives what the network itself does.
+
+    Args:
+        network: gives logits.
+        shape_zyx: voxels of a cutout.
+
+    Raises:
+        ModuleNotFoundError: openvino is missing.
+    """
+
+    def __init__(self, network: nn.Module, shape_zyx: Sequence[int]) -> None:
+        super().__init__()
+        openvino = import_openvino()
+        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        self.compiled = openvino.compile_model(_converted(openvino, network, shape_zyx), "CPU", hints)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score a batch."""
+        return torch.from_numpy(self.compiled(image.numpy())[0])
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO, kept from telling its maker that it was imported, which it otherwise does over the network.
+
+    Raises:
+        ModuleNotFoundError: it is missing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"openvino {_MISSING}") from error
+    return openvino
+
+
+def _converted(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(
+            WithProbabilities(network), example_input=torch.zeros(2, 1, *shape_zyx), input=[-1, 1, *shape_zyx]
+        )
+    model.inputs[0].get_tensor().set_names({"image"})
+    for out, name in zip(model.outputs, OUTPUTS, strict=True):
+        out.get_tensor().set_names({name})
+    return model
+
+
+def _copy(written: Path, output: Path) -> None:
+    with atomic_write(output) as stream:
+        stream.write(written.read_bytes())
