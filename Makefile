@@ -9,7 +9,7 @@ DEMO := runs/demo
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo phantom-baselines test test-all check clean-demo setup
+.PHONY: demo phantom-baselines bench test test-all check clean-demo setup
 
 demo: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
@@ -17,6 +17,10 @@ demo: $(READY)
 # 200 synthetic scans and 40 minutes of training: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
 	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines
+
+# ours against the naive way, MONAI's stock way and the machine's limit
+bench: $(READY)
+	$(BIN)/python -W ignore benchmarks/bench.py --output runs/bench.json
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

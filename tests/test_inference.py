@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,9 @@ import torch
 from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_candidates, read_points, write_points
 from luna16_monai.cli import main
-from luna16_monai.ct import find_cts
+from luna16_monai.ct import find_cts, read_geometry, series_uid
 from luna16_monai.cutouts import Store
-from luna16_monai.inference import Classifier, PreparedInMemory
+from luna16_monai.inference import Classifier, PreparedInMemory, read_calibration
 from luna16_monai.networks import NoduleNet
 
 
@@ -128,3 +131,74 @@ def test_prepared_in_memory_keeps_one_volume(phantom_dir: Path) -> None:
     assert volumes.volume(one) is first
     volumes.volume(other)
     assert volumes.volume(one) is not first
+
+
+def test_predict_gives_the_same_for_dicom_mhd_and_nifti(
+    shared: Callable[[str], Path], weights: Path, tmp_path: Path
+) -> None:
+    folder = shared("data/ct_dicom")
+    uid, geometry = series_uid(folder), read_geometry(folder)
+    rng = np.random.default_rng(0)
+    inside = rng.uniform(0.2, 0.8, (50, 3)) * (np.array(geometry.shape_zyx) - 1)
+    write_points(tmp_path / "points.csv", [uid] * 50, geometry.world_from_voxel(inside), np.zeros(50), "class")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    forms = {"dicom": folder, "mhd": tmp_path / f"{uid}.mhd", "nifti": tmp_path / f"{uid}.nii.gz"}
+    probabilities = []
+    for form, path in forms.items():
+        if form != "dicom":
+            sitk.WriteImage(image, str(path))
+        output = tmp_path / f"{form}.csv"
+        call = ["predict", "--ct", str(path), "--candidates", str(tmp_path / "points.csv"), "--output", str(output)]
+        assert main([*call, "--weights", str(weights), "--device", "cpu"]) == 0
+        probabilities.append(read_points(output, "probability").values)
+    assert np.ptp(probabilities[0]) > 0.01
+    np.testing.assert_allclose(probabilities[1], probabilities[0], atol=1e-3)
+    np.testing.assert_allclose(probabilities[2], probabilities[0], atol=1e-3)
+
+
+def test_predict_averages_several_weights(phantom_dir: Path, weights: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = tmp_path / "other.pt"
+    torch.save(NoduleNet(return_probabilities=False).state_dict(), other)
+    table = read_candidates(phantom_dir)
+    uid = table.series_uids[0]
+    path = next(ct.path for ct in find_cts(phantom_dir) if ct.series_uid == uid)
+    points = tmp_path / "points.csv"
+    write_points(points, [uid] * 4, table.points_xyz[np.flatnonzero(table.series == 0)[:4]], np.zeros(4), "class")
+
+    def predict(*more: str) -> np.ndarray:
+        output = tmp_path / "predictions.csv"
+        call = ["predict", "--ct", str(path), "--candidates", str(points), "--output", str(output), "--device", "cpu"]
+        assert main([*call, *more]) == 0
+        return read_points(output, "probability").values
+
+    one, two = predict("--weights", str(weights)), predict("--weights", str(other))
+    assert np.abs(one - two).max() > 0.01
+    np.testing.assert_allclose(predict("--weights", str(weights), str(other)), (one + two) / 2, atol=1e-6)
+
+
+def test_predict_adds_what_the_runs_calibration_makes_of_it(phantom_dir: Path, weights: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.pt").write_bytes(weights.read_bytes())
+    # sigmoid(2 logit(p) - 1)
+    (run / "metrics.json").write_text(json.dumps({"calibration": {"platt": {"slope": 2.0, "offset": -1.0}}}))
+    table = read_candidates(phantom_dir)
+    uid = table.series_uids[0]
+    path = next(ct.path for ct in find_cts(phantom_dir) if ct.series_uid == uid)
+    points, output = tmp_path / "points.csv", tmp_path / "predictions.csv"
+    write_points(points, [uid] * 4, table.points_xyz[np.flatnonzero(table.series == 0)[:4]], np.zeros(4), "class")
+    call = ["predict", "--ct", str(path), "--candidates", str(points), "--output", str(output), "--device", "cpu"]
+    assert main([*call, "--weights", str(run / "model.pt")]) == 0
+    with output.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    raw, calibrated = (
+        np.array([float(row[name]) for row in rows]) for name in ("probability", "calibrated_probability")
+    )
+    p = np.clip(raw, 1e-8, 1 - 1e-8)
+    np.testing.assert_allclose(calibrated, 1 / (1 + np.exp(1) * ((1 - p) / p) ** 2), rtol=1e-6)
+    (run / "metrics.json").write_text("{]")
+    with pytest.raises(ValueError, match="holds no calibration that can be read"):
+        read_calibration(run / "model.pt")
