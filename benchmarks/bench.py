@@ -296,7 +296,7 @@ def start_up(data: Path, store: Path, folder: Path) -> float:
 
 
 def index_of(rows: int, folder: Path) -> dict[str, float]:
-    """Seconds and memory (MB) of a table of so many candidates over 888 series."""
+    """Seconds to read, and memory, of a table of so many candidates over 888 series."""
     path = folder / f"index{rows}"
     path.mkdir()
     rng = np.random.default_rng(0)
@@ -311,7 +311,7 @@ def index_of(rows: int, folder: Path) -> dict[str, float]:
     table = read_candidates(path)
     passed = time.perf_counter() - started
     size = table.points_xyz.nbytes + table.values.nbytes + table.series.nbytes + table.lines.nbytes
-    return {"seconds": passed, "mb": size / 1e6}
+    return {"s": passed, "MB": size / 1e6}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def measure(data: Path, store: Path, folder: Path, rounds: int) -> Iterator[dict
         found = index_of(count, folder)
         for unit, value in found.items():
             name = f"index of {count:,} candidates"
-            yield {"name": name, "unit": unit.upper() if unit == "mb" else "s", "ours": value, "naive": None, "monai": None, "limit": None}  # fmt: skip
+            yield {"name": name, "unit": unit, "ours": value, "naive": None, "monai": None, "limit": None}
     memory = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("memory.py")), str(store)]
     peak = json.loads(subprocess.run(memory, capture_output=True, text=True, check=True).stdout)
     for name in ("main", "worker"):
