@@ -27,10 +27,11 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor, set_track_meta
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import default_prepare_batch
 from monai.transforms import Compose, EnsureTyped, Spacingd
 from torch import nn
 
-from luna16_monai.augmentation import augmentation
+from luna16_monai.augmentation import Augmentation
 from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_candidates
 from luna16_monai.cutouts import Store, prepare_volume
@@ -38,7 +39,7 @@ from luna16_monai.datalist import CandidateList, RatioSampler, SeededCacheDatase
 from luna16_monai.export import OpenVinoNetwork
 from luna16_monai.files import write_json
 from luna16_monai.geometry import Geometry
-from luna16_monai.networks import NoduleNet
+from luna16_monai.networks import NoduleNet, on_device
 from luna16_monai.phantom import write_mhd
 from luna16_monai.prepare import Recipe
 from luna16_monai.seeds import configure_torch
@@ -112,13 +113,15 @@ def operations(forward_only: bool) -> float:
 # --- training, from the loader to the optimizer ----------------------------------------------------------------------
 
 
-def run_trainer(loader: Any, net: nn.Module, device: str = "cpu") -> float:
+def run_trainer(
+    loader: Any, net: nn.Module, device: str = "cpu", prepare_batch: Callable[..., Any] = default_prepare_batch
+) -> float:
     """Cutouts a second of a SupervisedTrainer over ITERATIONS batches, after WARM_UP."""
     times: list[float] = []
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     trainer = SupervisedTrainer(
         torch.device(device), 1, loader, net, optimizer, nn.CrossEntropyLoss(), decollate=False,
-        epoch_length=WARM_UP + ITERATIONS, amp=device != "cpu",
+        epoch_length=WARM_UP + ITERATIONS, prepare_batch=prepare_batch, amp=device != "cpu",
     )  # fmt: skip
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: times.append(time.perf_counter()))
     trainer.run()
@@ -128,11 +131,11 @@ def run_trainer(loader: Any, net: nn.Module, device: str = "cpu") -> float:
 def train_ours(case: Case, device: str = "cpu") -> float:
     """The bundle's transforms, dataset and sampler, and the network in its layout."""
     set_track_meta(False)
-    transform = Compose([case.load, augmentation(case.random), *case.clip])
-    dataset = SeededCacheDataset(case.candidates, transform, cache_gb=4.0, progress=False)
+    plan = Augmentation(case.random, case.clip, on_device=device != "cpu")
+    dataset = SeededCacheDataset(case.candidates, Compose([case.load, *plan.transforms]), cache_gb=4.0, progress=False)
     sampler = RatioSampler(case.labels, (1, 5), BATCH * (WARM_UP + ITERATIONS), 0)
     loader = DataLoader(dataset, batch_size=BATCH, sampler=sampler, num_workers=WORKERS, pin_memory=device != "cpu")
-    return run_trainer(loader, network().to(device=device, memory_format=torch.channels_last_3d), device)
+    return run_trainer(loader, on_device(network(), device), device, plan.prepare_batch)
 
 
 def train_monai(case: Case, device: str = "cpu") -> float:
@@ -172,7 +175,7 @@ def augment(case: Case, way: str) -> float:
             return rate(lambda: naive.augment(image), 1)
         if way == "monai":
             item = {"image": case.images[0].float()}
-        transform = augmentation(case.random) if way == "ours" else Compose(case.random)
+        transform = Compose(Augmentation(case.random).transforms if way == "ours" else case.random)
         return rate(lambda: transform(item), 1)
     finally:
         torch.set_num_threads(threads)
@@ -182,7 +185,7 @@ def step(case: Case, ours: bool) -> float:
     """The network alone: forward, backward, optimizer."""
     net = network()
     if ours:
-        net = net.to(memory_format=torch.channels_last_3d)
+        net = on_device(net, "cpu")
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     image, label = case.images[:BATCH].float(), torch.tensor(case.labels[:BATCH])
     return rate(lambda: naive.step(net, optimizer, image, label), BATCH, 6.0)
@@ -216,7 +219,7 @@ def random_files(case: Case) -> float:
 def loader_workers(case: Case, workers: int) -> float:
     """What loader workers deliver when nothing is cached: read, augmented, clipped."""
     set_track_meta(False)
-    transform = Compose([case.load, augmentation(case.random), *case.clip])
+    transform = Compose([case.load, *Augmentation(case.random, case.clip).transforms])
     dataset = SeededCacheDataset(case.candidates, transform, cache_gb=0, progress=False)
     sampler = RatioSampler(case.labels, (1, 5), BATCH * 30, 0)
     batches = iter(DataLoader(dataset, batch_size=BATCH, sampler=sampler, num_workers=workers))

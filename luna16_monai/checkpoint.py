@@ -37,7 +37,7 @@ KEPT = 2
 # settings that do not change what a run computes
 FREE_SETTINGS = {
     *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
-    *("num_workers", "cache_gb", "checkpoint_iterations"),
+    *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -363,6 +363,45 @@ class Progress:
         return f"epoch {engine.state.epoch} {self.name}"
 
 
+class Profile:
+    """Write torch's profile of three iterations, after five, as a trace for chrome://tracing or Perfetto.
+
+    Args:
+        output_dir: the trace goes to ``profile/trace.json`` in it.
+        enabled: otherwise nothing is done.
+    """
+
+    def __init__(self, output_dir: str, enabled: bool) -> None:
+        self.path, self.enabled = Path(output_dir) / "profile" / "trace.json", enabled
+
+    def attach(self, engine: Workflow) -> None:
+        """Attach to the trainer."""
+        if self.enabled:
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration)
+            engine.add_event_handler(Events.COMPLETED, self.end)
+
+    def start(self, _: Workflow) -> None:
+        """Begin to count iterations."""
+        schedule = torch.profiler.schedule(wait=2, warmup=3, active=3, repeat=1)
+        self.profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self.write, record_shapes=True)
+        self.profiler.start()
+
+    def iteration(self, _: Workflow) -> None:
+        """One iteration is done."""
+        self.profiler.step()
+
+    def end(self, _: Workflow) -> None:
+        """Write what there is, of a run of fewer iterations too."""
+        self.profiler.stop()
+
+    def write(self, profiler: torch.profiler.profile) -> None:
+        """Write the trace."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.path))
+        logger.info("profile in %s", self.path)
+
+
 class PrecisionRecallCurve:
     """Draw the epoch's precision-recall curve in TensorBoard.
 

@@ -82,9 +82,9 @@ class Look:
     steepness: float
 
 
-def choose_look(rng: np.random.Generator, bank: ShapeBank, shape: int) -> Look:
-    """Draw a look that fits the readers' ratings of a shape."""
-    steepness = 1.2 + 0.35 * float(bank.margin[shape])
+def choose_look(rng: np.random.Generator, bank: ShapeBank, shape: int, softness: float = 1.0) -> Look:
+    """Draw a look that fits the readers' ratings of a shape; ``softness`` is a factor on the width of its edge."""
+    steepness = (1.2 + 0.35 * float(bank.margin[shape])) / softness
     solid_hu = rng.normal(5, 35) if rng.random() < 0.75 else rng.uniform(-120, 0)
     if bank.texture[shape] < 2.5:
         return Look("ground-glass", rng.uniform(-680, -430), None, steepness)

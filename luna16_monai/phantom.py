@@ -67,8 +67,17 @@ def write_phantom(
     """
     settings = settings or ScanSettings()
     plans = plan_scans(scans, seed, load_shape_bank())
-    recipe = {"kind": "synthetic", "recipe": RECIPE, "seed": seed, "scans": scans, **asdict(settings)}
+    recipe = {"kind": "synthetic", "recipe": RECIPE, "seed": seed, "scans": scans, **_named_settings(settings)}
     return write_data_set(output, recipe, plans, partial(draw_scan, seed=seed, settings=settings), workers, progress)
+
+
+def _named_settings(settings: ScanSettings) -> dict[str, Any]:
+    """The settings that a manifest names: younger ones only where they change something, so that older sets count."""
+    named = asdict(settings)
+    for name in ("difficulty", "negatives_per_positive"):
+        if named[name] == getattr(ScanSettings, name):
+            del named[name]
+    return named
 
 
 def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[ScanPlan]:

@@ -24,16 +24,17 @@ def derive(seed: int, *key: int) -> int:
 
 
 def configure_torch(deterministic: bool) -> None:
-    """Choose between the same bits at every run and speed, on CUDA; a CPU with a fixed number of threads has both.
+    """Choose between the same bits at every run and speed (cuDNN's search, TF32), on CUDA.
 
-    Max-pool's backward in 3-D is listed as non-deterministic, though it is not without overlapping windows: hence
-    a warning there, not an error.
+    A CPU with a fixed number of threads has both. Max-pool's backward in 3-D is listed as non-deterministic, though it
+    is not without overlapping windows: hence a warning there, not an error.
     """
     if deterministic:
         # read when cuBLAS starts; without it two streams may share a workspace
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
 
 
 def seed_iteration(seed: int, iteration: int) -> None:

@@ -5,6 +5,7 @@ Candidates of both classes are jittered alike, so that nothing but the image tel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +33,8 @@ Location = Literal["isolated", "vascular", "pleural"]
 JITTER_MM = 1.55
 """Largest distance of a candidate from what it marks: below the radius of the smallest nodule, 1.6 mm."""
 CLEARANCE_MM = 4.0
+SOLID_HU = 5.0
+"""What solid nodules are on average."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,18 @@ class ScanSettings:
         rows: voxels along y and along x.
         nodules: fewest and most nodules a scan.
         negatives: candidates of class 0 a scan.
+        difficulty: from 0, easy, to 2, hard: softer edges, plugs as short as nodules, mimics as bright as nodules, and
+            up to 1 candidates farther from what they mark.
+        negatives_per_positive: candidates of class 0 for each of class 1, instead of ``negatives``; LUNA16 has about
+            500. None for ``negatives``.
     """
 
     slices: tuple[int, int] = (80, 112)
     rows: int = 192
     nodules: tuple[int, int] = (6, 8)
     negatives: int = 60
+    difficulty: float = 1.0
+    negatives_per_positive: float | None = None
 
     def __post_init__(self) -> None:
         for name, (fewest, most) in {"slices": self.slices, "nodules": self.nodules}.items():
@@ -58,6 +67,30 @@ class ScanSettings:
             raise ValueError(f"slices {self.slices}, rows {self.rows}: a chest needs 32 slices and 64 rows at least")
         if self.negatives < 0:
             raise ValueError(f"negatives {self.negatives}: give 0 or more")
+        if not 0 <= self.difficulty <= 2:
+            raise ValueError(f"difficulty {self.difficulty}: give a number from 0 (easy) to 2 (hard)")
+        ratio = self.negatives_per_positive
+        if ratio is not None and not (math.isfinite(ratio) and ratio >= 0):
+            raise ValueError(f"negatives_per_positive {ratio}: give 0 or more, or None for {self.negatives} a scan")
+
+    @property
+    def likeness(self) -> float:
+        """Factor on the width of edges, and divisor of the length of plugs: 1/2 to 2."""
+        return 2.0 ** (self.difficulty - 1)
+
+    @property
+    def jitter_mm(self) -> float:
+        """Largest distance of a candidate from what it marks: no farther at any difficulty than in a small nodule."""
+        return JITTER_MM * min(self.difficulty, 1.0)
+
+    def mimic_hu(self, hu: float) -> float:
+        """Brightness of a mimic, given that at difficulty 1: darker below it, nearer to solid nodules above."""
+        return hu - 200 * max(1 - self.difficulty, 0) + 0.6 * max(self.difficulty - 1, 0) * (SOLID_HU - hu)
+
+    def count_negatives(self, positives: int) -> int:
+        """Candidates of class 0 in a scan that has so many of class 1."""
+        ratio = self.negatives_per_positive
+        return self.negatives if ratio is None else round(ratio * positives)
 
 
 @dataclass(frozen=True)
@@ -117,14 +150,13 @@ def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
     spacing = np.array([between, in_plane, in_plane])
     shape = (int(rng.integers(settings.slices[0], settings.slices[1] + 1)), settings.rows, settings.rows)
     chest = draw_chest(rng, shape, spacing)
-    nodules = place_nodules(
-        rng, chest, bank, plan.shapes, int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))
-    )
-    mimics, excluded = place_mimics(rng, chest, nodules)
+    wanted = int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))
+    nodules = place_nodules(rng, chest, bank, plan.shapes, wanted, settings.likeness)
+    mimics, excluded = place_mimics(rng, chest, nodules, settings)
     clean, noisy = scan_chest(rng, chest.image_hu, spacing)
     hu = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
     _pad_outside_view(rng, hu)
-    marks = choose_candidates(rng, chest, clean, nodules, mimics, excluded, settings.negatives)
+    marks = choose_candidates(rng, chest, clean, nodules, mimics, excluded, settings)
 
     geometry = _random_geometry(rng, shape, spacing)
     return finish_scan(hu, geometry, nodules, excluded, marks, flipped=rng.random() < 1 / 3)
@@ -182,7 +214,7 @@ def _pad_outside_view(rng: np.random.Generator, hu: NDArray[np.int16]) -> None:
 
 
 def place_nodules(
-    rng: np.random.Generator, chest: Chest, bank: ShapeBank, shapes: Sequence[int], count: int
+    rng: np.random.Generator, chest: Chest, bank: ShapeBank, shapes: Sequence[int], count: int, softness: float = 1.0
 ) -> list[Nodule]:
     """Put nodules into a drawn chest: free in the lung, on vessels, and at the wall.
 
@@ -192,6 +224,7 @@ def place_nodules(
         bank: the shapes.
         shapes: the numbers that may be used, each several times if need be.
         count: how many nodules are wanted.
+        softness: factor on the width of their edges.
 
     Raises:
         ValueError: no nodule at all finds a place.
@@ -208,7 +241,7 @@ def place_nodules(
         position, location = _nodule_position(rng, chest, diameter / 2)
         if not _has_room(chest, position, diameter / 2, placed):
             continue
-        look = choose_look(rng, bank, shape)
+        look = choose_look(rng, bank, shape, softness)
         box, share = nodule_share(bank, shape, look, random_turn(rng), position, lung.shape_zyx, spacing)
         chest.image_hu[box] += nodule_increment(rng, look, share, chest.image_hu[box])
         ratings = (round(float(bank.texture[shape]), 4), round(float(bank.malignancy[shape]), 4))
@@ -259,36 +292,43 @@ def clearance(points_zyx: Floats, nodules: Sequence[Nodule]) -> NDArray[np.float
 
 
 def place_mimics(
-    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]
+    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule], settings: ScanSettings
 ) -> tuple[list[Floats], list[tuple[Floats, float]]]:
     """Put plugs, scars, pleural plaques and micronodules into a drawn chest.
 
     Plugs (airways filled with mucus, stumps of vessels) and scars are longer than wide by three and more, unlike the
-    real nodules (1.2 to 2.6), and plaques lie flat on the wall. Micronodules are below 3 mm: LUNA16 counts them
+    real nodules (1.2 to 2.6), and plaques lie flat on the wall. The settings' difficulty changes all three: their
+    edges, their brightness and the length of the plugs. Micronodules are below 3 mm: LUNA16 counts them
     neither way, nor a few of the others.
 
     Returns:
         Positions of plugs, scars and plaques, and of excluded findings with their diameter (mm, -1: not measured).
     """
-    mimics = _place_plugs(rng, chest, nodules) + _place_scars(rng, chest, nodules) + _place_plaques(rng, chest, nodules)
+    mimics = [
+        *_place_plugs(rng, chest, nodules, settings),
+        *_place_scars(rng, chest, nodules, settings),
+        *_place_plaques(rng, chest, nodules, settings),
+    ]
     excluded = [(point, -1.0) for point in mimics if rng.random() < 0.1]
     for _ in range(rng.integers(2, 7)):
         point = chest.lung.sample(rng, 1, 3)[0]
         radius = rng.uniform(0.8, 1.3)
         if clearance(point[None], nodules)[0] > 3 + CLEARANCE_MM:
-            _add_ellipsoid(chest, point, np.full(3, radius), np.eye(3), rng.uniform(-100, 50))
+            _add_ellipsoid(chest, point, np.full(3, radius), np.eye(3), rng.uniform(-100, 50), settings.likeness)
             excluded.append((point, -1.0 if rng.random() < 0.8 else round(2 * radius, 6)))
     return mimics, excluded
 
 
-def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+def _place_plugs(
+    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule], settings: ScanSettings
+) -> list[Floats]:
     """Short bent tubes, a third of them forked, where nodules lie too: free, on vessels, near the wall."""
     lung = chest.lung
     placed = []
     for _ in range(rng.integers(25, 33)):
         radius = rng.uniform(1.0, 2.6)
         point, _ = _nodule_position(rng, chest, 1.5 * radius)
-        length = 2 * radius * rng.uniform(2.6, 4.0)
+        length = 2 * radius * rng.uniform(2.6, 4.0) / settings.likeness
         if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
             continue
         turn, bend = random_turn(rng), rng.normal(0, 0.12) * length
@@ -298,15 +338,17 @@ def _place_plugs(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
         if rng.random() < 1 / 3:
             arm = np.linspace(0, 1, 12)[:, None] * length * rng.uniform(0.3, 0.5) * np.array([0.6, 0.3, 0.75])
             line, taper = np.concatenate([line, line[12] + arm]), np.concatenate([taper, np.full(12, 0.8 * radius)])
-        edge = max(0.7, float(lung.spacing_zyx[2]))
+        edge = max(0.7, float(lung.spacing_zyx[2])) * settings.likeness
         box, share = tube_share(line @ turn, taper, edge, point, lung.shape_zyx, lung.spacing_zyx)
-        hu = rng.normal(5, 35) if rng.random() < 0.7 else rng.uniform(-350, 0)
+        hu = settings.mimic_hu(rng.normal(SOLID_HU, 35) if rng.random() < 0.7 else rng.uniform(-350, 0))
         chest.image_hu[box] += share * np.maximum(hu - chest.image_hu[box], 0)
         placed.append(point)
     return placed
 
 
-def _place_scars(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+def _place_scars(
+    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule], settings: ScanSettings
+) -> list[Floats]:
     placed = []
     for _ in range(rng.integers(4, 9)):
         point = chest.lung.sample(rng, 1, 2)[0]
@@ -316,12 +358,15 @@ def _place_scars(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
         band = [1, rng.uniform(1, 2.2), rng.uniform(5, 9)]
         plate = [1, rng.uniform(4, 6), rng.uniform(5, 8)]
         half_axes = width * np.array(band if rng.random() < 0.6 else plate)
-        _add_ellipsoid(chest, point, half_axes, random_turn(rng), rng.uniform(-150, 30))
+        turn, hu = random_turn(rng), settings.mimic_hu(rng.uniform(-150, 30))
+        _add_ellipsoid(chest, point, half_axes, turn, hu, settings.likeness)
         placed.append(point)
     return placed
 
 
-def _place_plaques(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
+def _place_plaques(
+    rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule], settings: ScanSettings
+) -> list[Floats]:
     placed = []
     for _ in range(rng.integers(3, 7)):
         point = chest.lung.slide_to_depth(chest.lung.sample(rng, 1, 0.5)[0], 0.3, steps=12)
@@ -334,23 +379,25 @@ def _place_plaques(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nod
         flat /= np.linalg.norm(flat)
         turn = np.stack([outward, flat, np.cross(outward, flat)])
         half_axes = height * np.array([1, *[rng.uniform(3, 6)] * 2])
-        _add_ellipsoid(chest, point, half_axes, turn, rng.uniform(-20, 60))
+        _add_ellipsoid(chest, point, half_axes, turn, settings.mimic_hu(rng.uniform(-20, 60)), settings.likeness)
         placed.append(point - outward * 0.4 * height)
     return placed
 
 
-def _add_ellipsoid(chest: Chest, point_zyx: Floats, half_axes_mm: Floats, turn: Floats, hu: float) -> None:
+def _add_ellipsoid(
+    chest: Chest, point_zyx: Floats, half_axes_mm: Floats, turn: Floats, hu: float, softness: float
+) -> None:
     lung = chest.lung
-    edge = max(0.7, float(lung.spacing_zyx[2]))
+    edge = max(0.7, float(lung.spacing_zyx[2])) * softness
     box, share = ellipsoid_share(half_axes_mm, turn, edge, point_zyx, lung.shape_zyx, lung.spacing_zyx)
     chest.image_hu[box] += share * np.maximum(hu - chest.image_hu[box], 0)
 
 
-def jitter(rng: np.random.Generator, points_zyx: Floats) -> NDArray[np.float64]:
-    """Move points (n, 3) by up to `JITTER_MM`, evenly over the ball."""
+def jitter(rng: np.random.Generator, points_zyx: Floats, reach_mm: float = JITTER_MM) -> NDArray[np.float64]:
+    """Move points (n, 3) by up to ``reach_mm``, evenly over the ball."""
     direction = rng.standard_normal((len(points_zyx), 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    return points_zyx + direction * (JITTER_MM * np.cbrt(rng.random((len(points_zyx), 1))))
+    return points_zyx + direction * (reach_mm * np.cbrt(rng.random((len(points_zyx), 1))))
 
 
 def choose_candidates(
@@ -360,18 +407,23 @@ def choose_candidates(
     nodules: Sequence[Nodule],
     mimics: Sequence[Floats],
     excluded: Sequence[tuple[Floats, float]],
-    negatives: int,
+    settings: ScanSettings,
 ) -> list[tuple[Floats, int]]:
     """List the candidates of a scan in random order: (position mm, class).
 
     One mark in each nodule, in a fifth of them two, in one of 25 none (never in the first two). Of the negatives,
     plugs, scars, plaques and some excluded findings come first, up to 65 %, then three quarters of the rest from the
-    blob detector, the others from vessels, forks and airways, of which the detector lists the brightest only.
+    blob detector, the others from vessels, forks and airways, of which the detector lists the brightest only. Where a
+    number for each positive is asked for and these do not suffice, thin vessels and any places in the lung fill up.
+
+    Raises:
+        ValueError: the lung has no room for so many off the nodules.
     """
     marks = [
         0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
     ]
     positives = np.repeat([n.position_zyx for n in nodules], marks, axis=0)
+    negatives = settings.count_negatives(len(positives))
 
     blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < 0.5, 2 * negatives + 40)
     forks = chest.bifurcations_zyx
@@ -391,7 +443,18 @@ def choose_candidates(
     blobs, drawn = free(blobs, off_limits), free(drawn, off_limits)
     from_blobs = min(len(blobs), max(round(0.75 * (negatives - len(chosen))), negatives - len(chosen) - len(drawn)))
     chosen = np.concatenate([chosen, blobs[:from_blobs], drawn[: negatives - len(chosen) - from_blobs]])
+    if settings.negatives_per_positive is not None:
+        thin = free(chest.vessels_zyx[chest.vessel_radius_mm <= 1.1], off_limits)
+        chosen = np.concatenate([chosen, thin[: (negatives - len(chosen)) // 2]])
+        for _ in range(20):
+            anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
+            chosen = np.concatenate([chosen, free(anywhere, off_limits)])
+        if len(chosen) < negatives:
+            raise ValueError(
+                f"negatives_per_positive {settings.negatives_per_positive}: {len(chosen)} of {negatives} candidates "
+                "find a place off the nodules: ask for fewer nodules, or a larger volume"
+            )
 
-    points = jitter(rng, np.concatenate([positives, chosen]))
+    points = jitter(rng, np.concatenate([positives, chosen]), settings.jitter_mm)
     labels = np.repeat([1, 0], [len(positives), len(chosen)])
     return [(points[i], int(labels[i])) for i in rng.permutation(len(points))]

@@ -27,7 +27,7 @@ from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, Ran
 from tables import point_table
 
 from luna16_monai import handlers, seeds
-from luna16_monai.augmentation import augmentation
+from luna16_monai.augmentation import Augmentation
 from luna16_monai.bundle import explain_errors
 from luna16_monai.checkpoint import Checkpoints, claim, start_worker
 from luna16_monai.datalist import CandidateList, RatioSampler, SeededCacheDataset
@@ -90,7 +90,7 @@ def build(
     network = network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    draws = augmentation(
+    draws = Augmentation(
         [
             *(RandFlipd("image", prob=0.5, spatial_axis=axis) for axis in range(3)),
             RandAffined(
@@ -101,7 +101,7 @@ def build(
         ]
     )  # fmt: skip
     train = items(40, 1)
-    dataset = SeededCacheDataset(train, Compose([draws]), cache_gb=0.001, progress=False)
+    dataset = SeededCacheDataset(train, Compose(draws.transforms), cache_gb=0.001, progress=False)
     sampler = RatioSampler([item["label"] for item in train], (1, 2), SAMPLES, SEED)
     loader = DataLoader(
         dataset, num_workers=workers, batch_size=BATCH, sampler=sampler, worker_init_fn=start_worker,

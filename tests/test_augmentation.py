@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised, RandRotate90d
+from monai.data import list_data_collate, set_track_meta
+from monai.engines.utils import default_prepare_batch
+from monai.transforms import (
+    Compose,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandRotate90d,
+    ScaleIntensityRanged,
+)
 
-from luna16_monai.augmentation import FusedAugmentation, augmentation, resample_axial
+from luna16_monai.augmentation import Augmentation, DeviceAugmentation, FusedAugmentation, resample_axial
+from luna16_monai.datalist import SeededCacheDataset
 
 
 def transforms(std: float = 25.0, **affine: Any) -> list[Any]:
@@ -34,8 +44,7 @@ def transforms(std: float = 25.0, **affine: Any) -> list[Any]:
 @pytest.mark.parametrize("shape", [(32, 48, 48), (42, 60, 68)])
 def test_fused_equals_monai_for_the_same_draws(shape: tuple[int, int, int]) -> None:
     parts = transforms(std=0.0)
-    fused, stock = augmentation(parts), Compose(copy.deepcopy(parts))
-    assert isinstance(fused, FusedAugmentation)
+    fused, stock = FusedAugmentation(parts), Compose(copy.deepcopy(parts))
     image = torch.randint(-1000, 1000, (1, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.int16)
     flipped = 0
     for seed in range(40):
@@ -50,7 +59,7 @@ def test_fused_equals_monai_for_the_same_draws(shape: tuple[int, int, int]) -> N
 
 
 def test_fused_keeps_the_image_where_nothing_is_drawn() -> None:
-    fused = augmentation(transforms(0.0, rotate_range=[0.0] * 3, translate_range=[0.0] * 3, scale_range=[0.0] * 3))
+    fused = FusedAugmentation(transforms(0.0, rotate_range=[0.0] * 3, translate_range=[0.0] * 3, scale_range=[0.0] * 3))
     for flip in fused.flips:
         flip.prob = 0.0
     image = torch.arange(32 * 48 * 48).reshape(1, 32, 48, 48).float() / 100
@@ -66,11 +75,14 @@ def test_resample_axial_by_hand() -> None:
     matrix[0, 3] = 0.25  # a quarter slice up: the last one is already at the border
     matrix[1:3, 1:3] = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # output (y, x) looks at input (x, -y)
     expected = torch.tensor([[[35.0, 55.0], [25.0, 45.0]], [[110.0, 130.0], [100.0, 120.0]]])
-    assert torch.allclose(resample_axial(image, matrix, z, plane), expected)
+    images, matrices = torch.stack([image, image + 7]), torch.stack([matrix, torch.eye(4)])
+    out = resample_axial(images, matrices, z, plane)
+    assert torch.allclose(out[0], expected)
+    assert torch.allclose(out[1], image + 7)
 
 
 def test_fused_noise_is_25_hu_and_follows_the_seed() -> None:
-    fused = augmentation(transforms())
+    fused = FusedAugmentation(transforms())
     flat = torch.full((1, 32, 48, 48), -300, dtype=torch.int16)
     fused.set_random_state(3)
     first = fused({"image": flat})["image"]
@@ -85,7 +97,7 @@ def test_fused_noise_is_25_hu_and_follows_the_seed() -> None:
 
 
 def test_fused_leaves_the_global_random_state_alone() -> None:
-    fused = augmentation(transforms())
+    fused = FusedAugmentation(transforms())
     before = torch.get_rng_state()
     fused({"image": torch.zeros(1, 32, 48, 48, dtype=torch.int16)})
     assert torch.equal(torch.get_rng_state(), before)
@@ -109,6 +121,58 @@ def test_fused_leaves_the_global_random_state_alone() -> None:
     ],
 )
 def test_augmentation_runs_monai_as_written_where_the_form_differs(changed: list[Any]) -> None:
-    chosen = augmentation(changed)
-    assert type(chosen) is Compose
-    assert list(chosen.transforms) == changed
+    chosen = Augmentation(changed, on_device=True)
+    assert chosen.transforms == changed
+    assert chosen.prepare_batch is default_prepare_batch
+
+
+CLIP = ScaleIntensityRanged("image", -1000, 1000, -1000, 1000, clip=True)
+
+
+def test_augmentation_is_fused_in_the_loader() -> None:
+    chosen = Augmentation(transforms(), [CLIP])
+    assert [type(part) for part in chosen.transforms] == [FusedAugmentation, ScaleIntensityRanged]
+    assert chosen.prepare_batch is default_prepare_batch
+
+
+def on_both_ways(device: str, std: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Five cutouts augmented in the loader, and the same draws on a device, twice."""
+    set_track_meta(False)
+    images = torch.randint(-1200, 1200, (5, 1, 36, 50, 52), generator=torch.Generator().manual_seed(2)).short()
+    data = [{"image": image, "label": number % 2, "candidate": number} for number, image in enumerate(images)]
+    found = []
+    for on_device in (False, True):
+        chosen = Augmentation(transforms(std), [CLIP], on_device)
+        dataset = SeededCacheDataset(data, Compose(chosen.transforms), cache_gb=1, progress=False)
+        batch = list_data_collate([dataset[(number, 40 + number)] for number in range(5)])
+        assert batch["image"].dtype == (torch.int16 if on_device else torch.float32)
+        for _ in range(1 + on_device):
+            image, label = chosen.prepare_batch(batch, torch.device(device), False)
+            assert label.tolist() == [0, 1, 0, 1, 0]
+            assert image.device.type == torch.device(device).type
+            found.append(image.cpu())
+    return found[0], found[1], found[2]
+
+
+def check_on_device(device: str) -> None:
+    loader, ours, again = on_both_ways(device, 0.0)
+    assert loader.shape == ours.shape == (5, 1, 32, 48, 48)
+    # neighbours differ by up to 2,400 HU: see above
+    assert (loader - ours).abs().max() < 0.05
+    assert torch.equal(ours, again)
+    noisy = on_both_ways(device, 25.0)
+    assert torch.equal(noisy[1], noisy[2])
+    inside = ours.abs() < 900
+    noise = (noisy[1] - ours)[inside]
+    assert abs(noise.mean()) < 0.3
+    assert abs(noise.std() - 25) < 0.3
+
+
+def test_device_augmentation_equals_the_loaders() -> None:
+    check_on_device("cpu")
+    assert isinstance(Augmentation(transforms(), on_device=True).prepare_batch, DeviceAugmentation)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_device_augmentation_equals_the_loaders_on_cuda() -> None:
+    check_on_device("cuda")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -248,6 +251,19 @@ def test_network_def_is_overridden_from_the_command_line(state, small):
     assert sum(isinstance(module, torch.nn.BatchNorm3d) for module in flow.network_def.modules()) == 9
 
 
+def test_training_augments_on_the_device_and_writes_a_profile(state, small):
+    more = {"augment_on_device": "true", "profile": "true", "max_epochs": 1, "samples_per_epoch": 40}
+    flow = workflow({**small, **more})
+    flow.initialize()
+    flow.run()
+    # ten iterations, of which numbers 6 to 8 are traced
+    trace = json.loads((Path(small["output_dir"]) / "profile" / "trace.json").read_text())
+    names = {event["name"] for event in trace["traceEvents"] if "name" in event}
+    assert {f"ProfilerStep#{number}" for number in (5, 6, 7)} <= names
+    assert "aten::grid_sampler" in names
+    assert (Path(small["output_dir"]) / "model.pt").is_file()
+
+
 def test_initial_weights_are_taken(state, small, tmp_path):
     weights = NoduleNet().state_dict()
     weights["head.bias"] += 0.5
@@ -264,10 +280,76 @@ def test_metadata_fits_monais_schema(shared, tmp_path):
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))
 
 
-def test_network_def_gives_what_metadata_promises(state):
-    verify_net_in_out(
-        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=str(TRAIN_YAML), device="cpu"
+@pytest.fixture
+def acceptance(tmp_path) -> Path:
+    """The bundle in a folder of its own, as model-zoo's CI takes it."""
+    return Path(shutil.copytree(CONFIGS.parent, tmp_path / "nodule_classification"))
+
+
+def test_bundle_has_the_files_that_model_zoo_asks_for(acceptance):
+    for name in ("configs/metadata.json", "configs/inference.yaml", "LICENSE", "models/model.pt", "docs/README.md"):
+        assert (acceptance / name).is_file(), name
+    metadata = json.loads((acceptance / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    for package, version in metadata["required_packages_version"].items():
+        assert importlib.metadata.version(package) == version, package
+    for package, key in {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}.items():
+        assert importlib.metadata.version(package).split("+")[0] == metadata[key]
+
+
+def test_weights_of_the_bundle_are_those_that_their_card_names(acceptance):
+    card = (acceptance / "models" / "README.md").read_text(encoding="utf-8")
+    assert "synthetic" in card.splitlines()[0]
+    assert hashlib.sha256((acceptance / "models" / "model.pt").read_bytes()).hexdigest() in card
+    weights = torch.load(acceptance / "models" / "model.pt", weights_only=True)
+    NoduleNet(return_probabilities=False).load_state_dict(weights)
+    assert (
+        sum(value.numel() for name, value in weights.items() if "running" not in name and "num" not in name) == 222_220
     )
+
+
+def test_inference_yaml_has_all_properties_that_monai_looks_for(state, phantom_dir, tmp_path):
+    settings = {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
+    config = str(CONFIGS / "inference.yaml")
+    flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **settings)
+    assert flow.check_properties() == []
+
+
+def test_evaluate_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_path):
+    torch.save(NoduleNet(return_probabilities=False).state_dict(), tmp_path / "model.pt")
+    keys = ("dataset_dir", "store_dir", "device", "validation_stride")
+    settings = {**{key: small[key] for key in keys}, "init_weights": str(tmp_path / "model.pt")}
+    config = str(CONFIGS / "evaluate.yaml")
+    flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **settings)
+    assert flow.check_properties() == []
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml"])
+def test_bundle_passes_verify_net_in_out(state, name):
+    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / name)}
+    verify_net_in_out(net_id="network_def", **files, device="cpu", p=1, n=1, any=1)
+
+
+def test_bundle_passes_ckpt_export_as_model_zoo_runs_it(acceptance, tmp_path):
+    words = ["ckpt_export", "network_def", "--filepath", tmp_path / "model.ts"]
+    files = {
+        "ckpt_file": "models/model.pt",
+        "meta_file": "configs/metadata.json",
+        "config_file": "configs/inference.yaml",
+    }
+    words += [word for key, name in files.items() for word in (f"--{key}", acceptance / name)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "monai.bundle", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    image = torch.rand(3, 1, 32, 48, 48) * 2000 - 1000
+    network = NoduleNet(return_probabilities=False).eval()
+    network.load_state_dict(torch.load(acceptance / "models" / "model.pt", weights_only=True))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-4, rtol=0)
 
 
 # --- the whole run, as a user types it ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from luna16_monai.cutouts import Store
 from luna16_monai.datalist import Split
-from luna16_monai.networks import NoduleNet
+from luna16_monai.networks import NoduleNet, on_device
 from luna16_monai.transforms import LoadCutoutd
 
 
@@ -157,3 +158,13 @@ def test_nodule_net_overfits_16_cutouts(phantom_dir, store_dir):
         losses.append(loss.item())
     assert losses[0] > 0.3
     assert losses[-1] < 0.05
+
+
+def test_on_device_keeps_the_names_and_results():
+    network = NoduleNet((8, 8, 8), channels=(2, 4), return_probabilities=False).eval()
+    image = torch.randn(2, 1, 8, 8, 8)
+    names, before = list(network.state_dict()), network(image)
+    torch.testing.assert_close(on_device(copy.deepcopy(network), "cpu")(image), before)
+    moved = on_device(network, "cpu", compile="reduce-overhead")
+    assert list(moved.state_dict()) == names
+    assert next(p for p in moved.parameters() if p.ndim == 5).is_contiguous(memory_format=torch.channels_last_3d)

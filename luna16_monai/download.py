@@ -1,0 +1,590 @@
+"""Fetching LUNA16: its published archives and tables, checked, unpacked into the layout that all else reads.
+
+Where they lie stands in `SITE` and `RECORDS` and nowhere else. These were taken from public descriptions and never
+tried, for want of a way to the site: to be confirmed by whoever has the records at hand. The addresses of the files,
+their sizes and their checksums are what a record itself says.
+
+Of what a server sends nothing is believed before it has the length and the checksum that the record told, and an
+archive is unpacked member by member under names of our own. The lung masks (seg-lungs-LUNA16.zip) are not fetched,
+since nothing here reads them. Rejected: the zip files' own names as they are (a name can lead out of the folder), and
+reading members over the network, which no checksum of the record would cover.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import ssl
+import stat
+import struct
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from tqdm import tqdm
+
+from luna16_monai import __version__
+from luna16_monai.files import atomic_write, remove_abandoned, write_json
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+SITE = "https://zenodo.org/api"
+TABLES = {
+    "annotations.csv": ("annotations.csv",),
+    "candidates_V2.zip": ("candidates_V2.csv",),
+    "evaluationScript.zip": ("annotations_excluded.csv", "seriesuids.csv"),
+}
+"""The tables that each archive is fetched for."""
+RECORDS = {
+    3723295: (*TABLES, *(f"subset{number}.zip" for number in range(7))),
+    4121926: tuple(f"subset{number}.zip" for number in range(7, 10)),
+}
+"""The archives of each Zenodo record."""
+
+ASIDE = ".download"
+"""Folder below the output for what is not finished, and for what is known of the finished archives."""
+EXPANSION = 2
+"""How much larger than its archive a subset is expected to be: LUNA16's 888 CTs take 1.8 times."""
+MOST_EXPANSION, MOST_BYTES, MOST_MEMBERS, LONGEST_LIST = 20, 40 * 10**9, 10_000, 1 << 24
+"""What an archive may hold: times its own size, bytes, members, bytes of their list. A true one: 13 GB in 180."""
+LARGEST_ARCHIVE, LARGEST_RECORD = 40 * 10**9, 10 * 10**6
+DATA_SUFFIXES = (".raw", ".zraw")
+
+BLOCK = 1 << 18
+TIMEOUT_S = 60
+ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S = 6, 1.0, 60.0
+PASSING = {408, 425, 429, 500, 502, 503, 504}
+"""Answers of a server that may be others a moment later."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of a record, as the record tells it: its name, address, size in bytes and md5 in hexadecimal."""
+
+    key: str
+    url: str
+    size: int
+    md5: str
+
+
+class _Interruption(Exception):
+    """What another attempt may mend.
+
+    Args:
+        gained: whether the attempt brought anything that stays.
+        wait_s: what the server asks for.
+    """
+
+    def __init__(self, text: str, gained: bool = False, wait_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.gained, self.wait_s = gained, wait_s
+
+
+class _NoSuchRange(_Interruption):
+    """What is there of a file ends where the server's file has no more to give."""
+
+
+def download(
+    output: Path,
+    subsets: Sequence[int] | None = None,
+    base_url: str | None = None,
+    progress: bool = True,
+    keep_archives: bool = False,
+) -> dict[str, Any]:
+    """Fetch LUNA16's tables and subsets; goes on where it was stopped, and fetches nothing that is there.
+
+    An archive that lies in the output folder under its published name is taken instead of being fetched, if its
+    checksum is right.
+
+    Args:
+        output: the data folder; made if need be.
+        subsets: of 0 to 9; None takes all, and with none only the tables are fetched.
+        base_url: a mirror of `SITE`: ``<base_url>/records/<number>`` answers as Zenodo does. Its links to files are
+            relative to that address, or whole; whole ones that lead to `SITE` lead to the mirror instead.
+        progress: whether to show a bar.
+        keep_archives: leave the archives in the output folder after they are unpacked.
+
+    Returns:
+        JSON-ready: ``output``, ``subsets``, ``series`` (CTs of these subsets), ``fetched`` and ``there`` (archives),
+        ``bytes`` (of those fetched).
+
+    Raises:
+        ValueError: a subset or an address that cannot be; a record, an archive or a file in its place that is not what
+            it should be.
+        RuntimeError: the server fails, a checksum is wrong twice, the disk has too little room, or another download
+            works in the same folder.
+    """
+    numbers = sorted(set(range(10) if subsets is None else subsets))
+    if wrong := [number for number in numbers if number not in range(10)]:
+        raise ValueError(f"subset {wrong[0]}: LUNA16 has 0 to 9")
+    base = (SITE if base_url is None else base_url).rstrip("/")
+    _require_web(base)
+    keys = {*TABLES, *(f"subset{number}.zip" for number in numbers)}
+    archives = [archive for record in RECORDS for archive in _published(record, keys, base)]
+    aside = output / ASIDE
+    aside.mkdir(parents=True, exist_ok=True)
+    with _alone(aside):
+        todo = [archive for archive in archives if _finished(output, archive) is None]
+        for archive in archives:
+            _remove_parts(aside, archive, but=archive.md5 if archive in todo else None)
+        _require_room(output, todo, keep_archives)
+        size = sum(archive.size for archive in todo)
+        with tqdm(total=size, desc="download", unit="B", unit_scale=True, disable=not progress) as bar:
+            for archive in todo:
+                bar.set_postfix_str(archive.key)
+                _bring(archive, output, bar, keep_archives)
+    finished = [_finished(output, archive) or {} for archive in archives]
+    return {
+        "output": str(output),
+        "subsets": numbers,
+        "series": sum(name.endswith(".mhd") for files in finished for name in files),
+        "fetched": [archive.key for archive in todo],
+        "there": [archive.key for archive in archives if archive not in todo],
+        "bytes": size,
+    }
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def _published(record: int, keys: set[str], base: str) -> list[Archive]:
+    """What a record tells of the wanted archives; nothing is asked where none is wanted of it."""
+    wanted = [key for key in RECORDS[record] if key in keys]
+    if not wanted:
+        return []
+    url = f"{base}/records/{record}"
+    content = _persist(url, lambda: _read_record(url))
+    try:
+        files = {file["key"]: file for file in json.loads(content)["files"]}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{url} does not answer as a Zenodo record does: check --base-url") from error
+    if missing := [key for key in wanted if key not in files]:
+        raise ValueError(f"{url} lists no {missing[0]}: name a complete mirror with --base-url")
+    return [_archive(key, files[key], url, base) for key in wanted]
+
+
+def _archive(key: str, file: Any, url: str, base: str) -> Archive:
+    where = f"{url}, file {key}"
+    try:
+        size, checksum, link = file["size"], file["checksum"], file["links"]["self"]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{where}: size, checksum or links.self is missing: name another --base-url") from error
+    if not isinstance(size, int) or not 0 < size <= LARGEST_ARCHIVE:
+        raise ValueError(f"{where}: size {size!r} is no number of bytes up to {_gb(LARGEST_ARCHIVE)}")
+    if not isinstance(checksum, str) or not re.fullmatch(r"md5:[0-9a-f]{32}", checksum):
+        raise ValueError(f"{where}: checksum {checksum!r} is no md5, so the file could not be trusted")
+    if not isinstance(link, str):
+        raise ValueError(f"{where}: links.self {link!r} is no address")
+    address = base + link.removeprefix(SITE) if link.startswith(SITE + "/") else urljoin(url, link)
+    _require_web(address, url)
+    return Archive(key, address, size, checksum.removeprefix("md5:"))
+
+
+def _read_record(url: str) -> bytes:
+    with _open(url) as response:
+        announced, content = response.length, _read(response, LARGEST_RECORD)
+        if announced is not None and len(content) < min(announced, LARGEST_RECORD):
+            raise _Interruption("the connection dropped")
+        return content
+
+
+# --- fetching -------------------------------------------------------------------------------------------------------
+
+
+def _require_web(url: str, came_from: str | None = None) -> None:
+    """Refuse what is no web address, and one without encryption that an encrypted one leads to."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("http", "https"):
+        leads = f"{came_from} leads to {url}" if came_from else f"--base-url {url}"
+        raise ValueError(f"{leads}: an address that begins with https:// or http:// was expected")
+    if parts.scheme == "http" and came_from is not None and came_from.startswith("https:"):
+        raise ValueError(f"{came_from} leads to {url}, without encryption: name a mirror with --base-url")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        _require_web(newurl, req.full_url)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    # not build_opener, which also opens file:, ftp: and data:
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _Redirects(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
+    """Ask for a file from a byte on."""
+    headers = {"User-Agent": f"luna16_monai/{__version__}", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        return _opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        text = f"the server answers {error.code} {error.reason}"
+        if error.code == 416 and start:
+            raise _NoSuchRange(text) from error
+        if error.code in PASSING:
+            raise _Interruption(text, wait_s=_asked_pause(error.headers.get("Retry-After"))) from error
+        raise RuntimeError(f"{url}: {text}: try later, or name a mirror with --base-url") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise RuntimeError(
+                f"{url}: its certificate is not trusted ({reason.verify_message}): install the system's certificates, "
+                "or name your proxy's in SSL_CERT_FILE"
+            ) from error
+        raise _Interruption(str(reason) or type(reason).__name__) from error
+
+
+def _asked_pause(header: str | None) -> float:
+    return min(float(header), LONGEST_PAUSE_S) if header is not None and header.isdecimal() else 0.0
+
+
+def _read(response: http.client.HTTPResponse, size: int) -> bytes:
+    try:
+        return response.read(size)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interruption(f"the connection dropped ({error})") from error
+
+
+def _persist(name: str, attempt: Callable[[], Result]) -> Result:
+    """Try again, after pauses that grow, until some attempts in a row have brought nothing."""
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except _Interruption as error:
+            failures = 1 if error.gained else failures + 1
+            if failures == ATTEMPTS:
+                raise RuntimeError(
+                    f"{name}: {error}, {ATTEMPTS} times in a row: run the same command again later, it goes on where "
+                    "it stopped; or name a mirror with --base-url"
+                ) from error
+            pause = max(min(FIRST_PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S), error.wait_s)
+            logger.warning("%s: %s: again in %.0f s", name, error, pause)
+            time.sleep(pause)
+
+
+def _fetch(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
+    """Fetch an archive into a file, going on at its end, until it has the right length."""
+    furthest = there = min(_size(part), archive.size)
+    _skip(bar, there)
+
+    def attempt() -> None:
+        nonlocal furthest
+        try:
+            _fetch_on(archive, part, bar)
+        except _Interruption as error:
+            # counted from the furthest place, for a server that always begins anew never ends
+            error.gained = _size(part) - furthest >= BLOCK
+            furthest = max(furthest, _size(part))
+            raise
+
+    if _size(part) != archive.size:
+        _persist(archive.key, attempt)
+
+
+def _fetch_on(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
+    """One attempt; what it has brought stays, unless it contradicts what the record says."""
+    with open(part, "ab") as stream:
+        have = stream.tell()
+
+        def begin_anew() -> None:
+            nonlocal have
+            stream.truncate(0)
+            _skip(bar, -min(have, archive.size))
+            have = 0
+
+        if have > archive.size:
+            begin_anew()
+        try:
+            response = _open(archive.url, have)
+        except _NoSuchRange:
+            begin_anew()
+            raise
+        with response:
+            if response.status != 206:
+                begin_anew()  # a server without ranges sends all of it
+            if contradiction := _contradiction(response, have, archive.size):
+                begin_anew()
+                raise _Interruption(contradiction)
+            while block := _read(response, BLOCK):
+                if have + len(block) > archive.size:
+                    begin_anew()
+                    raise _Interruption(f"the server sends more than the {archive.size} bytes of the record")
+                stream.write(block)
+                have += len(block)
+                bar.update(len(block))
+        if have < archive.size:
+            raise _Interruption(f"the connection dropped after {have} of {archive.size} bytes")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _skip(bar: tqdm[Any], size: int) -> None:
+    """Move a bar without the rate and the time left taking it for work done."""
+    if not bar.disable:
+        bar.n, bar.initial, bar.last_print_n = bar.n + size, bar.initial + size, bar.last_print_n + size
+        bar.refresh()
+
+
+def _contradiction(response: http.client.HTTPResponse, have: int, size: int) -> str | None:
+    """In what the headers differ from the record; None where they agree or are silent."""
+    if response.status == 206:
+        told = response.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
+        if match is None or int(match[1]) != have or match[2] not in (str(size), "*"):
+            return f"the server sends {told or 'a part without Content-Range'}, not from byte {have} of {size}"
+    if response.length not in (None, size - have):
+        return f"the server announces {response.length} bytes, but {size - have} of the record's {size} are to come"
+    return None
+
+
+# --- in the output folder -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(aside: Path) -> Iterator[None]:
+    """Two downloads into one folder would write into the same files."""
+    with open(aside / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another luna16 download works in {aside.parent}: wait for its end") from error
+        except OSError:
+            logger.warning("%s knows no locks: start no second download into it", aside.parent)
+        yield
+
+
+def _part(aside: Path, archive: Archive) -> Path:
+    """Where an archive grows. A record with another checksum means another file, which begins anew."""
+    return aside / f"{archive.key}.{archive.md5}.part"
+
+
+def _remove_parts(aside: Path, archive: Archive, but: str | None) -> None:
+    for part in aside.glob(f"{archive.key}.*.part"):
+        if part.name != f"{archive.key}.{but}.part":
+            part.unlink()
+
+
+def _marker(output: Path, archive: Archive) -> Path:
+    return output / ASIDE / f"{archive.key}.json"
+
+
+def _finished(output: Path, archive: Archive) -> dict[str, int] | None:
+    """The files of an archive with their sizes, if they are all there; None where it is to be fetched."""
+    try:
+        marker = json.loads(_marker(output, archive).read_text(encoding="utf-8"))
+        files = {str(name): int(size) for name, size in marker["files"].items()}
+        same = marker["md5"] == archive.md5 and all(_size(output / name) == size for name, size in files.items())
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return files if same else None
+
+
+def _require_room(output: Path, todo: Sequence[Archive], keep_archives: bool) -> None:
+    there = {archive.key: _size(output / archive.key) or _size(_part(output / ASIDE, archive)) for archive in todo}
+    sizes = [archive.size for archive in todo]
+    archives = sum(sizes) if keep_archives else max(sizes, default=0)
+    unpacked = sum(archive.size * (EXPANSION if archive.key.endswith(".zip") else 1) for archive in todo)
+    needed = archives + unpacked - sum(min(there[archive.key], archive.size) for archive in todo)
+    if (free := shutil.disk_usage(output).free) < needed:
+        raise RuntimeError(
+            f"{output} has {_gb(free)} free, but {_gb(needed)} are needed ({_gb(archives)} for archives, about "
+            f"{_gb(unpacked)} for what is in them): free some space, name another --output, or fetch a part with "
+            "--subset"
+        )
+
+
+def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) -> None:
+    """Fetch, check and unpack one archive; its marker is written last."""
+    own, part = output / archive.key, _part(output / ASIDE, archive)
+    if own.is_file():
+        if _size(own) != archive.size or _md5(own) != archive.md5:
+            raise ValueError(
+                f"{own} is there, but not as published (md5 {archive.md5}): move it away, or name another --output"
+            )
+        _skip(bar, archive.size)
+    else:
+        _fetch_right(archive, part, bar)
+        if keep_archives or not archive.key.endswith(".zip"):
+            os.replace(part, own)
+    if archive.key.endswith(".zip"):
+        try:
+            files = unpack(own if own.is_file() else part, archive.key, output)
+        except ValueError:
+            part.unlink(missing_ok=True)
+            raise
+    else:
+        files = {archive.key: archive.size}
+    write_json(_marker(output, archive), {"archive": archive.key, "md5": archive.md5, "files": files})
+    part.unlink(missing_ok=True)
+
+
+def _fetch_right(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
+    for _ in range(2):
+        _fetch(archive, part, bar)
+        if (found := _md5(part)) == archive.md5:
+            return
+        part.unlink()
+        _skip(bar, -archive.size)
+        logger.warning("%s: its md5 is %s, the record says %s", archive.key, found, archive.md5)
+    raise RuntimeError(
+        f"{archive.key} from {archive.url} came twice with the wrong md5 ({found}, the record says {archive.md5}): "
+        "try later, or name a mirror with --base-url"
+    )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        # it finds accidents, no forgery, which a machine in FIPS mode wants to be told
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+# --- unpacking ------------------------------------------------------------------------------------------------------
+
+
+class _Bounded(io.FileIO):
+    """A file of which nobody reads much at once, as zipfile does with the whole list of members."""
+
+    def read(self, size: int | None = -1) -> Any:
+        if size is not None and size > LONGEST_LIST:
+            raise zipfile.BadZipFile(f"its list of members takes {size} bytes")
+        return super().read(-1 if size is None else size)
+
+
+def unpack(path: Path, key: str, output: Path) -> dict[str, int]:
+    """Unpack one of LUNA16's archives; of its members only CTs or the wanted tables, under names of our own.
+
+    Each file takes its name when it is whole, and a CT's header after its voxels.
+
+    Args:
+        path: the archive.
+        key: its published name.
+        output: the data folder.
+
+    Returns:
+        The files, named below the data folder, and their sizes in bytes.
+
+    Raises:
+        ValueError: the archive is damaged or incomplete, or holds what a true one does not: paths out of its folder,
+            links, the same name twice, more than its size justifies.
+        RuntimeError: the disk has too little room.
+    """
+    with _Bounded(path) as file, _zip_errors(key), zipfile.ZipFile(file) as archive:
+        members = _targets(archive.infolist(), key)
+        total = sum(member.file_size for member in members.values())
+        if total > min(MOST_BYTES, MOST_EXPANSION * path.stat().st_size):
+            raise ValueError(
+                f"{key} would unpack to {_gb(total)} from {_gb(path.stat().st_size)}, more than CTs and tables do: "
+                "name another mirror with --base-url"
+            )
+        if (free := shutil.disk_usage(output).free) < total:
+            raise RuntimeError(f"{output} has {_gb(free)} free, but {key} unpacks to {_gb(total)}: free some space")
+        for folder in {(output / name).parent for name in members}:
+            if folder.is_dir():
+                remove_abandoned(folder)
+        for name, member in sorted(members.items(), key=lambda item: item[0].endswith(".mhd")):
+            with archive.open(member) as source, atomic_write(output / name) as stream:
+                shutil.copyfileobj(source, stream, BLOCK)
+    return {name: member.file_size for name, member in members.items()}
+
+
+def _targets(members: Sequence[zipfile.ZipInfo], key: str) -> dict[str, zipfile.ZipInfo]:
+    """The members to unpack by the names that they get below the data folder."""
+    elsewhere = "name another mirror with --base-url"
+    if len(members) > MOST_MEMBERS:
+        raise ValueError(f"{key} has {len(members)} members, more than any of LUNA16's: {elsewhere}")
+    stem, targets = key.removesuffix(".zip"), dict[str, zipfile.ZipInfo]()
+    for member in members:
+        place = _place(member, key)
+        if key in TABLES:
+            # the evaluation script has examples of the same names in other folders
+            wanted = place.name in TABLES[key] and place.parent.name in ("", stem, "annotations")
+        else:
+            wanted = place.suffix in (".mhd", *DATA_SUFFIXES) and not place.name.startswith(".")
+        if member.is_dir() or not wanted:
+            continue
+        name = place.name if key in TABLES else f"{stem}/{place.name}"
+        if name in targets:
+            raise ValueError(f"{key} holds {place.name} twice: {elsewhere}")
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{key} holds {place.name} in a form that Python cannot unpack (method {member.compress_type}): fetch "
+                "it with --keep-archives and unpack it with 7z"
+            )
+        targets[name] = member
+    for name in TABLES.get(key, ()) or [name for name in targets if name.endswith(".mhd")] or [f"{stem}/*.mhd"]:
+        data = [name.removesuffix(".mhd") + suffix for suffix in DATA_SUFFIXES]
+        if name not in targets or (name.endswith(".mhd") and not set(data) & set(targets)):
+            raise ValueError(f"{key} is incomplete, {name if name not in targets else data[0]} is missing: {elsewhere}")
+    return targets
+
+
+def _place(member: zipfile.ZipInfo, key: str) -> PurePosixPath:
+    """A member's path, refused where it could lead out of a folder or is no plain file's."""
+    # as it stands in the archive: zipfile cuts it at a NUL
+    name = member.orig_filename.replace("\\", "/")
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if (
+        not name.isprintable()
+        or ":" in name
+        or {"", ".", ".."} & set(name.removesuffix("/").split("/"))
+        or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+    ):
+        what = "no plain path" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or another special file"
+        raise ValueError(
+            f"{key} holds {member.orig_filename[:80]!r}, {what}; nothing of it is unpacked: name another mirror with "
+            "--base-url"
+        )
+    return PurePosixPath(name)
+
+
+@contextmanager
+def _zip_errors(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{key} cannot be unpacked ({error}): name another mirror with --base-url") from error
