@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--long", action="store_true", help="200 scans and 40 minutes instead of 60 and 8")
+    parser.add_argument("--seed", type=int, default=0, help="of the two trainings")
     options = parser.parse_args(arguments)
     plan, suffix = (LONG, "_200") if options.long else (SHORT, "")
     data = Path(os.environ.get("LUNA16_DATA", "data/phantom") + suffix)
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "store_dir": store,
             "resume": "true",
             "validation_stride": plan.stride,
+            "seed": options.seed,
             **COMMON,
             **settings,
         }
