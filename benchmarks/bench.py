@@ -28,7 +28,7 @@ from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor, set_track_meta
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import default_prepare_batch
-from monai.transforms import Compose, EnsureTyped, Spacingd
+from monai.transforms import Compose, Spacingd
 from torch import nn
 
 from luna16_monai.augmentation import Augmentation
@@ -46,7 +46,7 @@ from luna16_monai.seeds import configure_torch
 from luna16_monai.transforms import LoadCutoutd
 
 SHAPE = (32, 48, 48)
-BATCH, WARM_UP, ITERATIONS, CANDIDATES, WORKERS = 64, 2, 8, 960, 2
+BATCH, WARM_UP, ITERATIONS, CANDIDATES, WORKERS = 64, 2, 6, 960, 2
 LUNA16_CANDIDATES, LUNA16_SCANS, LUNA16_SLICES = 754_975, 888, 237
 TRAIN = bundle_dir() / "configs" / "train.yaml"
 Way = Callable[[], float]
@@ -253,7 +253,7 @@ class Whole:
         spacing = Spacingd("image", (0.7, 0.7, 1.25), mode="bilinear", padding_mode="border", dtype=np.float32)
         started = time.perf_counter()
         image = sitk.ReadImage(str(self.path))
-        voxels = EnsureTyped(dtype=torch.float32)(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None])
+        voxels = torch.from_numpy(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None]).float()
         affine = torch.diag(torch.tensor([-0.68, -0.68, 1.0, 1.0], dtype=torch.float64))
         spacing({"image": MetaTensor(voxels, affine=affine)})
         return time.perf_counter() - started

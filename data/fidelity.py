@@ -98,7 +98,8 @@ def bright_radii(hu: NDArray[np.integer], inside: NDArray[np.bool_], spacing_zyx
             continue
         smooth = ndimage.gaussian_filter(section.astype(np.float32), 0.5 / spacing_zyx[1:])
         fine = ndimage.zoom(smooth, zoom, order=1, grid_mode=True, mode="nearest")
-        bright = (fine > VESSEL_HU) & (ndimage.zoom(mask.astype(np.uint8), zoom, order=0, grid_mode=True) > 0)
+        within = ndimage.zoom(mask.astype(np.uint8), zoom, order=0, grid_mode=True, mode="nearest") > 0
+        bright = (fine > VESSEL_HU) & within
         depth = ndimage.distance_transform_edt(bright)
         peaks = (depth > 0) & (depth == ndimage.maximum_filter(depth, 5))
         parts, count = ndimage.label(peaks, np.ones((3, 3)))  # a plateau is one disc
@@ -109,27 +110,26 @@ def bright_radii(hu: NDArray[np.integer], inside: NDArray[np.bool_], spacing_zyx
 def noise_spectrum(hu: NDArray[np.integer], spacing_zyx: Floats) -> tuple[Floats, float]:
     """The noise power spectrum (HU² mm²) at `FREQUENCIES` in the slices' plane, and the noise's deviation (HU).
 
-    From patches of soft tissue that are even but for noise, less a second-order polynomial; as in ICRU Report 87.
+    From patches of soft tissue that are even but for noise in two neighbouring slices: their difference over the root
+    of 2, in which what is drawn there or lies there mostly vanishes.
     """
     step = float(spacing_zyx[2])
     side = round(PATCH_MM / step)
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), (0, 1.5 / step, 1.5 / step))
     patches = []
-    for section in hu.astype(np.float32):
-        smooth = ndimage.gaussian_filter(section, 1.5 / step)
-        for y in range(0, len(section) - side + 1, side):
-            for x in range(0, section.shape[1] - side + 1, side):
-                box = (slice(y, y + side), slice(x, x + side))
-                if smooth[box].min() > -20 and smooth[box].max() < 250 and np.ptp(smooth[box]) < 80:
-                    patches.append(section[box].ravel())
+    for lower in range(len(hu) - 1):
+        difference = (hu[lower + 1].astype(np.float32) - hu[lower]) / np.sqrt(2)
+        for y in range(0, hu.shape[1] - side + 1, side):
+            for x in range(0, hu.shape[2] - side + 1, side):
+                around = smooth[lower : lower + 2, y : y + side, x : x + side]
+                if around.min() > -20 and around.max() < 250 and np.ptp(around) < 80:
+                    patches.append(difference[y : y + side, x : x + side])
     if not patches:
         return np.full(len(FREQUENCIES), np.nan), float("nan")
-    y, x = (a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij"))
-    trend = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * y, x**2, y**2], 1))[0]
-    noise = np.array(patches) - np.array(patches) @ trend @ trend.T
-    power = np.abs(np.fft.fft2(noise.reshape(-1, side, side))) ** 2
+    noise = np.array(patches) - np.mean(patches, (1, 2), keepdims=True)
+    power = np.abs(np.fft.fft2(noise)) ** 2
     plane = power.mean(0).ravel() * step**2 / side**2
-    axis = np.fft.fftfreq(side, step)
-    frequency = np.hypot(axis[:, None], axis).ravel()
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(side, step)] * 2)).ravel()
     ring = np.digitize(frequency, FREQUENCY_EDGES) - 1
     counted = (ring >= 0) & (ring < len(FREQUENCIES)) & (frequency <= 0.5 / step)
     total = np.bincount(ring[counted], plane[counted], len(FREQUENCIES))
@@ -178,24 +178,18 @@ def table(real: Look, phantom: Sequence[Look], nodules: tuple[Floats, Floats]) -
     rows = [("", "real CT", f"phantom, {len(phantom)} scans")]
     shares = np.array([100 * band_shares(look.histogram) for look in phantom])
     for i, share in enumerate(100 * band_shares(real.histogram)):
-        names = [f"{edge}" for edge in BANDS_HU]
-        band = f"below {names[1]}" if i == 0 else f"{names[i]} to {names[i + 1]}"
-        band = f"above {names[i]}" if i == len(BANDS_HU) - 2 else band
+        band = f"below {BANDS_HU[1]}" if i == 0 else f"{BANDS_HU[i]} to {BANDS_HU[i + 1]}"
+        band = f"above {BANDS_HU[i]}" if i == len(BANDS_HU) - 2 else band
         rows.append((f"lung voxels {band} HU, %", f"{share:.1f}", spread(shares[:, i], 1)))
     distances = [wasserstein(look.histogram, real.histogram, 5) for look in phantom]
-    rows.append(("Wasserstein distance of HU in the lung to the real CT", "0", spread(distances, 0)))
+    rows.append(("Wasserstein distance of the lung's HU to the real CT's, HU", "0", spread(distances, 0)))
     rows.append(("noise in soft tissue, HU", f"{real.noise_hu:.0f}", spread([look.noise_hu for look in phantom], 0)))
     marks = [peak_and_half(look.spectrum) for look in phantom if np.isfinite(look.noise_hu)]
     for i, name in enumerate(("peak", "fall to half")):
         value = peak_and_half(real.spectrum)[i]
         rows.append((f"noise power: {name}, 1/mm", f"{value:.2f}", spread([mark[i] for mark in marks], 2)))
-    rows.append(
-        (
-            f"lung voxels above {VESSEL_HU} HU, %",
-            f"{100 * real.bright:.1f}",
-            spread([100 * p.bright for p in phantom], 1),
-        )
-    )
+    own = [100 * look.bright for look in phantom]
+    rows.append((f"lung voxels above {VESSEL_HU} HU, %", f"{100 * real.bright:.1f}", spread(own, 1)))
     for q in QUANTILES:
         name = f"radius of bright sections, {100 * q:.0f} %, mm"
         own = [float(np.quantile(look.radii_mm, q)) for look in phantom]
@@ -204,7 +198,7 @@ def table(real: Look, phantom: Sequence[Look], nodules: tuple[Floats, Floats]) -
     rows.append(("nodules", f"{len(nodules[0]):,}", f"{len(nodules[1]):,}"))
     for q in QUANTILES:
         rows.append((f"diameter, {100 * q:.0f} %, mm", *(f"{np.quantile(d, q):.1f}" for d in nodules)))
-    rows.append(("Kolmogorov-Smirnov distance of diameters", "0", f"{ks_distance(*nodules):.3f}"))
+    rows.append(("Kolmogorov-Smirnov distance of the diameters", "0", f"{ks_distance(*nodules):.3f}"))
     rows.insert(1, ("---", "---", "---"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -223,7 +217,7 @@ def draw(real: Look, phantom: Sequence[Look], nodules: tuple[Floats, Floats], ou
     radius.plot(radii, np.linspace(0, 1, len(radii)), "C0")
     for values, colour, label in zip(nodules, ("C1", "C0"), ("LUNA16", "phantom"), strict=True):
         diameter.plot(np.sort(values), np.linspace(0, 1, len(values)), colour, label=label)
-    hu.set(xlim=(-1100, 0), xlabel="HU in the lung", ylabel="share of voxels per 100 HU")
+    hu.set(xlim=(-1100, 0), xlabel="HU in the lung", ylabel="voxels, % per HU")
     noise.set(xlim=(0, 0.9), xlabel="frequency, 1/mm", ylabel="noise power, equal in sum")
     radius.set(xlim=(0, 5), xlabel="radius of bright sections, mm", ylabel="cumulative share")
     diameter.set(xlim=(3, 30), xlabel="nodule diameter, mm", ylabel="cumulative share")

@@ -56,11 +56,16 @@ def _phantom(options: argparse.Namespace) -> int:
     common = {"seed": options.seed, "progress": _progress(options), "workers": options.workers}
     if options.scans is not None:
         common["scans"] = options.scans
+    wanted = {"difficulty": options.difficulty, "negatives_per_positive": options.negatives_per_positive}
+    settings = {name: value for name, value in wanted.items() if value is not None}
     if options.background is None:
         from luna16_monai.phantom import write_phantom
+        from luna16_monai.synthesis import ScanSettings
 
-        result = write_phantom(output, **common)
+        result = write_phantom(output, **common, settings=ScanSettings(**settings))
     else:
+        if settings:
+            raise ValueError(f"--background takes no {', '.join(settings)}: leave it out, or the background")
         from luna16_monai.background import write_background_phantom
 
         result = write_background_phantom(options.background, output, **common)
@@ -307,6 +312,10 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background")
     phantom.add_argument("--seed", type=int, default=0, metavar="N")
     phantom.add_argument("--workers", type=int, metavar="N")
+    phantom.add_argument("--difficulty", type=float, metavar="D", help="0 is easy, 1 the default, 2 hard")
+    phantom.add_argument(
+        "--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 60 a scan"
+    )
     phantom.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")
 
     prepare = verb("prepare", _prepare, "send each CT once through the bundle's transforms into the store; resumable")

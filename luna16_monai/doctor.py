@@ -30,8 +30,8 @@ GPU_DEVICE = Path("/dev/nvidia0")
 GB = 10**9
 LEAST_MEMORY, ENOUGH_MEMORY = 1 * GB, 4 * GB
 """LUNA16's largest CT, 764 slices, takes 0.8 GB in float32, and resampling holds more than one copy of it."""
-LEAST_SHARED_MEMORY = 128 * 10**6
-"""A batch of 64 cutouts takes 9.4 MB, and each of a loader's workers has two on the way; Docker gives 64 MB."""
+BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
+"""Bytes of a loader's batch, 64 cutouts in float32, and the loader's workers, as the nodule bundle sets them."""
 LEAST_DISK = 1 * GB
 LUNA16_SERIES, LUNA16_DISK = 888, 140 * GB
 """LUNA16's scans, and the room that fetching them takes: 120 GB unpacked and one archive."""
@@ -259,12 +259,15 @@ def _shared_memory() -> Iterator[Check]:
         yield _check("shared memory", None, None, f"there is no {SHARED_MEMORY}", "train with --num_workers 0")
         return
     size = shutil.disk_usage(SHARED_MEMORY).total
-    if size < LEAST_SHARED_MEMORY:
-        problem = f"too little for a loader's workers, {LEAST_SHARED_MEMORY // 10**6} MB are needed"
+    # each worker has two batches on the way, and the trainer holds two at most
+    fitting = max(size // BATCH - 2, 0) // 2
+    found = {"size": _gb(size), "loader workers that it is enough for": fitting}
+    if fitting < DEFAULT_WORKERS:
+        problem = f"too little for a loader's {DEFAULT_WORKERS} workers, which hand their batches over in it"
         cure = "docker run --shm-size=1g (or --ipc=host), or train with --num_workers 0"
-        yield _check("shared memory", False, f"{size / 1e6:.0f} MB", problem, cure)
+        yield _check("shared memory", False, found, problem, cure)
     else:
-        yield _check("shared memory", True, _gb(size))
+        yield _check("shared memory", True, found)
 
 
 def _disk(data: Path, store: Path, runs: Path) -> Iterator[Check]:

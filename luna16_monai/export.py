@@ -154,7 +154,8 @@ class OpenVinoNetwork(nn.Module):
     def __init__(self, network: nn.Module, shape_zyx: Sequence[int]) -> None:
         super().__init__()
         openvino = import_openvino()
-        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        # one call at a time, which is to have all cores
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self.compiled = openvino.compile_model(_converted(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:

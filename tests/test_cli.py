@@ -277,6 +277,17 @@ def test_phantom_into_a_folder_with_other_data(call, data):
     refused(call("phantom", "--output", data, "--scans", 1), "candidates_V2.csv", "choose another folder")
 
 
-@pytest.mark.parametrize("words", [["--scans", 0], ["--seed", -1]])
+def test_phantom_takes_difficulty_and_prevalence(call, tmp_path):
+    words = ["phantom", "--output", tmp_path / "p", "--scans", 1, "--workers", 1, "--json"]
+    code, out, _ = call(*words, "--difficulty", 0.5, "--negatives-per-positive", 2)
+    result = json.loads(out)
+    assert code == 0
+    assert result["candidates"] == 3 * result["positives"]
+    refused(call(*words), "negatives_per_positive", "remove the folder")
+    more = ("--background", tmp_path / "ct", "--difficulty", 2)
+    refused(call("phantom", "--output", tmp_path / "q", *more), "--background takes no difficulty")
+
+
+@pytest.mark.parametrize("words", [["--scans", 0], ["--seed", -1], ["--difficulty", 3.0]])
 def test_phantom_with_numbers_out_of_range(call, tmp_path, words):
     refused(call("phantom", "--output", tmp_path / "p", *words), f"{words[0][2:]} {words[1]}: give")

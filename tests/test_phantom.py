@@ -1,18 +1,31 @@
 import json
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from luna16_monai.anatomy import paint_tubes, upsample
+from luna16_monai.baselines import score_baselines
 from luna16_monai.candidates import read_annotations, read_candidates, read_excluded, read_points, read_series_list
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import choose_look, ellipsoid_share, load_shape_bank, nodule_share, propose_blobs, random_turn
 from luna16_monai.phantom import plan_scans, write_data_set, write_mhd, write_phantom
-from luna16_monai.synthesis import JITTER_MM, Nodule, Scan, ScanSettings, draw_scan, finish_scan, jitter
+from luna16_monai.roc import roc_auc
+from luna16_monai.synthesis import (
+    CLEARANCE_MM,
+    JITTER_MM,
+    Nodule,
+    Scan,
+    ScanSettings,
+    draw_scan,
+    finish_scan,
+    jitter,
+)
 
 SCANS, SEED = 4, 1
 SMALL = ScanSettings(slices=(32, 36), rows=64, nodules=(2, 3), negatives=12)
@@ -210,11 +223,112 @@ def test_write_phantom_refuses_numbers_out_of_range(tmp_path, arguments, message
 
 
 @pytest.mark.parametrize(
-    "settings", [{"slices": (40, 39)}, {"nodules": (0, 2)}, {"rows": 32}, {"slices": (8, 40)}, {"negatives": -1}]
+    "settings",
+    [
+        {"slices": (40, 39)},
+        {"nodules": (0, 2)},
+        {"rows": 32},
+        {"slices": (8, 40)},
+        {"negatives": -1},
+        {"difficulty": 2.1},
+        {"difficulty": float("nan")},
+        {"negatives_per_positive": -1.0},
+        {"negatives_per_positive": float("inf")},
+    ],
 )
 def test_scan_settings_refuses_numbers_out_of_range(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         ScanSettings(**settings)
+
+
+# --- difficulty and prevalence
+
+
+def test_write_phantom_defaults_give_what_they_gave_before(small_phantom):
+    # measured before difficulty and prevalence could be set: a seed must go on giving the same data set
+    candidates, annotations = read_candidates(small_phantom), read_annotations(small_phantom)
+    assert (len(candidates), int(candidates.values.sum()), len(annotations)) == (58, 10, 9)
+    np.testing.assert_allclose(candidates.points_xyz.sum(0), [-1634.967, -7593.817, -13228.154], atol=0.01)
+    np.testing.assert_allclose(annotations.points_xyz.sum(0), [-306.077, -1131.613, -2057.153], atol=0.01)
+    means = sorted(sitk.GetArrayFromImage(image).mean() for image in images_of(small_phantom).values())
+    np.testing.assert_allclose(means, [-932.358, -847.038, -667.743, -289.223], atol=0.01)
+    recipe = json.loads((small_phantom / "phantom.json").read_text(encoding="utf-8"))
+    # a set that was written before must still be taken for the same one
+    assert not {"difficulty", "negatives_per_positive"} & set(recipe)
+
+
+def test_write_phantom_tells_difficulties_apart(small_phantom, tmp_path):
+    with pytest.raises(ValueError, match=r"other settings \(difficulty None instead of 2\.0\)"):
+        write_phantom(small_phantom, SCANS, SEED, settings=replace(SMALL, difficulty=2.0))
+    write_phantom(tmp_path, 1, SEED, workers=1, progress=False, settings=replace(SMALL, negatives_per_positive=3.0))
+    assert json.loads((tmp_path / "phantom.json").read_text(encoding="utf-8"))["negatives_per_positive"] == 3.0
+
+
+def test_scan_settings_difficulty_moves_each_knob():
+    easy, usual, hard = (ScanSettings(difficulty=d) for d in (0.0, 1.0, 2.0))
+    assert [s.likeness for s in (easy, usual, hard)] == [0.5, 1, 2]
+    # the smallest nodule's radius is 1.6 mm: no farther at any difficulty
+    assert [s.jitter_mm for s in (easy, usual, hard)] == [0, JITTER_MM, JITTER_MM]
+    assert ScanSettings(difficulty=0.5).jitter_mm == JITTER_MM / 2
+    # -95 HU is 100 below solid nodules: 200 darker when easy, 60 of the 100 made up for when hard
+    assert [s.mimic_hu(-95.0) for s in (easy, usual, hard)] == pytest.approx([-295, -95, -35])
+
+
+def test_choose_look_softens_the_edge():
+    bank = load_shape_bank()
+    sharp, soft = (choose_look(np.random.default_rng(0), bank, 3, softness) for softness in (1.0, 2.0))
+    assert soft == replace(sharp, steepness=sharp.steepness / 2)
+
+
+def test_draw_scan_without_difficulty_marks_centres():
+    plan = plan_scans(1, SEED, load_shape_bank())[0]
+    findings = draw_scan(plan, SEED, replace(SMALL, difficulty=0.0)).findings
+    centres = np.array([nodule[:3] for nodule in findings.nodules])
+    marked = [np.abs(centres - mark[:3]).sum(1).min() for mark in findings.candidates if mark[3] == 1]
+    assert len(marked) >= 2
+    assert max(marked) < 1e-5
+
+
+def test_draw_scan_higher_difficulty_lowers_the_baselines():
+    # 8 scans each, half to train on and half to test on: 0.71 and 0.50
+    settings = ScanSettings(slices=(32, 36), rows=80, nodules=(5, 6), negatives=24)
+    aucs = [auc_of_profile(replace(settings, difficulty=d), 8) for d in (0.0, 2.0)]
+    assert aucs[0] > aucs[1] + 0.1
+    assert aucs[1] > 0.4
+
+
+def auc_of_profile(settings, scans):
+    spacing, shape = np.array([1.25, 0.7, 0.7]), (17, 31, 31)
+    offsets = np.stack(np.meshgrid(*[(np.arange(n) - n // 2) * s for n, s in zip(shape, spacing, strict=True)]), -1)
+    offsets = offsets.swapaxes(0, 1).reshape(-1, 3)
+    cutouts, labels = [], []
+    for plan in plan_scans(scans, 0, load_shape_bank()):
+        scan = draw_scan(plan, 0, settings)
+        marks = np.array(scan.findings.candidates)
+        index = scan.geometry.voxel_from_world(marks[:, :3])[:, None] + offsets / scan.geometry.spacing_zyx
+        values = ndimage.map_coordinates(scan.hu, index.reshape(-1, 3).T, order=1, mode="nearest")
+        cutouts.append(values.reshape(-1, *shape))
+        labels.append(marks[:, 3])
+    half = scans // 2
+    train, test = np.concatenate(cutouts[:half]), np.concatenate(cutouts[half:])
+    scores = score_baselines(train, np.concatenate(labels[:half]), test, spacing, ["radial_profile"])
+    return float(roc_auc(scores["radial_profile"], np.concatenate(labels[half:]))[0])
+
+
+@pytest.mark.parametrize("ratio", [0.0, 2.5, 10.0, 100.0])
+def test_draw_scan_keeps_the_ratio_of_classes(ratio):
+    plan = plan_scans(1, SEED, load_shape_bank())[0]
+    findings = draw_scan(plan, SEED, replace(SMALL, negatives_per_positive=ratio)).findings
+    labels = [mark[3] for mark in findings.candidates]
+    positives = labels.count(1)
+    assert positives >= 2
+    assert labels.count(0) == round(ratio * positives)
+    centres = np.array([nodule[:3] for nodule in findings.nodules])
+    radii = np.array([nodule[3] / 2 for nodule in findings.nodules])
+    others = np.array([mark[:3] for mark in findings.candidates if mark[3] == 0]).reshape(-1, 3)
+    gap = np.linalg.norm(others[:, None] - centres, axis=2) - radii
+    assert (gap > CLEARANCE_MM - JITTER_MM - 1e-5).all()
+    assert len(np.unique(others, axis=0)) == len(others)
 
 
 # --- the plan

@@ -1,0 +1,101 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+SCRIPTS = Path(__file__).parents[1] / "data"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"data_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+fidelity, montage = load("fidelity"), load("montage")
+
+
+def test_wasserstein_is_the_shift_of_a_histogram():
+    first, second = np.zeros(20, int), np.zeros(20, int)
+    first[[3, 7]] = 10, 30
+    second[[5, 9]] = 5, 15
+    # all of it moves by 2 bins of 5
+    assert fidelity.wasserstein(first, second, 5) == pytest.approx(10)
+    assert fidelity.wasserstein(first, first, 5) == 0
+
+
+def test_ks_distance_is_the_largest_gap():
+    # at 2 all of the first and half of the second
+    assert fidelity.ks_distance(np.array([1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])) == 0.5
+    assert fidelity.ks_distance(np.array([1.0]), np.array([2.0])) == 1
+
+
+def test_band_shares_adds_up_bins():
+    histogram = np.histogram([-1000, -960, -940, -899, -800, 100, 100, 100], fidelity.HU_EDGES)[0]
+    # below -950, to -900, to -850, to -700, to -400, to 0, above
+    np.testing.assert_allclose(fidelity.band_shares(histogram) * 8, [2, 1, 1, 1, 0, 0, 3])
+
+
+def test_peak_and_half_interpolates():
+    spectrum = np.full(len(fidelity.FREQUENCIES), np.nan)
+    spectrum[:5] = 4, 8, 10, 6, 2
+    # bins of 0.05: the peak at 0.15, half of it, 5, a quarter of the way from 0.20 to 0.25
+    assert fidelity.peak_and_half(spectrum) == pytest.approx((0.15, 0.2125))
+    spectrum[3:] = np.nan
+    assert np.isnan(fidelity.peak_and_half(spectrum)[1])
+
+
+def test_noise_spectrum_of_white_noise_is_flat():
+    hu = np.random.default_rng(0).normal(50, 20, (24, 128, 128)).round().astype(np.int16)
+    spectrum, deviation = fidelity.noise_spectrum(hu, np.array([1.0, 0.7, 0.7]))
+    assert deviation == pytest.approx(20, rel=0.05)
+    # white noise: variance times a voxel's area, 400 * 0.49 = 196; the lowest go with each patch's mean
+    assert np.isnan(spectrum[-1])  # 0.85, beyond the voxels' 0.71 per mm
+    np.testing.assert_allclose(spectrum[2:12], 196, rtol=0.1)
+
+
+def test_noise_spectrum_finds_no_patch_in_air():
+    spectrum, deviation = fidelity.noise_spectrum(np.full((2, 64, 64), -1000, np.int16), np.array([1.0, 0.7, 0.7]))
+    assert np.isnan(spectrum).all()
+    assert np.isnan(deviation)
+
+
+def test_bright_radii_measures_discs():
+    y, x = np.meshgrid(*[(np.arange(80) + 0.5) * 0.6] * 2, indexing="ij")
+    # the share of each voxel that discs of 3 and of 1.5 mm fill
+    depth = np.maximum(3 - np.hypot(y - 12, x - 12), 1.5 - np.hypot(y - 30, x - 36))
+    section = (-900 + 900 * np.clip(depth / 0.6 + 0.5, 0, 1)).astype(np.int16)
+    inside = np.ones((1, 80, 80), bool)
+    radii = fidelity.bright_radii(section[None], inside, np.array([1.0, 0.6, 0.6]))
+    assert np.sort(radii)[-1] == pytest.approx(3, abs=0.35)
+    assert np.abs(radii - 1.5).min() < 0.35
+    assert fidelity.bright_radii(section[None], ~inside, np.array([1.0, 0.6, 0.6])).size == 0
+
+
+def test_deep_lung_closes_half_a_chest_only():
+    # tissue with a lung of 40 x 30 x 40 mm that runs out of the volume on one side
+    hu = np.full((40, 60, 60), 40, np.int16)
+    hu[:, 10:40, 20:] = -850
+    spacing = np.ones(3)
+    inside = fidelity.deep_lung(hu, spacing, half_chest=True)
+    assert inside[20, 25, 40]
+    assert not inside[20, 11, 40]  # 1.5 mm from the wall
+    assert not fidelity.deep_lung(hu, spacing, half_chest=False).any()
+
+
+def test_windowed_spans_the_lung_window():
+    # -1000 to 400 HU
+    assert montage.windowed(np.array([-2000, -1000, -300, 400, 3000])).tolist() == [0, 0, 127, 255, 255]
+
+
+def test_phantom_cutouts_shows_every_kind(phantom_dir):
+    nodules, others = montage.phantom_cutouts(phantom_dir, 4, np.random.default_rng(0))
+    assert len(nodules) == len(others) == 4
+    assert all(picture.shape == (51, 51) for picture, _ in nodules + others)
+    assert {title for _, title in others} == {"class 0"}
+    assert len({title.split(",")[0] for _, title in nodules}) >= 2
