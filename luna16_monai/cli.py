@@ -73,6 +73,22 @@ def _phantom(options: argparse.Namespace) -> int:
     return _print(options, result, f"phantom: {result['scans']} CTs in {output}, {there}")
 
 
+def _download(options: argparse.Namespace) -> int:
+    from luna16_monai.download import download
+
+    output = options.output or _folder("LUNA16_DATA", "data/luna16")
+    result = download(output, options.subset, options.base_url, _progress(options), options.keep_archives)
+    return _print(options, result, f"download: {result['series']} CTs of {len(result['subsets'])} subsets in {output}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from luna16_monai.doctor import examine, told
+
+    result = examine(_data(options), _store(options), _folder("LUNA16_RUNS", "runs"))
+    _print(options, result, told(result))
+    return DONE if result["ok"] else FAILED
+
+
 def _prepare(options: argparse.Namespace) -> int:
     from luna16_monai.bundle import bundle_dir
     from luna16_monai.prepare import Recipe, prepare
@@ -317,6 +333,16 @@ def _parser() -> argparse.ArgumentParser:
         "--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 60 a scan"
     )
     phantom.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")
+
+    download = verb("download", _download, "fetch LUNA16; goes on where it was stopped")
+    download.add_argument("--output", type=Path, metavar="DIR")
+    download.add_argument("--subset", type=int, nargs="*", metavar="N", help="0 to 9; default: all; none: tables only")
+    download.add_argument("--base-url", metavar="URL", help="of a mirror")
+    download.add_argument("--keep-archives", action="store_true", help="leave the zip files after they are unpacked")
+
+    doctor = verb("doctor", _doctor, "look the machine, the data and the store over")
+    doctor.add_argument("--data", type=Path, metavar="DIR")
+    doctor.add_argument("--store", type=Path, metavar="DIR")
 
     prepare = verb("prepare", _prepare, "send each CT once through the bundle's transforms into the store; resumable")
     prepare.add_argument("--data", type=Path, metavar="DIR")

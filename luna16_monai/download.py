@@ -15,42 +15,32 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import http.client
-import io
 import json
 import logging
 import os
 import re
 import shutil
 import ssl
-import stat
-import struct
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
 from luna16_monai import __version__
-from luna16_monai.files import atomic_write, remove_abandoned, write_json
+from luna16_monai.archives import TABLES, in_gb, unpack
+from luna16_monai.files import write_json
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SITE = "https://zenodo.org/api"
-TABLES = {
-    "annotations.csv": ("annotations.csv",),
-    "candidates_V2.zip": ("candidates_V2.csv",),
-    "evaluationScript.zip": ("annotations_excluded.csv", "seriesuids.csv"),
-}
-"""The tables that each archive is fetched for."""
 RECORDS = {
     3723295: (*TABLES, *(f"subset{number}.zip" for number in range(7))),
     4121926: tuple(f"subset{number}.zip" for number in range(7, 10)),
@@ -60,11 +50,8 @@ RECORDS = {
 ASIDE = ".download"
 """Folder below the output for what is not finished, and for what is known of the finished archives."""
 EXPANSION = 2
-"""How much larger than its archive a subset is expected to be: LUNA16's 888 CTs take 1.8 times."""
-MOST_EXPANSION, MOST_BYTES, MOST_MEMBERS, LONGEST_LIST = 20, 40 * 10**9, 10_000, 1 << 24
-"""What an archive may hold: times its own size, bytes, members, bytes of their list. A true one: 13 GB in 180."""
+"""How much larger than its archive a subset is taken to be before the archive itself can tell."""
 LARGEST_ARCHIVE, LARGEST_RECORD = 40 * 10**9, 10 * 10**6
-DATA_SUFFIXES = (".raw", ".zraw")
 
 BLOCK = 1 << 18
 TIMEOUT_S = 60
@@ -144,19 +131,20 @@ def download(
         for archive in archives:
             _remove_parts(aside, archive, but=archive.md5 if archive in todo else None)
         _require_room(output, todo, keep_archives)
-        size = sum(archive.size for archive in todo)
+        size, fetched = sum(archive.size for archive in todo), []
         with tqdm(total=size, desc="download", unit="B", unit_scale=True, disable=not progress) as bar:
             for archive in todo:
                 bar.set_postfix_str(archive.key)
-                _bring(archive, output, bar, keep_archives)
+                if _bring(archive, output, bar, keep_archives):
+                    fetched.append(archive)
     finished = [_finished(output, archive) or {} for archive in archives]
     return {
         "output": str(output),
         "subsets": numbers,
         "series": sum(name.endswith(".mhd") for files in finished for name in files),
-        "fetched": [archive.key for archive in todo],
-        "there": [archive.key for archive in archives if archive not in todo],
-        "bytes": size,
+        "fetched": [archive.key for archive in fetched],
+        "there": [archive.key for archive in archives if archive not in fetched],
+        "bytes": sum(archive.size for archive in fetched),
     }
 
 
@@ -186,7 +174,7 @@ def _archive(key: str, file: Any, url: str, base: str) -> Archive:
     except (LookupError, TypeError) as error:
         raise ValueError(f"{where}: size, checksum or links.self is missing: name another --base-url") from error
     if not isinstance(size, int) or not 0 < size <= LARGEST_ARCHIVE:
-        raise ValueError(f"{where}: size {size!r} is no number of bytes up to {_gb(LARGEST_ARCHIVE)}")
+        raise ValueError(f"{where}: size {size!r} is no number of bytes up to {in_gb(LARGEST_ARCHIVE)}")
     if not isinstance(checksum, str) or not re.fullmatch(r"md5:[0-9a-f]{32}", checksum):
         raise ValueError(f"{where}: checksum {checksum!r} is no md5, so the file could not be trusted")
     if not isinstance(link, str):
@@ -424,16 +412,16 @@ def _require_room(output: Path, todo: Sequence[Archive], keep_archives: bool) ->
     needed = archives + unpacked - sum(min(there[archive.key], archive.size) for archive in todo)
     if (free := shutil.disk_usage(output).free) < needed:
         raise RuntimeError(
-            f"{output} has {_gb(free)} free, but {_gb(needed)} are needed ({_gb(archives)} for archives, about "
-            f"{_gb(unpacked)} for what is in them): free some space, name another --output, or fetch a part with "
+            f"{output} has {in_gb(free)} free, but {in_gb(needed)} are needed ({in_gb(archives)} for archives, about "
+            f"{in_gb(unpacked)} for what is in them): free some space, name another --output, or fetch a part with "
             "--subset"
         )
 
 
-def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) -> None:
-    """Fetch, check and unpack one archive; its marker is written last."""
+def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) -> bool:
+    """Fetch, check and unpack one archive, its marker is written last; false where it lay in the output folder."""
     own, part = output / archive.key, _part(output / ASIDE, archive)
-    if own.is_file():
+    if lies_there := own.is_file():
         if _size(own) != archive.size or _md5(own) != archive.md5:
             raise ValueError(
                 f"{own} is there, but not as published (md5 {archive.md5}): move it away, or name another --output"
@@ -453,6 +441,7 @@ def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) 
         files = {archive.key: archive.size}
     write_json(_marker(output, archive), {"archive": archive.key, "md5": archive.md5, "files": files})
     part.unlink(missing_ok=True)
+    return not lies_there
 
 
 def _fetch_right(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
@@ -477,114 +466,3 @@ def _md5(path: Path) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-# --- unpacking ------------------------------------------------------------------------------------------------------
-
-
-class _Bounded(io.FileIO):
-    """A file of which nobody reads much at once, as zipfile does with the whole list of members."""
-
-    def read(self, size: int | None = -1) -> Any:
-        if size is not None and size > LONGEST_LIST:
-            raise zipfile.BadZipFile(f"its list of members takes {size} bytes")
-        return super().read(-1 if size is None else size)
-
-
-def unpack(path: Path, key: str, output: Path) -> dict[str, int]:
-    """Unpack one of LUNA16's archives; of its members only CTs or the wanted tables, under names of our own.
-
-    Each file takes its name when it is whole, and a CT's header after its voxels.
-
-    Args:
-        path: the archive.
-        key: its published name.
-        output: the data folder.
-
-    Returns:
-        The files, named below the data folder, and their sizes in bytes.
-
-    Raises:
-        ValueError: the archive is damaged or incomplete, or holds what a true one does not: paths out of its folder,
-            links, the same name twice, more than its size justifies.
-        RuntimeError: the disk has too little room.
-    """
-    with _Bounded(path) as file, _zip_errors(key), zipfile.ZipFile(file) as archive:
-        members = _targets(archive.infolist(), key)
-        total = sum(member.file_size for member in members.values())
-        if total > min(MOST_BYTES, MOST_EXPANSION * path.stat().st_size):
-            raise ValueError(
-                f"{key} would unpack to {_gb(total)} from {_gb(path.stat().st_size)}, more than CTs and tables do: "
-                "name another mirror with --base-url"
-            )
-        if (free := shutil.disk_usage(output).free) < total:
-            raise RuntimeError(f"{output} has {_gb(free)} free, but {key} unpacks to {_gb(total)}: free some space")
-        for folder in {(output / name).parent for name in members}:
-            if folder.is_dir():
-                remove_abandoned(folder)
-        for name, member in sorted(members.items(), key=lambda item: item[0].endswith(".mhd")):
-            with archive.open(member) as source, atomic_write(output / name) as stream:
-                shutil.copyfileobj(source, stream, BLOCK)
-    return {name: member.file_size for name, member in members.items()}
-
-
-def _targets(members: Sequence[zipfile.ZipInfo], key: str) -> dict[str, zipfile.ZipInfo]:
-    """The members to unpack by the names that they get below the data folder."""
-    elsewhere = "name another mirror with --base-url"
-    if len(members) > MOST_MEMBERS:
-        raise ValueError(f"{key} has {len(members)} members, more than any of LUNA16's: {elsewhere}")
-    stem, targets = key.removesuffix(".zip"), dict[str, zipfile.ZipInfo]()
-    for member in members:
-        place = _place(member, key)
-        if key in TABLES:
-            # the evaluation script has examples of the same names in other folders
-            wanted = place.name in TABLES[key] and place.parent.name in ("", stem, "annotations")
-        else:
-            wanted = place.suffix in (".mhd", *DATA_SUFFIXES) and not place.name.startswith(".")
-        if member.is_dir() or not wanted:
-            continue
-        name = place.name if key in TABLES else f"{stem}/{place.name}"
-        if name in targets:
-            raise ValueError(f"{key} holds {place.name} twice: {elsewhere}")
-        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(
-                f"{key} holds {place.name} in a form that Python cannot unpack (method {member.compress_type}): fetch "
-                "it with --keep-archives and unpack it with 7z"
-            )
-        targets[name] = member
-    for name in TABLES.get(key, ()) or [name for name in targets if name.endswith(".mhd")] or [f"{stem}/*.mhd"]:
-        data = [name.removesuffix(".mhd") + suffix for suffix in DATA_SUFFIXES]
-        if name not in targets or (name.endswith(".mhd") and not set(data) & set(targets)):
-            raise ValueError(f"{key} is incomplete, {name if name not in targets else data[0]} is missing: {elsewhere}")
-    return targets
-
-
-def _place(member: zipfile.ZipInfo, key: str) -> PurePosixPath:
-    """A member's path, refused where it could lead out of a folder or is no plain file's."""
-    # as it stands in the archive: zipfile cuts it at a NUL
-    name = member.orig_filename.replace("\\", "/")
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if (
-        not name.isprintable()
-        or ":" in name
-        or {"", ".", ".."} & set(name.removesuffix("/").split("/"))
-        or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
-    ):
-        what = "no plain path" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or another special file"
-        raise ValueError(
-            f"{key} holds {member.orig_filename[:80]!r}, {what}; nothing of it is unpacked: name another mirror with "
-            "--base-url"
-        )
-    return PurePosixPath(name)
-
-
-@contextmanager
-def _zip_errors(key: str) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{key} cannot be unpacked ({error}): name another mirror with --base-url") from error

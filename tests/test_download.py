@@ -25,10 +25,12 @@ import numpy as np
 import pytest
 from scans import write_scan
 
+from luna16_monai import archives
 from luna16_monai import download as module
+from luna16_monai.archives import unpack
 from luna16_monai.candidates import read_annotations, read_candidates, read_excluded, read_series_list
 from luna16_monai.ct import find_cts
-from luna16_monai.download import download, unpack
+from luna16_monai.download import download
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 CONTENT = {
@@ -252,7 +254,8 @@ def test_download_keeps_archives_on_request_and_takes_what_lies_there(mirror, ou
     shutil.rmtree(output / "subset0")
     shutil.rmtree(output / module.ASIDE)
     del mirror.asked[:]
-    fetch(mirror, output)
+    result = fetch(mirror, output)
+    assert (result["fetched"], result["there"], result["bytes"]) == ([], KEYS, 0)
     assert tree(output) == TREE | archives
     assert {key for key, _ in mirror.asked} == {"record"}
 
@@ -397,7 +400,7 @@ def test_download_fetches_wrong_bytes_once_more_and_then_gives_up(mirror, output
     assert mirror.fetched("subset0.zip") == [0, 0]
     shutil.rmtree(output)
     mirror.faults["subset0.zip"] = [garble, garble]
-    with pytest.raises(RuntimeError, match="subset0.zip from .* came twice with the wrong md5"):
+    with pytest.raises(RuntimeError, match=r"subset0.zip from .* came twice with the wrong md5"):
         fetch(mirror, output)
     assert tree(output) == set(CONTENT)
     assert not list((output / module.ASIDE).glob("*.part"))
@@ -445,7 +448,7 @@ def test_download_follows_a_redirect_and_keeps_its_range(mirror, output, large):
 
 def test_redirects_never_give_up_encryption():
     request = module.urllib.request.Request("https://example.org/a")
-    with pytest.raises(ValueError, match="https://example.org/a leads to http://example.org/b, without encryption"):
+    with pytest.raises(ValueError, match=r"https://example.org/a leads to http://example.org/b, without encryption"):
         module._Redirects().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
     followed = module._Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.org/b")
     assert followed.full_url == "https://example.org/b"
@@ -453,7 +456,7 @@ def test_redirects_never_give_up_encryption():
 
 @pytest.mark.parametrize("url", ["file:///data", "ftp://x/y", "example.org", "", "http:///x", "http://[x"])
 def test_download_takes_only_web_addresses_for_a_mirror(tmp_path, url):
-    with pytest.raises(ValueError, match="--base-url .* begins with https:// or http://"):
+    with pytest.raises(ValueError, match=r"--base-url .* begins with https:// or http://"):
         download(tmp_path / "luna16", (0,), url, progress=False)
     assert os.listdir(tmp_path) == []
 
@@ -562,7 +565,7 @@ def test_download_stopped_while_unpacking_leaves_no_half_file_and_fetches_nothin
             raise KeyboardInterrupt
         shutil.copyfileobj(source, target, length)
 
-    monkeypatch.setattr(module, "shutil", SimpleNamespace(copyfileobj=copy, disk_usage=shutil.disk_usage))
+    monkeypatch.setattr(archives, "shutil", SimpleNamespace(copyfileobj=copy, disk_usage=shutil.disk_usage))
     with pytest.raises(KeyboardInterrupt):
         fetch(mirror, output)
     assert tree(output) == {*CONTENT, "subset0/1.1.raw"}, "a header comes after its voxels"
@@ -576,7 +579,7 @@ def test_download_refuses_to_work_beside_another(mirror, output):
     (output / module.ASIDE).mkdir(parents=True)
     with (
         module._alone(output / module.ASIDE),
-        pytest.raises(RuntimeError, match="another luna16 download works in .*luna16: wait"),
+        pytest.raises(RuntimeError, match=r"another luna16 download works in .*luna16: wait"),
     ):
         fetch(mirror, output)
 
@@ -663,7 +666,7 @@ def test_unpack_takes_archives_with_and_without_a_folder_of_their_own(tmp_path):
 @pytest.mark.parametrize(("limit", "message"), [("MOST_MEMBERS", "has 2 members"), ("LONGEST_LIST", "list of members")])
 def test_unpack_refuses_a_list_of_members_without_end(tmp_path, monkeypatch, limit, message):
     (tmp_path / "archive").write_bytes(zipped(TWO))
-    monkeypatch.setattr(module, limit, 1 if limit == "MOST_MEMBERS" else 100)
+    monkeypatch.setattr(archives, limit, 1 if limit == "MOST_MEMBERS" else 100)
     with pytest.raises(ValueError, match=message):
         unpack(tmp_path / "archive", "subset0.zip", tmp_path)
 
@@ -671,14 +674,14 @@ def test_unpack_refuses_a_list_of_members_without_end(tmp_path, monkeypatch, lim
 def test_unpack_checks_the_room_for_what_is_in_it(tmp_path, monkeypatch):
     (tmp_path / "archive").write_bytes(zipped(TWO))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=11))
-    with pytest.raises(RuntimeError, match="subset0.zip unpacks to 0.0 GB: free some space"):
+    with pytest.raises(RuntimeError, match=r"subset0.zip unpacks to 0.0 GB: free some space"):
         unpack(tmp_path / "archive", "subset0.zip", tmp_path)
     assert tree(tmp_path) == {"archive"}
 
 
 def test_unpack_names_the_table_that_is_missing(tmp_path):
     (tmp_path / "archive").write_bytes(zipped({"evaluationScript/annotations/seriesuids.csv": "1.1\n"}))
-    with pytest.raises(ValueError, match="evaluationScript.zip is incomplete, annotations_excluded.csv is missing"):
+    with pytest.raises(ValueError, match=r"evaluationScript.zip is incomplete, annotations_excluded.csv is missing"):
         unpack(tmp_path / "archive", "evaluationScript.zip", tmp_path)
 
 

@@ -1,0 +1,275 @@
+"""The container's scripts, run outside of one: as they stand, without a network, on a read-only root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from luna16_monai import __version__
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+ENTRYPOINT, INSTALL = DOCKER / "entrypoint.sh", DOCKER / "install.sh"
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+# a backslash at its end joins a line to the next
+DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+STEPS = [line.split() for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
+
+
+def enter(*words: object, before: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*before, "sh", str(ENTRYPOINT), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(**more),
+    )
+
+
+def arguments(instruction: str) -> list[list[str]]:
+    return [step[1:] for step in STEPS if step[0] == instruction]
+
+
+# --- the entrypoint -------------------------------------------------------------------------------------------------
+
+
+def test_entrypoint_runs_luna16():
+    done = enter("luna16", "--version")
+    assert (done.returncode, done.stdout) == (0, f"luna16_monai {__version__}\n")
+
+
+def test_entrypoint_runs_any_command_and_gives_its_exit_code():
+    done = enter("python", "-c", "import sys; print(sys.argv[1:]); sys.exit(7)", "two words", "*")
+    assert (done.returncode, done.stdout) == (7, "['two words', '*']\n")
+
+
+def test_entrypoint_without_a_command_shows_the_help():
+    done = enter()
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: luna16")
+
+
+def test_entrypoint_training_hands_its_overrides_to_the_bundle(tmp_path):
+    words = ("--learning_rat", 1, "--dataset_dir", tmp_path, "--output_dir", tmp_path / "run")
+    done = subprocess.run(
+        ["sh", str(ENTRYPOINT), "training", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("luna16: learning_rat is no setting of this bundle")
+    assert "was learning_rate meant?" in done.stderr.splitlines()[-1]
+
+
+SHOW = "import os; print(os.environ['HOME'], os.environ['MPLCONFIGDIR'])"
+
+
+def test_entrypoint_leaves_a_home_alone_that_can_be_written_to(tmp_path):
+    done = enter("python", "-c", SHOW, HOME=str(tmp_path), MPLCONFIGDIR="/elsewhere")
+    assert done.stdout.split() == [str(tmp_path), "/elsewhere"]
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", ""])
+def test_entrypoint_makes_a_home_in_the_temporary_folder(tmp_path, home):
+    done = enter("python", "-c", SHOW, HOME=home, TMPDIR=str(tmp_path), XDG_CACHE_HOME="", MPLCONFIGDIR="")
+    found, cache = map(Path, done.stdout.split())
+    assert found.parent == tmp_path
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    assert cache == found / ".cache" / "matplotlib"
+
+
+# --- without a network, on a read-only root -------------------------------------------------------------------------
+
+
+def isolated(*flags: str) -> tuple[str, ...]:
+    """The words before a command that take it out of this machine's namespaces."""
+    before = ("unshare", *flags)
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*before, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(f"{' '.join(before)} is not permitted here")
+    return before
+
+
+def test_entrypoint_needs_no_network():
+    before = isolated("-rn")
+    # what is to be shown is worth nothing if there is a network after all
+    assert "lo" in Path("/proc/net/dev").read_text()
+    left = subprocess.run([*before, "cat", "/proc/net/dev"], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^\s*(\w+):", left, re.MULTILINE) == ["lo"]
+    done = enter("luna16", "--version", before=before)
+    assert (done.returncode, done.stdout) == (0, f"luna16_monai {__version__}\n")
+
+
+READ_ONLY = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o size=128m tmpfs /dev/shm
+mount -o remount,bind,ro /
+mount -t tmpfs tmpfs /tmp
+export TMPDIR=/tmp
+cd /tmp
+exec sh "$@"
+"""
+DRAW = """
+import multiprocessing, os, pathlib
+try:
+    pathlib.Path("/there").touch()
+except OSError as error:
+    print(error.strerror)
+import matplotlib.pyplot
+print(matplotlib.get_cachedir() == os.environ["MPLCONFIGDIR"], os.statvfs("/dev/shm").f_blocks * 4096 >> 20)
+"""
+
+
+def test_entrypoint_needs_no_writable_root():
+    before = (*isolated("-rmn"), "sh", "-c", READ_ONLY, "read-only")
+    done = subprocess.run(
+        [*before, str(ENTRYPOINT), "python", "-c", DRAW],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(HOME="/nonexistent"),
+    )
+    if "mount" in done.stderr:
+        pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")
+    assert (done.returncode, done.stdout) == (0, "Read-only file system\nTrue 128\n"), done.stderr
+
+
+# --- installing -----------------------------------------------------------------------------------------------------
+
+RECORDING = """#!/bin/sh
+echo "$0 $*" >> "$RECORD"
+case "$*" in
+"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/luna16" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Run install.sh with a Python that writes down what it is asked; gives those lines."""
+    fake = tmp_path / "python"
+    fake.write_text(RECORDING)
+    fake.chmod(0o755)
+
+    def run(**more: str) -> list[str]:
+        record = tmp_path / "record"
+        record.unlink(missing_ok=True)
+        variables = {"PYTHON": str(fake), "RECORD": str(record), "VENV": str(tmp_path / "venv"), **more}
+        done = subprocess.run(
+            ["sh", str(INSTALL)], capture_output=True, text=True, check=False, env=environment(**variables)
+        )
+        assert done.returncode == 0, done.stderr
+        return record.read_text().replace(str(tmp_path), "").replace(str(ROOT), "SOURCE").splitlines()
+
+    return run
+
+
+def test_install_takes_the_tested_versions_and_the_extras(install):
+    assert install() == [
+        "/python -m venv /venv",
+        "/venv/bin/python -m pip install --disable-pip-version-check --constraint SOURCE/constraints.txt "
+        "SOURCE[baselines,export,report]",
+        "/venv/bin/python -m pip check",
+        "/venv/bin/luna16 --version",
+    ]
+    assert install(EXTRAS="")[1].endswith("constraints.txt SOURCE")
+    assert install(EXTRAS="report")[1].endswith("SOURCE[report]")
+
+
+def test_install_makes_the_folders(install, tmp_path):
+    install(FOLDERS=f"{tmp_path}/a/data {tmp_path}/runs", OWNER=f"{os.getuid()}:{os.getgid()}")
+    assert (tmp_path / "a" / "data").is_dir()
+    assert (tmp_path / "runs").stat().st_uid == os.getuid()
+
+
+def test_install_asks_where():
+    variables = {name: value for name, value in environment().items() if name != "VENV"}
+    done = subprocess.run(["sh", str(INSTALL)], capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode != 0
+    assert "VENV is not set: name the folder of the environment" in done.stderr
+
+
+@pytest.mark.parametrize("script", sorted(DOCKER.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_plain_sh(script):
+    assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+    assert os.access(script, os.X_OK)
+    done = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Dockerfile and compose.yaml ------------------------------------------------------------------------------------
+
+
+def test_dockerfile_copies_what_is_there_and_nothing_that_is_left_out():
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    sources = [source for words in arguments("COPY") for source in words[:-1]]
+    assert len(sources) == 8
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source.split("/")[0] not in ignored
+
+
+def test_dockerfile_runs_the_scripts_that_it_copies():
+    copied = {f"{words[-1].rstrip('/')}/{Path(source).name}" for words in arguments("COPY") for source in words[:-1]}
+    (command,) = arguments("RUN")
+    assert command[-2:] == ["sh", "/opt/luna16_monai/docker/install.sh"]
+    assert command[-1] in copied
+    (entrypoint,) = arguments("ENTRYPOINT")
+    assert entrypoint == ['["sh",', '"/opt/luna16_monai/docker/entrypoint.sh"]']
+    assert "/opt/luna16_monai/docker/entrypoint.sh" in copied
+
+
+def test_dockerfile_gives_up_root_after_the_last_step_that_needs_it():
+    names = [step[0] for step in STEPS]
+    assert arguments("USER") == [["luna16"]]
+    assert names.index("USER") > max(number for number, name in enumerate(names) if name in ("RUN", "COPY"))
+    (variables,) = arguments("ENV")
+    assert {"LUNA16_DATA=/data", "LUNA16_STORE=/runs/store", "LUNA16_RUNS=/runs", "VENV=/opt/venv"} <= set(variables)
+    assert 'FOLDERS="/data /runs"' in DOCKERFILE
+
+
+def test_compose_builds_the_dockerfile_and_mounts_what_it_names():
+    services = COMPOSE["services"]
+    assert set(services) == {"train", "tensorboard"}
+    build = services["train"]["build"]
+    context = (DOCKER / build["context"]).resolve()
+    assert context == ROOT.resolve()
+    assert (context / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
+    mounts = {name: {mount["target"]: mount for mount in service["volumes"]} for name, service in services.items()}
+    assert set(mounts["train"]) == {"/data", "/runs"}
+    assert mounts["train"]["/data"]["read_only"] is True
+    assert "read_only" not in mounts["train"]["/runs"]
+    assert mounts["tensorboard"]["/runs"]["read_only"] is True
+    assert mounts["tensorboard"]["/runs"]["source"] == mounts["train"]["/runs"]["source"]
+
+
+def test_compose_asks_for_the_gpus_and_for_enough_shared_memory():
+    train = COMPOSE["services"]["train"]
+    (device,) = train["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert train["shm_size"] == "1gb"
+    assert (train["network_mode"], train["read_only"], train["init"]) == ("none", True, True)
+    assert train["command"] == ["training"]
+
+
+def test_compose_shows_the_curves_to_this_machine_alone():
+    assert COMPOSE["services"]["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]
+    assert shutil.which("tensorboard", path=environment()["PATH"])
