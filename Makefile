@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
+# torch.compile reads its own sources in the encoding of the locale
+export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 

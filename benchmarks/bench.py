@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,20 @@ BATCH, WARM_UP, ITERATIONS, CANDIDATES, WORKERS = 64, 2, 6, 960, 2
 LUNA16_CANDIDATES, LUNA16_SCANS, LUNA16_SLICES = 754_975, 888, 237
 TRAIN = bundle_dir() / "configs" / "train.yaml"
 Way = Callable[[], float]
+
+
+def apart(way: Callable[..., float], *args: Any, tuned: bool = False) -> float:
+    """The result of a way in a process of its own: how torch takes its memory is settled once a process.
+
+    Args:
+        way: what to measure.
+        args: its arguments.
+        tuned: with the settings that a training of the bundle makes for torch.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        if tuned:
+            pool.submit(configure_torch, False).result()
+        return pool.submit(way, *args).result()
 
 
 class Case:
@@ -349,10 +365,13 @@ def measure(data: Path, store: Path, folder: Path, rounds: int) -> Iterator[dict
 
     rate_unit = "cutouts/s"
     ways: dict[str, Way] = {
-        "ours": lambda: train_ours(case), "naive": lambda: train_naive(case), "monai": lambda: train_monai(case)
+        "ours": lambda: apart(train_ours, case, tuned=True),
+        "naive": lambda: apart(train_naive, case),
+        "monai": lambda: apart(train_monai, case),
     }  # fmt: skip
     yield row("training end to end", rate_unit, ways, training)
-    ways = {"ours": lambda: step(case, True), "naive": lambda: step(case, False), "monai": lambda: step(case, False)}
+    plain = {way: lambda: apart(step, case, False) for way in ("naive", "monai")}
+    ways = {"ours": lambda: apart(step, case, True, tuned=True), **plain}
     yield row("network step alone", rate_unit, ways, training)
     ways = {way: (lambda way=way: augment(case, way)) for way in ("ours", "naive", "monai")}
     # a cutout read as int16 and written as float32
@@ -435,7 +454,6 @@ def main() -> None:
     )
     for words in (["phantom", "--output", data], ["prepare", "--data", data, "--store", store]):
         subprocess.run([sys.executable, "-m", "luna16_monai", *map(str, words)], check=True)
-    configure_torch(False)
     print(f"{'':<56} {'ours':>9} {'naive':>9} {'MONAI':>9} {'limit':>9}  ours/naive ours/MONAI", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ def derive(seed: int, *key: int) -> int:
 
 
 def configure_torch(deterministic: bool) -> None:
-    """Choose between the same bits at every run and speed (cuDNN's search, TF32), on CUDA.
+    """Choose between the same bits at every run and speed (cuDNN's search, TF32), on CUDA; huge pages on a CPU.
 
     A CPU with a fixed number of threads has both. Max-pool's backward in 3-D is listed as non-deterministic, though it
     is not without overlapping windows: hence a warning there, not an error.
@@ -32,6 +32,8 @@ def configure_torch(deterministic: bool) -> None:
     if deterministic:
         # read when cuBLAS starts; without it two streams may share a workspace
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # large tensors in pages of 2 MB: a fifth of a training step on a CPU goes into page faults otherwise
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic

@@ -110,7 +110,7 @@ def isolated(*flags: str) -> tuple[str, ...]:
 def test_entrypoint_needs_no_network():
     before = isolated("-rn")
     # what is to be shown is worth nothing if there is a network after all
-    assert "lo" in Path("/proc/net/dev").read_text()
+    assert "lo" in Path("/proc/net/dev").read_text(encoding="utf-8")
     left = subprocess.run([*before, "cat", "/proc/net/dev"], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"^\s*(\w+):", left, re.MULTILINE) == ["lo"]
     done = enter("luna16", "--version", before=before)
