@@ -122,9 +122,8 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs -o size=128m tmpfs /dev/shm
 mount -o remount,bind,ro /
-mount -t tmpfs tmpfs /tmp
-export TMPDIR=/tmp
-cd /tmp
+mount -t tmpfs tmpfs "$TMPDIR"
+cd "$TMPDIR"
 exec sh "$@"
 """
 DRAW = """
@@ -138,14 +137,14 @@ print(matplotlib.get_cachedir() == os.environ["MPLCONFIGDIR"], os.statvfs("/dev/
 """
 
 
-def test_entrypoint_needs_no_writable_root():
+def test_entrypoint_needs_no_writable_root(tmp_path):
     before = (*isolated("-rmn"), "sh", "-c", READ_ONLY, "read-only")
     done = subprocess.run(
         [*before, str(ENTRYPOINT), "python", "-c", DRAW],
         capture_output=True,
         text=True,
         check=False,
-        env=environment(HOME="/nonexistent"),
+        env=environment(HOME="/nonexistent", TMPDIR=str(tmp_path)),
     )
     if "mount" in done.stderr:
         pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")
