@@ -1,4 +1,4 @@
-"""The page docs/reuse.md: every file on it is written, every command run, and what it promises to change has changed."""
+"""The page docs/reuse.md: every file on it is written, every command run, and what it changes has changed."""
 
 from __future__ import annotations
 
