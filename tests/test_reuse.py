@@ -273,7 +273,12 @@ def test_every_section_of_the_page_has_its_check():
         assert len(re.findall(rf"\b{re.escape(stem)}\b", used)) > 1, f"{name} is used by no command"
 
 
-@pytest.mark.parametrize("title", SECTIONS)
+def marks(title: str) -> list[pytest.MarkDecorator]:
+    """MONAI's networks take a cutout some fifteen times as long; test_bundle.py trains one for make test."""
+    return [pytest.mark.slow] if title == "A MONAI network" else []
+
+
+@pytest.mark.parametrize("title", [pytest.param(title, marks=marks(title)) for title in SECTIONS])
 def test_section_of_the_page_does_what_it_says(title, started):
     for language, content in SECTIONS[title]:
         if language == "bash":
