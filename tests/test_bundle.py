@@ -295,6 +295,19 @@ def test_training_augments_on_the_device_and_writes_a_profile(state, small):
     assert (Path(small["output_dir"]) / "model.pt").is_file()
 
 
+# from a 25th of the full rate over half a cosine to all of it; the last batch of a whole cycle has hardly any
+@pytest.mark.parametrize("rates", [[4e-5], [4e-5, 5.2e-4], [4e-5, 1e-3, 4e-9]])
+def test_learning_rate_is_scheduled_in_the_shortest_runs(state, small, rates):
+    flow = workflow({**small, "max_epochs": 1, "samples_per_epoch": 4 * len(rates)})
+    scheduler = flow.parser.get_parsed_content("lr_scheduler")
+    seen = []
+    for _ in rates:
+        seen.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx(rates)
+
+
 def test_initial_weights_are_taken(state, small, tmp_path):
     weights = NoduleNet().state_dict()
     weights["head.bias"] += 0.5
