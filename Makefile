@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo phantom-baselines bench test test-all check clean-demo setup
+.PHONY: demo phantom-baselines bench test test-all notebooks check clean-demo setup
 
 demo: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
@@ -29,6 +29,11 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+
+# the notebooks on the data of make demo, with what they show stored in them
+notebooks: $(READY)
+	LUNA16_DATA=$(abspath $(LUNA16_DATA)) LUNA16_STORE=$(abspath $(LUNA16_STORE)) LUNA16_RUNS=$(abspath runs) \
+		$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 check: $(READY)
 	$(BIN)/ruff format --check

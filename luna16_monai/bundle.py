@@ -62,6 +62,17 @@ def build_on(name: str) -> None:
     parser.parse(reset=True)
 
 
+def root() -> str:
+    """The folder of the bundle whose config is running, the one that its ``configs`` lie in.
+
+    Called in a ``$`` expression of the config itself, so a copy of the bundle finds its own files, from any folder.
+
+    Raises:
+        RuntimeError: it is called outside a bundle's workflow.
+    """
+    return str(_caller(ConfigWorkflow).config_root_path.parent)
+
+
 def settings() -> dict[str, Any]:
     """The plain top-level settings of the config that is being evaluated, with ``network_def`` as written.
 

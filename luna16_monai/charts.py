@@ -32,6 +32,15 @@ CSS = {
     TWO: "var(--two)",
     THREE: "var(--three)",
 }
+# what the variables are in the report's light theme
+LIGHT = {
+    "ink": "#1c2026",
+    "muted": "#626872",
+    "line": "#e2e3df",
+    "one": "#2b5fc0",
+    "two": "#c2591f",
+    "three": "#2c7a5a",
+}
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "luna16_monai",  # the same ids, so the same file, every time
@@ -163,6 +172,15 @@ def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], na
         axes.set_ylabel(label)
         axes.legend()
         return _svg(figure, name)
+
+
+def standalone(svg: str) -> str:
+    """A chart as a picture of its own, in the report's light colours on white: for a notebook, slides or a paper."""
+    for name, colour in LIGHT.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    width, height = SIZE_INCHES
+    head = f'<svg width="{width:g}in" height="{height:g}in" style="background:#fff;font-family:sans-serif"'
+    return svg.replace("<svg", head, 1)
 
 
 @contextmanager

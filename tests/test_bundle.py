@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import pytest
 import torch
 import yaml
@@ -154,6 +155,36 @@ def test_train_yaml_has_the_promised_settings_above_its_line():
     assert all(isinstance(config[key], dict | list | str) for key in below)
 
 
+def test_root_is_the_folder_of_the_bundle_that_runs(state, small, acceptance):
+    copy = str(acceptance / "configs" / "train.yaml")
+    flow = create_workflow(config_file=copy, workflow_type="train", logging_file=False, **small)
+    assert flow.bundle_root == str(acceptance)
+    assert workflow({**small, "resume": "true"}).bundle_root == str(CONFIGS.parent)
+    with pytest.raises(RuntimeError, match="called outside a config"):
+        bundle.root()
+
+
+def test_inference_of_a_copy_takes_the_copys_weights(state, acceptance, phantom_dir, tmp_path):
+    (acceptance / "models" / "model.pt").unlink()
+    copy = str(acceptance / "configs" / "inference.yaml")
+    settings = {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
+    flow = create_workflow(config_file=copy, workflow_type="inference", logging_file=False, **settings)
+    with pytest.raises(RuntimeError) as caught:
+        flow.run()
+    assert one_line(caught.value).startswith(f"no weights {acceptance / 'models' / 'model.pt'}: ")
+
+
+def test_monai_takes_a_config_from_nowhere_but_its_arguments(state, monkeypatch):
+    """Why the shortest training from the bundle's folder names args.yaml; docs/reuse.md is tested to run it."""
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'config_file'"):
+        monai.bundle.run(run_id="training")
+    assert yaml.safe_load(Path("args.yaml").read_text(encoding="utf-8")) == {
+        "run_id": "training",
+        "config_file": "configs/train.yaml",
+    }
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +293,19 @@ def test_training_augments_on_the_device_and_writes_a_profile(state, small):
     assert {f"ProfilerStep#{number}" for number in (5, 6, 7)} <= names
     assert "aten::grid_sampler" in names
     assert (Path(small["output_dir"]) / "model.pt").is_file()
+
+
+# from a 25th of the full rate over half a cosine to all of it; the last batch of a whole cycle has hardly any
+@pytest.mark.parametrize("rates", [[4e-5], [4e-5, 5.2e-4], [4e-5, 1e-3, 4e-9]])
+def test_learning_rate_is_scheduled_in_the_shortest_runs(state, small, rates):
+    flow = workflow({**small, "max_epochs": 1, "samples_per_epoch": 4 * len(rates)})
+    scheduler = flow.parser.get_parsed_content("lr_scheduler")
+    seen = []
+    for _ in rates:
+        seen.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx(rates)
 
 
 def test_initial_weights_are_taken(state, small, tmp_path):
