@@ -340,10 +340,11 @@ def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> F
     haze = smooth_field(rng, shape, size, 2.2)
     z, y, x = _axes_mm(lung)
 
-    image = rng.uniform(-905, -830) + patches * rng.uniform(8, 16) + clouds * 12
+    image = rng.uniform(-930, -850) + patches * rng.uniform(8, 16) + clouds * 12
     image += (y / size[1]) * rng.uniform(10, 70)
     if rng.random() < 0.35:
         image -= np.clip(patches[::-1] - 1, 0, 2) * 60
+    image += smooth_field(rng, shape, size, 1.2) * rng.uniform(20, 45)
     # unresolved small vessels: bright specks rather than symmetric noise
     image += np.clip(haze - 0.3, 0, 3) * rng.uniform(14, 34)
     # septa: thin sheets where a smooth field changes its sign
