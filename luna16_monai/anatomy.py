@@ -11,7 +11,7 @@ centre lies at ``(i + 0.5) * spacing``. z runs from feet to head, y from front t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ _LUNG_GRID = 4
 _STEP_MM = 0.6
 """Distance between neighbouring samples of a vessel's centre line."""
 _MAX_VESSEL_RADIUS_MM = 7.5
-_MOTION_REACH_MM = 8.0
 
 
 def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
@@ -55,7 +54,6 @@ class Lung:
 
     Attributes:
         distance_mm: the distance on the coarse grid, float32 (z, y, x).
-        motion: how much of the heart's and the diaphragm's motion reaches a place, 0 to 1, on the same grid.
         shape_zyx: the full volume's shape.
         spacing_zyx: the full volume's spacing, mm.
         hilum_zyx: where vessels and airways enter, mm.
@@ -65,7 +63,6 @@ class Lung:
     """
 
     distance_mm: Floats
-    motion: Floats
     shape_zyx: tuple[int, int, int]
     spacing_zyx: Floats
     hilum_zyx: Floats
@@ -131,16 +128,15 @@ def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     )
     dome = np.sqrt((z + axes[0]) ** 2 + (0.55 * y) ** 2 + (0.55 * x) ** 2) - axes[0] * rng.uniform(0.45, 0.6)
     distance = np.maximum(np.maximum(distance, -heart), -dome)
-    motion = np.exp(-np.clip(np.minimum(heart, dome), 0, None) / _MOTION_REACH_MM).astype(np.float32)
     distance = (distance + 2.2 * smooth_field(rng, coarse, size, 5 * _LUNG_GRID * spacing_zyx[2])).astype(np.float32)
 
-    lung = Lung(distance, motion, shape_zyx, spacing_zyx, middle, side, axes, middle)
+    lung = Lung(distance, shape_zyx, spacing_zyx, middle, side, axes, middle)
     hilum = middle + np.array([5, 0, 0.45 * medial])
     for _ in range(40):
         if lung.distance_at(hilum)[0] < -6:
             break
         hilum[2] -= 2 * side
-    return replace(lung, hilum_zyx=hilum)
+    return Lung(distance, shape_zyx, spacing_zyx, hilum, side, axes, middle)
 
 
 @dataclass(frozen=True)
@@ -201,7 +197,7 @@ def wind_branches(rng: np.random.Generator, tree: Tree) -> Branches:
     across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-6
     third = np.cross(direction, across)
     waves = np.arange(1, 4)
-    swing = rng.normal(0, 0.05, (2, len(length), 3)) * np.minimum(length, 25)[:, None] / waves**1.5
+    swing = rng.normal(0, 0.07, (2, len(length), 3)) * np.minimum(length, 25)[:, None] / waves**1.5
 
     counts = np.maximum(2, np.ceil(length / _STEP_MM).astype(int) + 1)
     branch = np.repeat(np.arange(len(length)), counts)
@@ -294,7 +290,6 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     image += (blood_hu - image) * (vessel_share * np.clip(1 - wall / 1.5, 0, 1))
     image += (rng.uniform(-450, -200) - image) * (airway_wall * inside * 0.7)
     image += (rng.uniform(-950, -900) - image) * (airway_lumen * inside)
-    image -= rng.uniform(0.1, 0.3) * harden_beam(image, spacing_zyx)
 
     forks = [t.points_zyx[(t.children >= 2) & (t.radius_mm > 1.0)] for t in trees]
     return Chest(
@@ -340,11 +335,10 @@ def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> F
     haze = smooth_field(rng, shape, size, 2.2)
     z, y, x = _axes_mm(lung)
 
-    image = rng.uniform(-930, -850) + patches * rng.uniform(8, 16) + clouds * 12
+    image = rng.uniform(-905, -830) + patches * rng.uniform(8, 16) + clouds * 12
     image += (y / size[1]) * rng.uniform(10, 70)
     if rng.random() < 0.35:
         image -= np.clip(patches[::-1] - 1, 0, 2) * 60
-    image += smooth_field(rng, shape, size, 1.2) * rng.uniform(20, 45)
     # unresolved small vessels: bright specks rather than symmetric noise
     image += np.clip(haze - 0.3, 0, 3) * rng.uniform(14, 34)
     # septa: thin sheets where a smooth field changes its sign
@@ -376,24 +370,6 @@ def _draw_wall(rng: np.random.Generator, lung: Lung, wall_mm: Floats, enhanced_h
     return image.astype(np.float32)
 
 
-def harden_beam(image_hu: Floats, spacing_zyx: Floats) -> Floats:
-    """How much bone is near each voxel, HU: rays through it are harder, and what lies beside it looks darker."""
-    step = _LUNG_GRID
-    bone = ndimage.uniform_filter(np.clip(image_hu - 250, 0, None), (1, step, step))[
-        :, step // 2 :: step, step // 2 :: step
-    ]
-    return upsample(ndimage.gaussian_filter(bone, (0, *(10 / (step * spacing_zyx[1:])))), image_hu.shape)
-
-
-def blur_motion(rng: np.random.Generator, chest: Chest) -> None:
-    """Give what lies near heart and diaphragm a second contour, in place: they move while the scanner turns."""
-    lung = chest.lung
-    moved_mm = np.array([rng.uniform(-2.5, 2.5), rng.uniform(-1, 1), rng.uniform(-2.5, 2.5)])
-    moved = ndimage.shift(chest.image_hu, moved_mm / lung.spacing_zyx, order=1, mode="nearest")
-    motion = upsample(lung.motion, _padded(lung))[tuple(slice(n) for n in lung.shape_zyx)]
-    chest.image_hu[:] += 0.5 * motion * (moved - chest.image_hu)
-
-
 def _axes_mm(lung: Lung) -> tuple[Floats, Floats, Floats]:
     z, y, x = (
         (np.arange(n, dtype=np.float32) + 0.5) * np.float32(s)
@@ -418,8 +394,8 @@ def scan_chest(rng: np.random.Generator, image_hu: Floats, spacing_zyx: Floats) 
     clean = ndimage.gaussian_filter(image_hu, (slab / spacing_zyx[0] / 3, sigma_in_plane, sigma_in_plane), truncate=3)
     if sharp:
         clean += 0.5 * (clean - ndimage.gaussian_filter(clean, (0, 1.2, 1.2), truncate=3))
-    deviation = rng.uniform(30, 75) if sharp else rng.uniform(9, 28)
-    cutoff_per_mm = rng.uniform(0.65, 1.05) if sharp else rng.uniform(0.28, 0.45)
+    deviation = rng.uniform(30, 60) if sharp else rng.uniform(9, 28)
+    cutoff_per_mm = rng.uniform(0.55, 0.75) if sharp else rng.uniform(0.28, 0.45)
     noise = _ct_noise(rng, image_hu.shape, float(spacing_zyx[2]), cutoff_per_mm)
     strength = 1 + 0.15 * smooth_field(rng, image_hu.shape, np.asarray(image_hu.shape, float), max(image_hu.shape) / 4)
     noise *= deviation * strength

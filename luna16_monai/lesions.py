@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 Floats = NDArray[np.floating]
@@ -199,7 +198,8 @@ def tube_share(
     """The share of each voxel that a tube fills: samples of its line (n, 3), relative to the middle, and radii (n,)."""
 
     def share(offsets: Floats) -> Floats:
-        return np.clip((radius_mm - cdist(offsets, line_mm)).max(1) / edge_mm + 0.5, 0, 1)
+        gap = np.linalg.norm(offsets[:, None] - line_mm, axis=2)
+        return np.clip((radius_mm - gap).max(1) / edge_mm + 0.5, 0, 1)
 
     reach = float(np.linalg.norm(line_mm, axis=1).max() + radius_mm.max()) + 1
     return share_of_voxels(middle_zyx, reach, shape_zyx, spacing_zyx, share)

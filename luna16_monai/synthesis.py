@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.anatomy import Chest, blur_motion, draw_chest, scan_chest
+from luna16_monai.anatomy import Chest, draw_chest, scan_chest
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import (
     ShapeBank,
@@ -33,8 +33,6 @@ Location = Literal["isolated", "vascular", "pleural"]
 JITTER_MM = 1.55
 """Largest distance of a candidate from what it marks: below the radius of the smallest nodule, 1.6 mm."""
 CLEARANCE_MM = 4.0
-THIN_MM = 1.1
-"""Radius of vessels that a detector lists only where it lists everything."""
 SOLID_HU = 5.0
 """What solid nodules are on average."""
 
@@ -155,7 +153,6 @@ def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
     wanted = int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))
     nodules = place_nodules(rng, chest, bank, plan.shapes, wanted, settings.likeness)
     mimics, excluded = place_mimics(rng, chest, nodules, settings)
-    blur_motion(rng, chest)
     clean, noisy = scan_chest(rng, chest.image_hu, spacing)
     hu = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
     _pad_outside_view(rng, hu)
@@ -430,7 +427,7 @@ def choose_candidates(
 
     blobs = propose_blobs(clean_hu, chest.lung.spacing_zyx, chest.wall_distance_mm < 0.5, 2 * negatives + 40)
     forks = chest.bifurcations_zyx
-    vessels = chest.vessels_zyx[chest.vessel_radius_mm > THIN_MM]
+    vessels = chest.vessels_zyx[chest.vessel_radius_mm > 1.1]
     drawn = np.concatenate([forks, vessels, chest.bronchi_zyx])
     shaped = np.array([*mimics, *(p for p, _ in excluded if rng.random() < 0.4)]).reshape(-1, 3)
     off_limits = np.array([p for p, _ in excluded]).reshape(-1, 3)
@@ -447,7 +444,7 @@ def choose_candidates(
     from_blobs = min(len(blobs), max(round(0.75 * (negatives - len(chosen))), negatives - len(chosen) - len(drawn)))
     chosen = np.concatenate([chosen, blobs[:from_blobs], drawn[: negatives - len(chosen) - from_blobs]])
     if settings.negatives_per_positive is not None:
-        thin = free(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM], off_limits)
+        thin = free(chest.vessels_zyx[chest.vessel_radius_mm <= 1.1], off_limits)
         chosen = np.concatenate([chosen, thin[: (negatives - len(chosen)) // 2]])
         for _ in range(20):
             anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
