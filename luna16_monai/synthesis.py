@@ -45,7 +45,7 @@ class ScanSettings:
         slices: fewest and most slices.
         rows: voxels along y and along x.
         nodules: fewest and most nodules a scan.
-        negatives: candidates of class 0 a scan; ten for each of class 1, on average.
+        negatives: candidates of class 0 a scan.
         difficulty: from 0, easy, to 2, hard: softer edges, plugs as short as nodules, mimics as bright as nodules, and
             up to 1 candidates farther from what they mark.
         negatives_per_positive: candidates of class 0 for each of class 1, instead of ``negatives``; LUNA16 has about
@@ -55,7 +55,7 @@ class ScanSettings:
     slices: tuple[int, int] = (80, 112)
     rows: int = 192
     nodules: tuple[int, int] = (6, 8)
-    negatives: int = 82
+    negatives: int = 60
     difficulty: float = 1.0
     negatives_per_positive: float | None = None
 
@@ -325,8 +325,8 @@ def _place_plugs(
     """Short bent tubes, a third of them forked, where nodules lie too: free, on vessels, near the wall."""
     lung = chest.lung
     placed = []
-    for _ in range(rng.integers(38, 50)):
-        radius = math.exp(rng.uniform(0, 1.3))
+    for _ in range(rng.integers(25, 33)):
+        radius = rng.uniform(1.0, 2.6)
         point, _ = _nodule_position(rng, chest, 1.5 * radius)
         length = 2 * radius * rng.uniform(2.6, 4.0) / settings.likeness
         if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
