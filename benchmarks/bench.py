@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +52,6 @@ TRAIN = bundle_dir() / "configs" / "train.yaml"
 Way = Callable[[], float]
 
 
-def apart(way: Callable[..., float], *args: Any, tuned: bool = False) -> float:
-    """The result of a way in a process of its own: how torch takes its memory is settled once a process.
-
-    Args:
-        way: what to measure.
-        args: its arguments.
-        tuned: with the settings that a training of the bundle makes for torch.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        if tuned:
-            pool.submit(configure_torch, False).result()
-        return pool.submit(way, *args).result()
-
-
 class Case:
     """What all ways work on: 960 candidates of the store, one positive in six."""
 
@@ -82,9 +66,9 @@ class Case:
         self.random = config.get_parsed_content("train#random_transforms")
         self.clip = config.get_parsed_content("train#final_transforms")
         self.load = LoadCutoutd("image", self.store, SHAPE)
-        naive.write_files(
-            folder / "npz", (self.load(item)["image"][0].numpy() for item in self.candidates), self.labels
-        )
+        if not (folder / "npz").is_dir():
+            cutouts = (self.load(item)["image"][0].numpy() for item in self.candidates)
+            naive.write_files(folder / "npz", cutouts, self.labels)
         self.images = torch.stack([self.load(self.candidates[row])["image"] for row in range(128)])
 
 
@@ -333,6 +317,23 @@ def index_of(rows: int, folder: Path) -> dict[str, float]:
     return {"s": passed, "MB": size / 1e6}
 
 
+ALONE: dict[str, Callable[[Case], float]] = {
+    "train_ours": train_ours,
+    "train_naive": train_naive,
+    "train_monai": train_monai,
+    "step_ours": lambda case: step(case, True),
+    "step_naive": lambda case: step(case, False),
+    "step_monai": lambda case: step(case, False),
+}
+
+
+def alone(way: str, data: Path, store: Path, folder: Path) -> float:
+    """The result of a way in a process of its own: how torch takes its memory is settled once a process."""
+    words = [sys.executable, "-W", "ignore", __file__, "--alone", way, data, store, folder]
+    done = subprocess.run([*map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -364,15 +365,11 @@ def measure(data: Path, store: Path, folder: Path, rounds: int) -> Iterator[dict
         }
 
     rate_unit = "cutouts/s"
-    ways: dict[str, Way] = {
-        "ours": lambda: apart(train_ours, case, tuned=True),
-        "naive": lambda: apart(train_naive, case),
-        "monai": lambda: apart(train_monai, case),
-    }  # fmt: skip
-    yield row("training end to end", rate_unit, ways, training)
-    plain = {way: lambda: apart(step, case, False) for way in ("naive", "monai")}
-    ways = {"ours": lambda: apart(step, case, True, tuned=True), **plain}
-    yield row("network step alone", rate_unit, ways, training)
+    for name, what in (("training end to end", "train"), ("network step alone", "step")):
+        ways: dict[str, Way] = {
+            way: (lambda words=f"{what}_{way}": alone(words, data, store, folder)) for way in ("ours", "naive", "monai")
+        }
+        yield row(name, rate_unit, ways, training)
     ways = {way: (lambda way=way: augment(case, way)) for way in ("ours", "naive", "monai")}
     # a cutout read as int16 and written as float32
     yield row("augmentation, one core", rate_unit, ways, bandwidth / (np.prod(SHAPE) * 6))
@@ -447,7 +444,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.alone:
+        way, *paths = options.alone
+        if way.endswith("ours"):
+            configure_torch(False)  # as a training of the bundle does
+        print(ALONE[way](Case(*map(Path, paths))))
+        return
     data, store = (
         Path(os.environ.get(name, default))
         for name, default in (("LUNA16_DATA", "data/phantom"), ("LUNA16_STORE", "data/store"))

@@ -69,13 +69,13 @@ class FusedAugmentation(Compose):
         z, y, x = (torch.arange(side) - (side - 1) / 2 for side in self.shape_zyx)
         self.z = z
         self.plane_yx1 = torch.stack([*torch.meshgrid(y, x, indexing="ij"), torch.ones(len(y), len(x))], dim=-1)
-        self.generator = torch.Generator()
 
     def __call__(self, input_: Mapping[Hashable, Any], *_: Any, **__: Any) -> dict[Hashable, Any]:  # type: ignore[override]
         """Augment (1, z, y, x) of any size and dtype; gives (1, *spatial_size) float32."""
         item = dict(input_)
         matrix, seed = self.draw(), self.draw_noise()
-        item[self.key] = self.apply(item[self.key], matrix[None], seed, self.generator)
+        # a new generator: one that is kept would not get through to a worker process that is not a fork
+        item[self.key] = self.apply(item[self.key], matrix[None], seed, torch.Generator())
         return item
 
     def apply(self, images: Tensor, matrices: Tensor, seed: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import list_data_collate, set_track_meta
+from monai.data import DataLoader, list_data_collate, set_track_meta
 from monai.engines.utils import default_prepare_batch
 from monai.transforms import (
     Compose,
@@ -94,6 +94,15 @@ def test_fused_noise_is_25_hu_and_follows_the_seed() -> None:
     # 73,728 draws: the mean is within 5 standard errors, 0.46; the deviation likewise, 0.33
     assert abs(first.mean() + 300) < 0.46
     assert abs(first.std() - 25) < 0.33
+
+
+@pytest.mark.slow
+def test_fused_gives_the_same_in_a_worker_that_is_no_fork() -> None:
+    image = torch.randint(-1000, 1000, (1, 32, 48, 48), generator=torch.Generator().manual_seed(1), dtype=torch.int16)
+    dataset = SeededCacheDataset([{"image": image}], Compose([FusedAugmentation(transforms())]), progress=False)
+    here = dataset[0, 7]["image"]
+    loader = DataLoader(dataset, sampler=[(0, 7)], batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(next(iter(loader))["image"], here)
 
 
 def test_fused_leaves_the_global_random_state_alone() -> None:
