@@ -179,8 +179,13 @@ def test_settings_that_the_pages_give_to_the_bundle_are_there():
     seen = 0
     for page, words in commands("python -m monai.bundle run"):
         files = [file for word in words for file in settings if file in word] or ["train.yaml"]
-        allowed = {"config_file"}.union(*(settings[file] for file in files))
+        allowed = {"config_file", "args_file"}.union(*(settings[file] for file in files))
         given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
+        # a part of an object below the settings, such as train#random_transforms#4#std, or the network whole
+        parts = {word for word in given if "#" in word or word == "network_def"}
+        objects = set().union(*(yaml.safe_load(text(CONFIGS / file)) for file in files))
+        assert {word.split("#")[0] for word in parts} <= objects, f"{page}: {parts} for {files}"
+        given -= parts
         assert given <= allowed, f"{page}: {given - allowed} for {files}"
         seen += 1
     assert seen > 8
