@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo phantom-baselines bench test test-all notebooks check clean-demo setup
+.PHONY: demo phantom-baselines bench test test-all notebooks check docs dist clean-demo setup
 
 demo: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
@@ -35,10 +35,21 @@ notebooks: $(READY)
 	LUNA16_DATA=$(abspath $(LUNA16_DATA)) LUNA16_STORE=$(abspath $(LUNA16_STORE)) LUNA16_RUNS=$(abspath runs) \
 		$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+# the pages of docs/ as a site in site/, built offline; a warning fails it. The variable silences advertising.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# wheel and source distribution in dist/, as they would be published
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean-demo:
 	rm -rf $(DEMO)
@@ -47,5 +58,5 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,export,report,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,docs,export,report,dev]'
 	touch $@

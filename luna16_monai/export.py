@@ -72,6 +72,8 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights:
 
 def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
     """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside."""
+    # it tells its arguments on standard output, where --json prints its object alone
+    logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.ts"
         with warnings.catch_warnings():
@@ -105,17 +107,21 @@ def export_onnx(network: nn.Module, shape_zyx: Sequence[int], output: Path, abou
         raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
     # two cutouts, since a batch of one would be taken for a constant
     example = torch.zeros(2, 1, *shape_zyx)
-    # it warns that torchvision, which nothing here needs, is not installed
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = torch.onnx.export(
-        WithProbabilities(network),
-        (example,),
-        input_names=["image"],
-        output_names=list(OUTPUTS),
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        verbose=False,
-    )
+    # torch warns that torchvision, which nothing here needs, is not installed; the others tell each pass
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # of torch's own use of what torch has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            WithProbabilities(network).eval(),
+            (example,),
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
     model: Any = program.model_proto  # type: ignore[union-attr]
     onnx.helper.set_model_props(model, about)
     onnx.checker.check_model(model)

@@ -115,6 +115,18 @@ def test_import_openvino_keeps_it_from_calling_home():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
+    words = ["export", "--json", "--format", kind, "--output", str(tmp_path / "model")]
+    # a process of its own: who prints what is settled when a package is first imported
+    done = subprocess.run(
+        [sys.executable, "-m", "luna16_monai", *words], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["format"] == kind
+    assert done.stderr == ""
+
+
 def test_load_weights_refuses_openvino_on_cuda(trained):
     with pytest.raises(ValueError, match="backend openvino on cuda"):
         load_weights(NoduleNet(return_probabilities=False), trained[0], "cuda", "openvino")
