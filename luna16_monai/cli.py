@@ -249,9 +249,8 @@ def _review(options: argparse.Namespace) -> int:
     server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
-    _print(options, result, f"review: {server.url}\n  {count} candidates; Ctrl-C ends it")
-    sys.stdout.flush()
-    server.serve_until_stopped()
+    line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
+    server.serve_until_stopped(lambda: _print(options, result, line))
     told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
     print("luna16: review has ended,", told, file=sys.stderr)
     return DONE
@@ -305,7 +304,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
-    print(json.dumps(result, indent=2) if options.json else line)
+    print(json.dumps(result, indent=2) if options.json else line, flush=True)
     return DONE
 
 

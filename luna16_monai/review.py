@@ -14,7 +14,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,10 +143,10 @@ class Review:
         return as_jpeg(cut[view]), {"step_mm": step_mm, "low": low, "high": high}
 
     def decided(self, now: Mapping[Key, Decision] | None = None) -> dict[str, Any]:
-        """What the decisions file says of the candidates: ``decisions`` by number, and how many there are."""
+        """What the decisions file says of the candidates: ``decisions`` by number, ``decided``, their count."""
         known = self.decisions.read() if now is None else now
         found = {number: vars(known[key]) for number, key in enumerate(self.keys) if key in known}
-        return {"decisions": found, "decided": len(found), "candidates": len(self.candidates)}
+        return {"decisions": found, "decided": len(found)}
 
     def decide(self, number: int, label: int | None) -> dict[str, Any]:
         """Save a decision (1, 0, or None to take it back); gives what `decided` gives."""
@@ -202,14 +202,19 @@ class ReviewServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
-    def serve_until_stopped(self) -> None:
-        """Serve until Ctrl-C, or until the process is asked to end."""
+    def serve_until_stopped(self, tell: Callable[[], object] = lambda: None) -> None:
+        """Serve until Ctrl-C, or until the process is asked to end.
+
+        Args:
+            tell: is called first; whoever reads what it prints may stop the server at once.
+        """
 
         def stop(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGTERM, stop)
         try:
+            tell()
             self.serve_forever()
         except KeyboardInterrupt:
             pass
@@ -250,8 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
         """What is asked for, None without token or from under another host's name; and how."""
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         path, _, query = self.path.partition("?")
-        token, _, name = path.removeprefix("/").partition("/")
-        known = hmac.compare_digest(token.encode(), self.server.token.encode())
+        token, slash, name = path.removeprefix("/").partition("/")
+        known = bool(slash) and hmac.compare_digest(token.encode(), self.server.token.encode())
         return (name if known and host in HOSTS else None), parse_qs(query)
 
     def _forbid(self) -> None:
