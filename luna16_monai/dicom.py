@@ -1,7 +1,8 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
 GDCM parses the files, by way of SimpleITK. Of the tags only those listed here are looked at, which say where a slice
-lies and to which series it belongs: no other one reaches a message, the metadata or a file. Where a tag makes no sense
+lies and to which series it belongs: no other one reaches a message, the metadata or a file (structured_report.py, on
+request, has a list of its own). Where a tag makes no sense
 GDCM takes a default instead, and where pixel data are too short it leaves what the memory held before: so what it says
 is compared with the file. Rejected: to guess a
 missing slice, to straighten a tilted gantry, to split a folder of several series; each would move nodules in silence.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +116,7 @@ def hide_parts(classifier: Classifier, image: Tensor, lung: Tensor, geometry: Ge
     network = _LogOdds(classifier, lung)
     occlusion = OcclusionSensitivity(network, mask, BATCH, verbose=False, overlap=OVERLAP, activate=False)
     hidden, _ = occlusion(image - lung)
-    fall = (network(image - lung).squeeze() - hidden.squeeze()).numpy()
-    # nothing is known finer than the steps of the boxes, so their edges would only distract
-    return gaussian_filter(fall, [(1 - OVERLAP) * side / 2 for side in mask])
+    return (network(image - lung).squeeze() - hidden.squeeze()).numpy()
 
 
 class _LogOdds(nn.Module):
@@ -156,8 +154,11 @@ def draw(volume: Volume, fall: Volume, point_xyz: Sequence[float]) -> NDArray[np
     """
     pixels = 2 * PIXELS - 1
     grey = slices_through(volume, point_xyz, pixels=pixels, window_hu=LUNG_WINDOW_HU)
-    falls = cut_slices(fall, point_xyz, pixels=pixels, outside=0.0)
-    scale = full_colour(fall)
+    # nothing is known finer than the steps of the boxes, so their edges would only distract
+    blur = (1 - OVERLAP) * HIDDEN_MM / 3 / np.array(fall.geometry.spacing_zyx)
+    shown = replace(fall, voxels=gaussian_filter(fall.voxels, blur))
+    falls = cut_slices(shown, point_xyz, pixels=pixels, outside=0.0)
+    scale = full_colour(shown)
     below = []
     for view in VIEWS:
         share = STRONGEST * np.clip(np.abs(falls[view]) / scale, 0, 1)[..., None]

@@ -331,6 +331,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": text, **HEADERS, **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
+        if self.close_connection:
+            # else a browser sends its next request into a closed connection
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
 

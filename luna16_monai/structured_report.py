@@ -11,6 +11,9 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -84,8 +87,6 @@ def require_highdicom() -> ModuleType:
         import highdicom.sr
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
-    # it logs names of patients that it finds odd
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
     return highdicom.sr
 
 
@@ -98,13 +99,12 @@ def read_source(folder: Path) -> Source:
     """
     require_highdicom()
     from pydicom import Dataset, dcmread
-    from pydicom.config import disable_value_validation
 
     if not folder.is_dir():
         raise ValueError(f"{folder.name} is no folder of DICOM files: --dicom-sr needs one series as --ct")
     slices: list[Dataset] = []
     for path in slice_files(folder):
-        with disable_value_validation():
+        with _silence():
             header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*REFERENCES, *PATIENT])
             known = Dataset()
             for name in REFERENCES:
@@ -149,7 +149,6 @@ def write_structured_report(
     table.require_series([source.series_uid], "the series of --dicom-sr")
     sr = require_highdicom()
     from highdicom import UID
-    from pydicom.config import disable_value_validation
     from pydicom.sr.codedict import codes
 
     rows = [row for row in (-table.values).argsort(kind="stable").tolist() if table.values[row] >= threshold]
@@ -170,7 +169,7 @@ def write_structured_report(
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
         imaging_measurements=groups or [_nothing_found(sr, codes, source, algorithm)],
     )
-    with disable_value_validation():
+    with _silence():
         report = sr.Comprehensive3DSR(
             evidence=source.slices,
             content=content[0],
@@ -245,6 +244,24 @@ def _nothing_found(sr: Any, codes: Any, source: Source, algorithm: Algorithm) ->
             )
         ],
     )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep both libraries from repeating values that they find odd, as warnings and in their logs."""
+    from pydicom.config import disable_value_validation
+
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _text(header: Dataset, name: str) -> str:

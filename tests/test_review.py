@@ -49,11 +49,11 @@ def predictions(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(predictions: Path, ct: Path, tmp_path: Path) -> Iterator[ReviewServer]:
-    with serving(Review(predictions, [ct], Decisions(tmp_path / "decisions.csv", "Anna"))) as opened:
+    with Serving(Review(predictions, [ct], Decisions(tmp_path / "decisions.csv", "Anna"))) as opened:
         yield opened
 
 
-class serving:  # noqa: N801 - used as a function
+class Serving:
     """Serves a review in a thread while a block runs."""
 
     def __init__(self, review: Review) -> None:
@@ -230,7 +230,7 @@ def test_decide_refuses_what_a_foreign_form_could_send(server):
 
 
 def test_a_second_reviewer_sees_the_first_ones_decisions(server, predictions, ct, tmp_path):
-    with serving(Review(predictions, [ct], Decisions(tmp_path / "decisions.csv", HOSTILE))) as second:
+    with Serving(Review(predictions, [ct], Decisions(tmp_path / "decisions.csv", HOSTILE))) as second:
         decide(server, {"number": 0, "label": 1})
         decide(server, {"number": 1, "label": 1})
         status, body = decide(second, {"number": 1, "label": 0})
@@ -254,7 +254,7 @@ def test_a_decision_that_cannot_be_saved_is_told(server, tmp_path):
 def test_a_ct_that_goes_away_is_told(tmp_path):
     paths = [write_scan(tmp_path / "ct", uid, random_hu(0)) for uid in ("a", "b")]
     write_points(tmp_path / "p.csv", ["a", "b"], POINTS[:2], [0.9, 0.1], "probability")
-    with serving(Review(tmp_path / "p.csv", paths, Decisions(tmp_path / "d.csv", "Anna"))) as server:
+    with Serving(Review(tmp_path / "p.csv", paths, Decisions(tmp_path / "d.csv", "Anna"))) as server:
         paths[1].with_suffix(".raw").unlink()
         status, _, body = ask(server, f"/{server.token}/slice?number=1&view=axial&step=0&side=0&window=lung")
         assert status == 500
@@ -314,7 +314,7 @@ def test_review_takes_ras_and_writes_lps(ct, tmp_path):
     assert read_points(tmp_path / "d.csv", "class").points_xyz.tolist() == [[-80.0, -30.0, -260.0]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_path, number):
     words = ["review", "--predictions", predictions, "--ct", ct, "--reviewer", "Anna", "--json"]
     process = subprocess.Popen(
@@ -350,8 +350,10 @@ def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_p
 
 # --- the page in a browser ------------------------------------------------------------------------------------------
 
-SHOWN = "[...document.querySelectorAll('.view img')].length === 3 && views().every(i => i.naturalWidth > 0)".replace(
-    "views()", "[...document.querySelectorAll('.view img')]"
+# every view shows what it should
+SHOWN = (
+    "document.querySelectorAll('.view[data-shown]').length === 3 && !document.querySelector('.view.stale')"
+    " && [...document.querySelectorAll('.view img')].every(image => image.naturalWidth > 0)"
 )
 WORD = "document.querySelector('#word').textContent"
 
@@ -390,6 +392,42 @@ class TestInTheBrowser:
         assert browser.errors == []
         addresses = {address for address in browser.requests if not address.startswith(("about:", "data:", "blob:"))}
         assert all(address.startswith(server.url) for address in addresses)
+
+    def test_pictures_are_those_of_the_candidate_however_fast_one_steps(self, browser, server):
+        browser.open(server.url)
+        browser.wait(SHOWN)
+        for key in ("ArrowRight", "ArrowUp", "ArrowRight", "a", "ArrowUp", "ArrowLeft", "ArrowDown", "ArrowRight", "r",
+                    "ArrowRight", "ArrowLeft", "ArrowUp"):  # fmt: skip
+            browser.press(key)
+        browser.wait(SHOWN)
+        shown = browser.value("[...document.querySelectorAll('.view')].map(view => view.dataset.shown)")
+        assert shown == [f"number=2&view={view}&step={int(view == 'axial')}&side=0&window=lung"
+                         for view in ("axial", "coronal", "sagittal")]  # fmt: skip
+        # what is on the screen is what the server gives for that, to the last pixel
+        same = """(async () => { for (const view of document.querySelectorAll('.view')) {
+            const paint = image => { const c = new OffscreenCanvas(201, 201).getContext('2d'); c.drawImage(image, 0, 0);
+                return c.getImageData(0, 0, 201, 201).data.join(); };
+            const fresh = await createImageBitmap(await (await fetch('slice?' + view.dataset.shown)).blob());
+            if (paint(fresh) !== paint(view.querySelector('img'))) return view.dataset.view; } return 'same'; })()"""
+        assert browser.value(same) == "same"
+        assert browser.value("document.querySelector('.value').textContent") == "0.400"
+        assert browser.errors == []
+
+    def test_a_picture_that_cannot_be_had_is_told_and_no_other_stands_in_for_it(self, browser, tmp_path):
+        paths = [write_scan(tmp_path / "ct", uid, random_hu(0)) for uid in ("a", "b")]
+        write_points(tmp_path / "p.csv", ["a", "b"], POINTS[:2], [0.9, 0.1], "probability")
+        with Serving(Review(tmp_path / "p.csv", paths, Decisions(tmp_path / "d.csv", "Anna"))) as server:
+            browser.open(server.url)
+            browser.wait(SHOWN)
+            paths[1].with_suffix(".raw").unlink()
+            browser.press("ArrowRight")
+            browser.wait("!document.querySelector('#error').hidden")
+            assert "b.raw" in browser.value("document.querySelector('#error').textContent")
+            assert browser.value("document.querySelectorAll('.view.stale').length") == 3
+            browser.press("ArrowLeft")
+            browser.wait(SHOWN)
+            browser.wait("document.querySelector('#error').hidden")
+        browser.errors.clear()
 
     def test_wheel_and_arrows_scroll_the_view_under_the_pointer(self, browser, server):
         browser.open(server.url)
