@@ -207,8 +207,8 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
 
     Args:
         path: a CSV file with a header line, or a member of a zip.
-        value_column: ``class``, ``diameter_mm`` or ``probability``; decides which values are allowed. None for bare
-            points: the values are then 0.
+        value_column: ``class``, ``diameter_mm``, ``probability`` or ``calibrated_probability``; decides which values
+            are allowed. None for bare points: the values are then 0.
 
     Raises:
         ValueError: names file, line and column of what is wrong.
@@ -244,6 +244,12 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
     if value_column:
         _check_values(table, value_column)
     return table
+
+
+def has_column(path: Path | zipfile.Path, column: str) -> bool:
+    """Whether the header of a table names this column."""
+    with open_table(path) as lines:
+        return column in [name.strip() for name in next(csv.reader(lines), [])]
 
 
 def read_series_list(data_dir: Path) -> tuple[str, ...] | None:
@@ -425,6 +431,7 @@ def _check_values(table: PointTable, column: str) -> None:
         "class": ((values == 0) | (values == 1), "0 (no nodule) or 1 (nodule)"),
         "diameter_mm": (values != 0, "a diameter in mm, or -1 where it is unknown"),
         "probability": ((values >= 0) & (values <= 1), "a probability between 0 and 1"),
+        "calibrated_probability": ((values >= 0) & (values <= 1), "a probability between 0 and 1"),
     }[column]
     bad = np.flatnonzero(~allowed)
     if len(bad):

@@ -220,22 +220,40 @@ def _existing(path: Path) -> Path:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from luna16_monai.candidates import read_points, write_points
+    from luna16_monai.candidates import read_points
     from luna16_monai.inference import Classifier, from_ras
+    from luna16_monai.prediction import Wanted, predict
 
     bundles = [_bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     table = read_points(_existing(options.candidates), None)
-    points = from_ras(table) if options.ras else table
     device = _device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    scored = [one.probabilities(points, one.volumes(options.ct), options.tta) for one in classifiers]
-    probability = sum(scored[1:], scored[0]) / len(scored)
-    calibration = classifiers[0].calibration if len(classifiers) == 1 else None
-    more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
-    uids = [table.series_uids[code] for code in table.series]
-    write_points(options.output, uids, table.points_xyz, probability, "probability", **more)
-    result = {"output": str(options.output), "candidates": len(table), "series": len(table.series_uids)}
-    return _print(options, result, f"predict: {len(table)} probabilities in {options.output}")
+    points = from_ras(table) if options.ras else table
+    wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
+    result = predict(classifiers, options.ct, table, points, options.output, options.tta, wanted, _progress(options))
+    lines = [f"predict: {len(table)} probabilities in {options.output}"]
+    if options.dicom_sr:
+        lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
+    if options.explain:
+        lines.append(f"  {result['explained']} explanations in {options.explain}")
+    return _print(options, result, "\n".join(lines))
+
+
+def _review(options: argparse.Namespace) -> int:
+    from luna16_monai.decisions import Decisions, login_name
+    from luna16_monai.review import Review, ReviewServer
+
+    predictions = _existing(options.predictions)
+    path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
+    decisions = Decisions(path, options.reviewer or login_name())
+    server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
+    count = len(server.review.candidates)
+    result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
+    line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
+    server.serve_until_stopped(lambda: _print(options, result, line))
+    told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
+    print("luna16: review has ended,", told, file=sys.stderr)
+    return DONE
 
 
 def _bundle(path: Path | None, trusted: bool) -> Path:
@@ -286,7 +304,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
-    print(json.dumps(result, indent=2) if options.json else line)
+    print(json.dumps(result, indent=2) if options.json else line, flush=True)
     return DONE
 
 
@@ -397,6 +415,21 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     predict.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+    predict.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
+    predict.add_argument(
+        "--threshold", type=float, default=0.5, metavar="P", help="of the report; calibrated where known; default: 0.5"
+    )
+    predict.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
+    predict.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
+
+    review = verb("review", _review, "serve a page on this machine to step through a prediction")
+    review.add_argument("--predictions", type=Path, required=True, metavar="CSV", help="what predict wrote")
+    review.add_argument("--ct", type=Path, action="extend", nargs="+", required=True, metavar="PATH", help="CTs")
+    review.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
+    review.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
+    review.add_argument("--reviewer", metavar="NAME", help="default: your login name")
+    review.add_argument("--least", type=float, default=0.0, metavar="P", help="leave less probable ones out")
+    review.add_argument("--ras", action="store_true", help="the predictions are RAS, not LPS as LUNA16's")
 
     export = verb("export", _export, "write a trained network in another program's format")
     export.add_argument("--format", required=True, choices=("torchscript", "onnx", "openvino"))

@@ -71,8 +71,7 @@ class Volume:
         """
         if not self.scan.contains(point_xyz):
             raise ValueError(f"point {_mm(point_xyz)} lies outside the scan ({_extent(self.scan)})")
-        centre = np.floor(self.geometry.voxel_from_world(point_xyz) + 0.5).astype(int)
-        start = centre - np.array(shape_zyx) // 2
+        start = self._start(point_xyz, shape_zyx)
         low = np.maximum(start, 0)
         high = np.maximum(np.minimum(start + shape_zyx, self.geometry.shape_zyx), low)
         inside = self.voxels[tuple(map(slice, low.tolist(), high.tolist()))]
@@ -81,6 +80,17 @@ class Volume:
         box = np.full(shape_zyx, AIR_HU, np.int16)
         box[tuple(map(slice, low - start, high - start))] = inside
         return box
+
+    def cutout_geometry(self, point_xyz: ArrayLike, shape_zyx: Sequence[int] = (32, 48, 48)) -> Geometry:
+        """Where the voxels of `cutout` lie."""
+        affine = self.geometry.affine.copy()
+        affine[:3, 3] = self.geometry.world_from_voxel(self._start(point_xyz, shape_zyx))
+        z, y, x = map(int, shape_zyx)
+        return Geometry((z, y, x), affine)
+
+    def _start(self, point_xyz: ArrayLike, shape_zyx: Sequence[int]) -> NDArray[np.int_]:
+        centre = np.floor(self.geometry.voxel_from_world(point_xyz) + 0.5).astype(int)
+        return centre - np.array(shape_zyx) // 2
 
 
 def prepare_volume(

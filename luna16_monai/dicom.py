@@ -1,7 +1,8 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
 GDCM parses the files, by way of SimpleITK. Of the tags only those listed here are looked at, which say where a slice
-lies and to which series it belongs: no other one reaches a message, the metadata or a file. Where a tag makes no sense
+lies and to which series it belongs: no other one reaches a message, the metadata or a file (structured_report.py, on
+request, has a list of its own). Where a tag makes no sense
 GDCM takes a default instead, and where pixel data are too short it leaves what the memory held before: so what it says
 is compared with the file. Rejected: to guess a
 missing slice, to straighten a tilted gantry, to split a folder of several series; each would move nodules in silence.
@@ -41,7 +42,7 @@ def series_uid(folder: Path, allow_symlinks: bool = False) -> str:
         ValueError: no DICOM file is there, or the first is no DICOM image, has no valid UID, or is reached through a
             symbolic link that leaves the folder, without `allow_symlinks`.
     """
-    first = _files(folder)[0]
+    first = slice_files(folder)[0]
     check_file(first, folder, allow_symlinks)
     return _series_of(_header(first), folder.name)
 
@@ -63,7 +64,7 @@ def open_series(
         ValueError: a file that is no CT slice or is reached through a link, slices of several series or volumes, a
             missing slice, unequal spacing, a tilted gantry; the message names the file.
     """
-    files = _files(folder)
+    files = slice_files(folder)
     for file in files:
         check_file(file, data_dir, allow_symlinks)
     headers = [_header(file) for file in files]
@@ -86,7 +87,7 @@ def open_series(
     return geometry, partial(_load, files, geometry.shape_zyx)
 
 
-def _files(folder: Path) -> list[Path]:
+def slice_files(folder: Path) -> list[Path]:
     """All files of a folder but DICOMDIR and those whose name starts with a dot, by name."""
     files = [p for p in sorted(folder.iterdir()) if p.name.upper() != "DICOMDIR" and not p.name.startswith(".")]
     if not files:

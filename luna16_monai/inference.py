@@ -30,6 +30,7 @@ from luna16_monai.ct import find_cts, read_geometry, series_uid
 from luna16_monai.cutouts import Volume, prepare_volume
 from luna16_monai.datalist import CandidateList
 from luna16_monai.prepare import Recipe
+from luna16_monai.transforms import VolumeSource
 
 logger = logging.getLogger(__name__)
 
@@ -265,19 +266,22 @@ class Classifier:
         """
         volumes.require_inside(table)
         order = np.argsort(table.series, kind="stable")
-        candidates = CandidateList(table.select(order), positives_first=False)
-        preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
         result = np.empty(len(table))
+        for start in range(0, len(table), batch_size):
+            rows = order[start : start + batch_size]
+            result[rows] = self.score(self.images(table, rows, volumes), tta).numpy()
+        return result
+
+    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], volumes: VolumeSource) -> Tensor:
+        """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
+        candidates = CandidateList(table, positives_first=False)
+        preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
         tracked = get_track_meta()
         set_track_meta(False)
         try:
-            for start in range(0, len(table), batch_size):
-                rows = range(start, min(start + batch_size, len(table)))
-                images = torch.stack([preprocessing(candidates[row])["image"] for row in rows])
-                result[order[start : start + batch_size]] = self.score(images, tta).numpy()
+            return torch.stack([preprocessing(candidates[row])["image"] for row in rows])
         finally:
             set_track_meta(tracked)
-        return result
 
     @torch.inference_mode()
     def score(self, images: Tensor, tta: bool = False) -> Tensor:

@@ -7,7 +7,6 @@ lines of script for the gallery. Only series identifiers and the settings that t
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from luna16_monai import __version__
 from luna16_monai.cutouts import Store, Volume
@@ -25,11 +23,10 @@ from luna16_monai.froc import froc_curve
 from luna16_monai.handlers import HISTORY, RUN, read_history
 from luna16_monai.hits import MarkStatus, Match
 from luna16_monai.results import Results, read_results
-from luna16_monai.slices import slices_through
+from luna16_monai.slices import SIDE_MM, as_jpeg, slices_through
 
 KINDS = {"false": "false positive", "missed": "missed nodule", "hit": "hit"}
 EXAMPLES_PER_KIND = 30
-SIDE_MM, PIXELS, JPEG_QUALITY = 50.0, 201, 82
 
 
 @dataclass(frozen=True)
@@ -181,19 +178,11 @@ def _pictures(examples: Sequence[Example], store_dir: Path | None) -> list[dict[
 def _slices(volume: Volume, example: Example) -> dict[str, str] | None:
     if not volume.scan.contains(example.point_xyz):
         return None
-    pictures = slices_through(volume, example.point_xyz, SIDE_MM, PIXELS)
+    pictures = slices_through(volume, example.point_xyz)
     return {
-        view: "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture)).decode()
+        view: "data:image/jpeg;base64," + base64.b64encode(as_jpeg(picture)).decode()
         for view, picture in pictures.items()
     }
-
-
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return content.getvalue()
 
 
 def _charts(results: Results, run_dir: Path) -> dict[str, str]:

@@ -41,7 +41,10 @@ PUT_THERE = (
 KEYS = {
     "Enter": ("Enter", 13, "\r"),
     "Escape": ("Escape", 27, ""),
+    "ArrowLeft": ("ArrowLeft", 37, ""),
+    "ArrowUp": ("ArrowUp", 38, ""),
     "ArrowRight": ("ArrowRight", 39, ""),
+    "ArrowDown": ("ArrowDown", 40, ""),
     "Tab": ("Tab", 9, ""),
 }
 
@@ -108,16 +111,23 @@ class Browser:
                 return answer["result"]
             self._note(answer)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, mobile: bool = False) -> None:
-        """Load a file in a window of this size and theme, and wait until it is there."""
+    def open(
+        self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False, mobile: bool = False
+    ) -> None:
+        """Load a file or an address in a window of this size and theme, and wait until it is there."""
+        url = page if isinstance(page, str) else page.resolve().as_uri()
         self.order("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.order("Emulation.setEmulatedMedia", features=[scheme])
-        self.order("Page.navigate", url=path.resolve().as_uri())
+        self.order("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.protocol === '{url.split(':')[0]}:'")
+
+    def wait(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + SECONDS
-        while self.value("document.readyState") != "complete" or self.value("location.protocol") != "file:":
+        while not self.value(expression):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path.name} was not loaded within {SECONDS} s")
+                raise TimeoutError(f"{expression} did not become true within {SECONDS} s")
             time.sleep(0.05)
 
     def value(self, expression: str) -> Any:
@@ -138,11 +148,20 @@ class Browser:
             self.order("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """Press one of `KEYS`, or the key of a letter."""
+        """Press one of `KEYS`, or the key of a letter or a sign."""
         name, code, text = KEYS[key] if key in KEYS else (f"Key{key.upper()}", ord(key.upper()), key)
         event = {"key": key, "code": name, "windowsVirtualKeyCode": code}
         self.order("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
         self.order("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def roll(self, selector: str, pixels: float) -> None:
+        """Turn the wheel over the middle of the element, downwards where the pixels are above 0."""
+        x, y = self.value(
+            f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
+            " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        self.order("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.order("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=pixels)
 
     def picture(self, path: Path, whole: bool = False) -> None:
         """Write what is seen, or the whole page, as PNG."""

@@ -202,6 +202,38 @@ def test_prediction_on_a_dicom_folder_holds_no_text_of_its_files(named_dicom, tm
     assert_without([CANARY], output, done.stdout, "-" + done.stderr)
 
 
+def test_only_the_structured_report_names_the_patient_and_nothing_else_of_the_series(named_dicom, tmp_path):
+    pytest.importorskip("highdicom", reason="--dicom-sr needs the extra 'dicom'")
+
+    def place(k: int, slice_: FileDataset) -> None:
+        slice_.FrameOfReferenceUID, slice_.StudyInstanceUID = f"{UID}.2", f"{UID}.3"
+        # neither is as DICOM wants it: the name lacks its parts' order, the identifier is too long
+        slice_.PatientName, slice_.PatientID = "CANARYNAME", "CANARYID" * 20
+
+    folder, output = named_dicom(change=place), tmp_path / "out"
+    output.mkdir()
+    torch.save(NoduleNet().state_dict(), tmp_path / "model.pt")
+    (tmp_path / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ\n{UID},11,22,33\n")
+    done = run(
+        *("luna16_monai", "predict", "--ct", folder, "--candidates", tmp_path / "candidates.csv", "--device", "cpu"),
+        *("--weights", tmp_path / "model.pt", "--output", output / "predictions.csv", "--json", "--threshold", 0),
+        *("--dicom-sr", tmp_path / "report.dcm", "--explain", output / "why"),
+    )
+    assert (output / "why" / "001.png").is_file()
+    assert_without(["CANARY"], output, done.stdout, "-" + done.stderr)
+    report = (tmp_path / "report.dcm").read_bytes()
+    assert report.count(b"CANARYNAME") == 1
+    assert b"CANARYID" not in report
+    # of a thousand tags with the canary these are all that may go along, as far as their values fit
+    told = pydicom.dcmread(tmp_path / "report.dcm")
+    assert {element.keyword for element in told.iterall() if CANARY in str(element.value)} == {
+        "ReferringPhysicianName",
+        "StudyID",
+        "AccessionNumber",
+    }
+    assert (told.PatientBirthDate, told.PatientSex, told.StudyDate) == ("", "", "")
+
+
 @pytest.mark.slow
 def test_phantom_over_a_real_dicom_ct_holds_no_text_of_its_files(shared, tmp_path):
     """The way from DICOM into a data set: background, CTs, tables, store."""

@@ -7,7 +7,7 @@ import pytest
 
 from luna16_monai.cutouts import Volume
 from luna16_monai.geometry import Geometry
-from luna16_monai.slices import LUNG_WINDOW_HU, slices_through
+from luna16_monai.slices import LUNG_WINDOW_HU, NORMALS, cut_slices, slices_through, steps_across
 
 SIDE = 21
 
@@ -56,3 +56,38 @@ def test_slices_through_refuses_a_point_outside_and_an_even_number_of_pixels() -
         slices_through(volume((0, 0, 0)), (40, 0, 0))
     with pytest.raises(ValueError, match="20 pixels have no middle one"):
         slices_through(volume((0, 0, 0)), (0, 0, 0), pixels=20)
+
+
+def test_slices_through_takes_only_the_views_that_are_wanted() -> None:
+    marked = volume((0, 4, 0))
+    every = slices_through(marked, (0, 0, 0), SIDE, SIDE)
+    some = slices_through(marked, (0, 0, 0), SIDE, SIDE, views=["sagittal"])
+    assert list(some) == ["sagittal"]
+    assert np.array_equal(some["sagittal"], every["sagittal"])
+
+
+def test_cut_slices_gives_values_and_its_own_outside() -> None:
+    axial = cut_slices(volume((0, 0, 0)), (10, 0, 0), SIDE, SIDE, outside=7)["axial"]
+    assert (axial[10, 10], axial[10, 0], axial[10, 11]) == (-300, 400, 7)
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.eye(3)[[1, 2, 0]]])
+def test_steps_across_reach_the_outermost_slices(direction: np.ndarray) -> None:
+    # centres from -10 to 10 mm on every axis; the point at (3, 0, -10)
+    scan = volume((0, 0, 0), direction).scan
+    found = {view: steps_across(scan, (3, 0, -10), view) for view in NORMALS}
+    assert {view: (low, high) for view, (_, low, high) in found.items()} == {
+        "axial": (0, 20),
+        "coronal": (-10, 10),
+        "sagittal": (-13, 7),
+    }
+    assert [step for step, _, _ in found.values()] == pytest.approx([1, 1, 1])
+
+
+def test_steps_across_are_slices_of_the_scan() -> None:
+    # 5 slices 2.5 mm apart, 3 x 4 pixels of 0.5 x 0.75 mm; from the second slice
+    scan = Geometry.from_axes((3, 4, 5), (0.5, 0.75, 2.5), (0, 0, 0), np.eye(3))
+    assert steps_across(scan, (0, 0, 2.5), "axial") == (2.5, -1, 3)
+    assert steps_across(scan, (0.25, 0, 2.5), "sagittal") == (0.5, 0, 1)
+    # half a voxel outside the outermost centres is still in the scan, and one can scroll inwards
+    assert steps_across(scan, (0, -0.3, 0), "coronal") == (0.75, 0, 3)
