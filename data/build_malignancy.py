@@ -70,7 +70,14 @@ def build(database: Path, shapes: Path, output: Path) -> int:
             diameter = np.mean([diameter_mm(reading, scan) for reading in readings])
             number = bank.take(scan.series_uid, ratings)
             rows.append(
-                (scan.series_uid, round(float(z_mm), 3), round(float(diameter), 3), len(ratings), sorted(ratings), number)
+                (
+                    scan.series_uid,
+                    round(float(z_mm), 3),
+                    round(float(diameter), 3),
+                    len(ratings),
+                    sorted(ratings),
+                    number,
+                )
             )
     lost = sum(map(len, bank.waiting.values()))
     if lost:

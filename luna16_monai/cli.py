@@ -15,6 +15,7 @@ from luna16_monai import __version__
 from luna16_monai.errors import one_line, root_cause
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
+SECOND_BUNDLE = "malignancy_classification"
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -221,21 +222,40 @@ def _existing(path: Path) -> Path:
 
 def _predict(options: argparse.Namespace) -> int:
     from luna16_monai.candidates import read_points, write_points
-    from luna16_monai.inference import Classifier, from_ras
+    from luna16_monai.inference import Classifier, from_ras, score_in_turn
 
     bundles = [_bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     table = read_points(_existing(options.candidates), None)
     points = from_ras(table) if options.ras else table
     device = _device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    scored = [one.probabilities(points, one.volumes(options.ct), options.tta) for one in classifiers]
-    probability = sum(scored[1:], scored[0]) / len(scored)
+    second = _malignancy_classifier(options, device)
+    scored = score_in_turn([*classifiers, *second], points, options.ct, options.tta)
+    probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None
     more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
+    if second:
+        more["malignancy"] = scored[-1]
     uids = [table.series_uids[code] for code in table.series]
     write_points(options.output, uids, table.points_xyz, probability, "probability", **more)
     result = {"output": str(options.output), "candidates": len(table), "series": len(table.series_uids)}
     return _print(options, result, f"predict: {len(table)} probabilities in {options.output}")
+
+
+def _malignancy_classifier(options: argparse.Namespace, device: str) -> list[Any]:
+    """The second bundle, where it is asked for."""
+    from luna16_monai.bundle import bundle_dir
+    from luna16_monai.inference import Classifier
+
+    if options.malignancy is None:
+        if options.malignancy_weights:
+            raise ValueError("--malignancy-weights without --malignancy: add it, or leave the weights out")
+        return []
+    bundle = _bundle(
+        Path(options.malignancy) if options.malignancy else bundle_dir(SECOND_BUNDLE), options.trust_bundle
+    )
+    weights = [options.malignancy_weights] if options.malignancy_weights else ()
+    return [Classifier(bundle, device, weights, options.backend)]
 
 
 def _bundle(path: Path | None, trusted: bool) -> Path:
@@ -393,6 +413,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--weights", type=Path, nargs="+", metavar="FILE", help="a run's model.pt; several are averaged"
     )
+    predict.add_argument(
+        "--malignancy",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="also how likely each is a malignant nodule; DIR: another bundle than the malignancy bundle",
+    )
+    predict.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     predict.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")

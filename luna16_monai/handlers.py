@@ -327,7 +327,15 @@ class Progress:
         self,
         name: str,
         seconds: float = 5.0,
-        scores: Sequence[str] = ("loss", "loss_positive", "loss_negative", "roc_auc", "average_precision", "cpm", "roc_auc_nodules"),
+        scores: Sequence[str] = (
+            "loss",
+            "loss_positive",
+            "loss_negative",
+            "roc_auc",
+            "average_precision",
+            "cpm",
+            "roc_auc_nodules",
+        ),
         best: bool = False,
     ) -> None:
         self.name, self.seconds, self.scores, self.best = name, seconds, scores, best

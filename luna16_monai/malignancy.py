@@ -98,7 +98,9 @@ def read_readings(path: Path) -> Readings:
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {rows.line_num}: {error}: mend or remove the line") from error
             if not (np.isfinite(place).all() and place[1] > 0 and row["seriesuid"]):
-                raise ValueError(f"{path}, line {rows.line_num}: a series, a finite z and a diameter above 0 are needed")
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: a series, a finite z and a diameter above 0 are needed"
+                )
             if len(rated) != readers or not rated or not set(rated) <= {1, 2, 3, 4, 5}:
                 raise ValueError(
                     f"{path}, line {rows.line_num}: malignancy is {row['malignancy']!r}, {readers} ratings from 1 to 5 "
@@ -147,9 +149,7 @@ def readings_for(data_dir: Path) -> Readings:
 def shape_ratings() -> dict[int, tuple[int, ...]]:
     """The ratings of each shape in the phantom's bank, by its number."""
     shipped = lidc_readings()
-    return {
-        shape: rated for shape, rated in zip(shipped.shape.tolist(), shipped.ratings, strict=True) if shape >= 0
-    }
+    return {shape: rated for shape, rated in zip(shipped.shape.tolist(), shipped.ratings, strict=True) if shape >= 0}
 
 
 def match_readings(nodules: PointTable, readings: Readings) -> IntArray:
@@ -197,7 +197,9 @@ def judge(ratings: Sequence[int], rule: str = "median") -> int:
         ValueError: there is no such rule, or no rating.
     """
     if rule not in RULES or not len(ratings):
-        raise ValueError(f"rule {rule!r} for ratings {list(ratings)}: name {' or '.join(RULES)}, and one rating or more")
+        raise ValueError(
+            f"rule {rule!r} for ratings {list(ratings)}: name {' or '.join(RULES)}, and one rating or more"
+        )
     if rule == "two_readers":
         return MALIGNANT if sum(rating > MIDDLE for rating in ratings) >= 2 else BENIGN
     middle = float(np.median(ratings))

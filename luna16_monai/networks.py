@@ -116,7 +116,8 @@ class NoduleNet(nn.Module):
     def _frozen(self) -> list[nn.Module]:
         if self.trainable_blocks is None:
             return []
-        return [self.tail, *self.backbone[: len(self.backbone) - MODULES_A_BLOCK * self.trainable_blocks]]
+        blocks = list(self.backbone)
+        return [self.tail, *blocks[: len(blocks) - MODULES_A_BLOCK * self.trainable_blocks]]
 
 
 def freeze(network: nn.Module, trainable_blocks: int | None) -> nn.Module:

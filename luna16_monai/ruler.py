@@ -7,18 +7,19 @@ draws. Then calibration among nodules, and what becomes of each nodule on the wh
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.engines.workflow import Workflow
 from ignite.engine import Events
+from monai.engines.workflow import Workflow
 from numpy.typing import NDArray
 
 from luna16_monai.calibration import threshold_at_false_positives_per_scan
-from luna16_monai.candidates import PointTable, read_points, write_points
+from luna16_monai.candidates import PointTable, open_table, read_points, write_points
 from luna16_monai.cutouts import Store
 from luna16_monai.datalist import Split, read_patients, refuse_leakage
 from luna16_monai.evaluation import OPERATING_RATE, calibrate
@@ -172,7 +173,9 @@ class MalignancyResults:
                     "candidates; set one of the two to null"
                 )
             refuse_leakage(nodule_training=trained_series(self.nodule_run), validation=split.validation_series)
-        self._ruler: dict[str, FloatArray] | None = None
+        # the same in every epoch
+        self._ruler: dict[str, FloatArray] = {}
+        self._test = np.empty((0, 2))
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator, after what writes metrics.json."""
@@ -195,7 +198,7 @@ class MalignancyResults:
         Args:
             probability: (n,) of malignancy, of each validation candidate.
         """
-        kinds, candidates = self.kinds, self.split.validation.table
+        kinds = self.kinds
         held_out = kinds.nodules.series_codes(self.split.validation_series) >= 0
         nearest = self._nearest_candidate(held_out)
         rows = np.flatnonzero(held_out)
@@ -203,22 +206,26 @@ class MalignancyResults:
         malignant = (kinds.kind[rated] == MALIGNANT).astype(np.int64)
         scored = probability[nearest[rated]]
         patients = self._patients(kinds.nodules.select(rated))
-        if self._ruler is None:
+        if not self._ruler:
             train = np.flatnonzero(
                 (kinds.nodules.series_codes(self.split.train_series) >= 0) & np.isin(kinds.kind, (MALIGNANT, BENIGN))
             )
+            self._test = measure_nodules(kinds.nodules.select(rated), self.store)
             self._ruler = score_ruler(
                 measure_nodules(kinds.nodules.select(train), self.store),
                 (kinds.kind[train] == MALIGNANT).astype(np.int64),
-                measure_nodules(kinds.nodules.select(rated), self.store),
+                self._test,
             )
-        compared = compare_roc_auc(
-            {"network": scored, **self._ruler}, malignant, patients, self.draws, self.seed
-        )
+        compared = compare_roc_auc({"network": scored, **self._ruler}, malignant, patients, self.draws, self.seed)
         calibrated, calibration = calibrate(scored, malignant, patients, self.seed)
         counts = {
             name: int((kinds.kind[rows] == kind).sum())
-            for name, kind in {"malignant": MALIGNANT, "benign": BENIGN, "left_out": LEFT_OUT, "unrated": UNRATED}.items()
+            for name, kind in {
+                "malignant": MALIGNANT,
+                "benign": BENIGN,
+                "left_out": LEFT_OUT,
+                "unrated": UNRATED,
+            }.items()
         }
         told: dict[str, Any] = {
             "rule": kinds.rule,
@@ -227,7 +234,8 @@ class MalignancyResults:
             "compared": compared,
             "calibration": calibration,
         }
-        columns = {"malignancy": scored, "label": malignant}
+        columns: dict[str, Any] = {"malignancy": scored, "label": malignant, "mean_hu": self._test[:, 1], **self._ruler}
+        del columns["diameter"]
         if calibrated is not None:
             columns["calibrated_malignancy"] = calibrated
         if self.nodule_run is not None:
@@ -313,6 +321,24 @@ class MalignancyResults:
                 "same scans and all of their candidates; name another run, or null"
             )
         return values
+
+
+def read_rated_nodules(run_dir: Path) -> dict[str, FloatArray] | None:
+    """The numbers of a run's rated_nodules.csv by column, (n,) each; None where there is no such table.
+
+    Raises:
+        ValueError: the table is damaged.
+    """
+    path = run_dir / RATED_NODULES
+    if not path.is_file():
+        return None
+    with open_table(path) as stream:
+        header, *rows = csv.reader(stream)
+    try:
+        columns = [np.array(column, np.float64) for column in zip(*(row[1:] for row in rows), strict=True)]
+        return dict(zip(header[1:], columns, strict=True))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate the run again") from error
 
 
 def _raw(calibrated: float, slope: float, offset: float) -> float:
