@@ -230,8 +230,8 @@ def _print_malignancy(metrics: dict[str, Any], output: Path, seconds: float) -> 
     told = metrics["malignancy"]
     nodules = told["nodules"]
     print(
-        f"\nMalignant ({nodules['malignant']}) against benign nodules ({nodules['benign']}) of {told['patients']} held-out "
-        "synthetic patients; intervals over patients\n"
+        f"\nMalignant ({nodules['malignant']}) against benign nodules ({nodules['benign']}) of {told['patients']} "
+        "held-out synthetic patients; intervals over patients\n"
     )
     print(f"  {'':<24} ROC AUC (95 %)            the network is ahead by (95 %)")
     for name, one in told["compared"].items():
@@ -245,8 +245,8 @@ def _print_malignancy(metrics: dict[str, Any], output: Path, seconds: float) -> 
         shown = {"malignant": "malignant nodules", "benign": "benign nodules"}.get(name, "other candidates")
         print(f"  {shown:<24} {row['missed']:>18} {row['benign']:>14} {row['malignant']:>17}")
     print(
-        "\nMalignant is what radiologists rated so of real nodules with these shapes, and they call large ones malignant:\n"
-        "a ruler is hard to beat. The data are synthetic: these figures say nothing about real CTs."
+        "\nMalignant is what radiologists rated so of real nodules with these shapes, and they call large ones\n"
+        "malignant: a ruler is hard to beat. The data are synthetic: these figures say nothing about real CTs."
     )
     for what, where in {
         "report, opens in any browser": output / "report.html",
