@@ -48,7 +48,7 @@ def build_on(name: str, bundle: str | None = None) -> None:
 
     Nearly the same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
     A mapping of the running config that names no ``_target_`` changes single keys of the other's, however deep, and its
-    keys that start with + lengthen the other's lists.
+    keys that start with + lengthen the other's lists (a + at the very top is MONAI's, and lost in a single file).
 
     Args:
         name: of the other file.
