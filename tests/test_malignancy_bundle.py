@@ -220,7 +220,8 @@ def test_evaluating_gives_the_scores_of_the_training(state, finished, small, nod
 
 
 def test_train_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_path):
-    flow = workflow("train.yaml", {**small, "output_dir": str(tmp_path / "run"), "trainable_blocks": 0})
+    own = {"output_dir": str(tmp_path / "run"), "trainable_blocks": 0, "samples_per_epoch": 32}
+    flow = workflow("train.yaml", {**small, **own})
     assert flow.check_properties() == []
     assert [name for name, weight in flow.network_def.named_parameters() if weight.requires_grad] == [
         "head.weight",
@@ -229,7 +230,7 @@ def test_train_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_pa
     # 1 malignant to 5 benign to 10 others
     sampler = flow.parser.get_parsed_content("train#sampler")
     kinds = flow.parser.get_parsed_content("split").train.kinds
-    assert np.bincount(kinds[sampler.draw(0)[0]]).tolist() == [10, 1, 5]
+    assert np.bincount(kinds[sampler.draw(0)[0]]).tolist() == [20, 2, 10]
 
 
 @pytest.mark.parametrize(
