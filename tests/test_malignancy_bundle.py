@@ -150,7 +150,7 @@ def test_inference_yaml_has_all_properties_and_differs_from_the_first_bundles_in
         for name in ("nodule_classification", "malignancy_classification")
     )
     differing = {key for key in first if first[key] != second[key]}
-    assert differing == {"bundle_root", "output_file", "volumes"}
+    assert differing == {"output_file", "volumes"}
     assert set(first) == set(second)
 
 
@@ -231,6 +231,17 @@ def test_train_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_pa
     sampler = flow.parser.get_parsed_content("train#sampler")
     kinds = flow.parser.get_parsed_content("split").train.kinds
     assert np.bincount(kinds[sampler.draw(0)[0]]).tolist() == [20, 2, 10]
+
+
+def test_an_overlay_changes_parts_of_the_first_bundles_training(state, small, tmp_path):
+    (tmp_path / "mine.yaml").write_text("+train: {random_transforms: []}\nloss: {_target_: torch.nn.NLLLoss}\n")
+    files = [str(CONFIGS / "train.yaml"), str(tmp_path / "mine.yaml")]
+    settings = {**small, "output_dir": str(tmp_path / "run")}
+    flow = create_workflow(config_file=files, workflow_type="train", logging_file=False, **settings)
+    parsed = flow.parser.get_parsed_content
+    assert parsed("train#random_transforms") == []
+    assert isinstance(parsed("loss"), torch.nn.NLLLoss)
+    assert parsed("train#sampler").counts.tolist() == [2, 7, 15], "and this bundle's own parts are still there"
 
 
 @pytest.mark.parametrize(
