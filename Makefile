@@ -11,14 +11,22 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo phantom-baselines bench test test-all notebooks check docs dist clean-demo setup
+.PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench test test-all notebooks check docs dist clean-demo setup
 
 demo: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
 
+# the second bundle: malignant against benign nodules, fine-tuned from the demo's network (which is made if need be)
+demo-malignancy: $(READY)
+	$(BIN)/python -m luna16_monai.demo --output $(DEMO) --malignancy $(DEMO)-malignancy
+
 # 200 synthetic scans and 40 minutes of training: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
 	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines
+
+# the second bundle's weights, from the first one's run
+phantom-malignancy: $(READY)
+	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
 
 # ours against the naive way, MONAI's stock way and the machine's limit
 bench: $(READY)
@@ -52,7 +60,7 @@ dist: $(READY)
 	$(BIN)/twine check --strict dist/*
 
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(DEMO)-malignancy
 
 setup: $(READY)
 

@@ -66,8 +66,8 @@ class LidcScan:
     readings: list[Reading]
 
 
-def read_scans(database: Path, series_uids: set[str]) -> list[LidcScan]:
-    """Read the listed scans with at least one reading, in the order of the database."""
+def read_scans(database: Path, series_uids: set[str] | None = None) -> list[LidcScan]:
+    """Read the listed scans (None: all) with at least one reading, in the order of the database."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         heights = defaultdict(list)
@@ -87,7 +87,7 @@ def read_scans(database: Path, series_uids: set[str]) -> list[LidcScan]:
         return [
             LidcScan(uid, patient, pixel_mm, float(np.median(np.diff(np.sort(heights[scan])))), readings[scan])
             for scan, uid, patient, pixel_mm in rows
-            if uid in series_uids and readings[scan]
+            if (series_uids is None or uid in series_uids) and readings[scan]
         ]
     finally:
         connection.close()

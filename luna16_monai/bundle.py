@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY, MERGE_KEY
 
 from luna16_monai.errors import one_line
 
@@ -23,6 +23,7 @@ SECTIONS = {
     *DEFAULT_MLFLOW_SETTINGS["configs"],  # type: ignore[misc]
 }
 Caller = TypeVar("Caller")
+BUNDLES = ("nodule_classification", "malignancy_classification")
 TARGET = "_target_"
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 # what a config's text that is no plain text starts with: an expression, a reference, a macro
@@ -42,23 +43,28 @@ def running_config() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != ConfigParser.meta_key}
 
 
-def build_on(name: str) -> None:
-    """Take what the running config does not say from another one beside it. To be called early in ``initialize``.
+def build_on(name: str, bundle: str | None = None) -> None:
+    """Take what the running config does not say from another one. To be called early in ``initialize``.
 
-    The same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
+    Nearly the same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
+    A mapping of the running config that names no ``_target_`` changes single keys of the other's, however deep, and its
+    keys that start with + lengthen the other's lists (a + at the very top is MONAI's, and lost in a single file).
 
     Args:
         name: of the other file.
+        bundle: the bundle that comes with the package and holds it; None looks beside the running file.
 
     Raises:
         RuntimeError: it is called outside a bundle's workflow.
+        FileNotFoundError: there is no such bundle.
     """
     parser, workflow = _running_parser(), _caller(ConfigWorkflow)
     config: Any = parser.config
-    below = ConfigParser.load_config_file(str(workflow.config_root_path / name))
+    folder = workflow.config_root_path if bundle is None else bundle_dir(bundle) / "configs"
+    below = ConfigParser.load_config_file(str(folder / name))
     imports = [*below.pop("imports", []), *config.get("imports", [])]
     # in place, since the workflow and its parser hold on to it
-    config.update({**below, **config, "imports": list(dict.fromkeys(imports))})
+    config.update({**_laid_over(below, config), "imports": list(dict.fromkeys(imports))})
     parser.parse(reset=True)
 
 
@@ -71,6 +77,21 @@ def root() -> str:
         RuntimeError: it is called outside a bundle's workflow.
     """
     return str(_caller(ConfigWorkflow).config_root_path.parent)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two configs as one, in which the one above wins; see `build_on`."""
+    merged = dict(below)
+    for key, value in above.items():
+        name = key.removeprefix(MERGE_KEY)
+        other = below.get(name)
+        if name != key and isinstance(value, list) and isinstance(other, list):
+            merged[name] = [*other, *value]
+        elif isinstance(value, dict) and isinstance(other, dict) and TARGET not in value:
+            merged[name] = _laid_over(other, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def settings() -> dict[str, Any]:
@@ -198,7 +219,7 @@ def bundle_dir(name: str = "nodule_classification") -> Path:
     for folder in (package / "bundles" / name, package.parent / "bundles" / name):
         if (folder / "configs").is_dir():
             return folder
-    raise FileNotFoundError(f"no bundle {name}: name nodule_classification, or the folder of one of your own")
+    raise FileNotFoundError(f"no bundle {name}: name {' or '.join(BUNDLES)}, or the folder of one of your own")
 
 
 def copy_bundle(bundle: Path, output: Path) -> None:

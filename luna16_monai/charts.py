@@ -138,22 +138,53 @@ def precision_recall_chart(probability: FloatArray, label: IntArray) -> str:
         return _svg(figure, "precision_recall")
 
 
-def reliability_chart(probability: FloatArray, calibrated: FloatArray | None, label: IntArray, bins: int = 10) -> str:
-    """The share of nodules against the probability, before and after calibration; the larger a dot, the more rows."""
+def ruler_chart(scores: Mapping[str, FloatArray], label: IntArray) -> str:
+    """ROC curves of up to three ways to tell malignant nodules from benign ones."""
+    with _chart() as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        for (name, values), colour in zip(scores.items(), (ONE, TWO, THREE), strict=False):
+            malignant, benign = _counts(values, label)
+            axes.plot(benign / benign[-1], malignant / malignant[-1], color=colour, label=name, clip_on=False)
+        _share_axis(axes, "x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("benign nodules called malignant")
+        axes.set_ylabel("malignant nodules called so")
+        axes.legend(loc="lower right")
+        return _svg(figure, "ruler")
+
+
+def reliability_chart(
+    probability: FloatArray,
+    calibrated: FloatArray | None,
+    label: IntArray,
+    bins: int = 10,
+    positives: str = "nodules",
+    name: str = "reliability",
+) -> str:
+    """The share of nodules against the probability, before and after calibration; the larger a dot, the more rows.
+
+    Args:
+        probability: (n,) raw.
+        calibrated: (n,), where known.
+        label: (n,) 0 or 1.
+        bins: of equal width.
+        positives: what those of label 1 are called.
+        name: of the chart, for its ids.
+    """
     curves = {"raw": (probability, TWO)} | ({} if calibrated is None else {"calibrated": (calibrated, ONE)})
     with _chart() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-        for name, (values, colour) in curves.items():
+        for title, (values, colour) in curves.items():
             curve = reliability_curve(values, label, bins)
-            axes.plot(curve.mean_probability, curve.nodule_share, color=colour, linewidth=1.6, label=name)
+            axes.plot(curve.mean_probability, curve.nodule_share, color=colour, linewidth=1.6, label=title)
             area = 12 + 140 * np.sqrt(curve.candidates / label.size)
             axes.scatter(curve.mean_probability, curve.nodule_share, s=area, color=colour, linewidths=0, clip_on=False)
         _share_axis(axes, "x")
         _share_axis(axes, "y")
         axes.set_xlabel("probability")
-        axes.set_ylabel("share of nodules")
+        axes.set_ylabel(f"share of {positives}")
         axes.legend(loc="upper left")
-        return _svg(figure, "reliability")
+        return _svg(figure, name)
 
 
 def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], name: str, label: str) -> str:

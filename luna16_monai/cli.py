@@ -9,12 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from luna16_monai import __version__
 from luna16_monai.errors import one_line, root_cause
 
+if TYPE_CHECKING:
+    from luna16_monai.inference import Classifier
+
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
+SECOND_BUNDLE = "malignancy_classification"
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -230,7 +234,10 @@ def _predict(options: argparse.Namespace) -> int:
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     points = from_ras(table) if options.ras else table
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
-    result = predict(classifiers, options.ct, table, points, options.output, options.tta, wanted, _progress(options))
+    result = predict(
+        classifiers, options.ct, table, points, options.output, options.tta, wanted, _progress(options),
+        malignancy=_malignancy_classifier(options, device),
+    )  # fmt: skip
     lines = [f"predict: {len(table)} probabilities in {options.output}"]
     if options.dicom_sr:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
@@ -254,6 +261,22 @@ def _review(options: argparse.Namespace) -> int:
     told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
     print("luna16: review has ended,", told, file=sys.stderr)
     return DONE
+
+
+def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:
+    """The second bundle, where it is asked for."""
+    from luna16_monai.bundle import bundle_dir
+    from luna16_monai.inference import Classifier
+
+    if options.malignancy is None:
+        if options.malignancy_weights:
+            raise ValueError("--malignancy-weights without --malignancy: add it, or leave the weights out")
+        return None
+    bundle = _bundle(
+        Path(options.malignancy) if options.malignancy else bundle_dir(SECOND_BUNDLE), options.trust_bundle
+    )
+    weights = [options.malignancy_weights] if options.malignancy_weights else ()
+    return Classifier(bundle, device, weights, options.backend)
 
 
 def _bundle(path: Path | None, trusted: bool) -> Path:
@@ -411,6 +434,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--weights", type=Path, nargs="+", metavar="FILE", help="a run's model.pt; several are averaged"
     )
+    predict.add_argument(
+        "--malignancy",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="also how likely each is a malignant nodule; DIR: another bundle than the malignancy bundle",
+    )
+    predict.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     predict.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")

@@ -144,17 +144,22 @@ class CandidateList(Sequence[dict[str, Any]]):
     Training at LUNA16's size would otherwise hold 754,975 dicts in every worker.
 
     Args:
-        table: the candidates of the split; their values are the classes.
+        table: the candidates of the split; their values are the classes 0 and 1, or kinds of which 1 is the target.
         positives_first: so that a cache of limited size keeps what is drawn most often; else the table's order.
 
     Attributes:
         table: the rows in this list's order.
-        labels: (n,) int64, 1 is nodule.
+        labels: (n,) int64, 1 is the target: nodule, or malignant nodule where the values are kinds.
     """
 
     def __init__(self, table: PointTable, positives_first: bool = True) -> None:
         self.table = table.select(np.argsort(-table.values, kind="stable")) if positives_first else table
-        self.labels = self.table.values.astype(np.int64)
+        self.labels = (self.table.values == 1).astype(np.int64)
+
+    @property
+    def kinds(self) -> NDArray[np.int64]:
+        """(n,) the values of the table as they are: 0 is non-nodule, 1 the target."""
+        return self.table.values.astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -187,6 +192,19 @@ class PreparedStore(Protocol):
         ...
 
 
+class Kinds(Protocol):
+    """What makes the classes of candidates kinds."""
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Each kind's name; both splits must hold each."""
+        ...
+
+    def __call__(self, candidates: PointTable) -> PointTable:
+        """The candidates that have a kind, with it as their value: 0 is non-nodule, 1 the target."""
+        ...
+
+
 class Split:
     """The candidates of a prepared data set, split into training and validation.
 
@@ -199,6 +217,7 @@ class Split:
         validation_negatives: validate on a fixed sample of this many negatives; None takes them all.
         omit_excluded: leave training negatives out that lie on an excluded finding.
         seed: of the sample of negatives.
+        kinds: makes kinds of the classes; None leaves them.
 
     Attributes:
         train: the candidates to train on.
@@ -220,6 +239,7 @@ class Split:
         validation_negatives: int | None = None,
         omit_excluded: bool = False,
         seed: int = 0,
+        kinds: Kinds | None = None,
     ) -> None:
         data_dir = Path(dataset_dir)
         subsets, patients = store.subsets, read_patients(data_dir)
@@ -234,17 +254,20 @@ class Split:
         table.require_series(known, f"the prepared store, nor in {data_dir / 'seriesuids.csv'}")
         table = table.select(table.series_codes(list(subsets)) >= 0)
         store.require_inside(table)
+        if kinds is not None:
+            table = kinds(table)
+        names = {0: "class 0", 1: "class 1"} if kinds is None else kinds.names
         train = table.select(table.series_codes(self.train_series) >= 0)
         if omit_excluded:
-            train = train.select((train.values == 1) | ~lies_on(train, read_excluded(data_dir)))
+            train = train.select((train.values > 0) | ~lies_on(train, read_excluded(data_dir)))
         validation = table.select(table.series_codes(self.validation_series) >= 0)
         self.train = CandidateList(train)
         self.validation = CandidateList(sample_negatives(validation, validation_negatives, seed))
         for name, part in (("training", self.train), ("validation", self.validation)):
-            for label in (0, 1):
-                if not (part.labels == label).any():
+            for kind, what in names.items():
+                if not (part.kinds == kind).any():
                     raise ValueError(
-                        f"the {name} split has no candidate of class {label} in its {len(series[name != 'training'])} "
+                        f"the {name} split has no candidate of {what} in its {len(series[name != 'training'])} "
                         f"series ({data_dir}): hold out other series with validation_stride or validation_subset"
                     )
         logger.info(
@@ -392,7 +415,7 @@ def sample_negatives(table: PointTable, negatives: int | None, seed: int = 0) ->
     """Keep every positive and a fixed random sample of negatives.
 
     Args:
-        table: candidates; their values are the classes.
+        table: candidates; their values are the classes, or kinds of which 0 is non-nodule.
         negatives: how many to keep; None keeps all.
         seed: of the sample.
     """
@@ -401,4 +424,4 @@ def sample_negatives(table: PointTable, negatives: int | None, seed: int = 0) ->
         return table
     random = np.random.default_rng(np.random.SeedSequence([seed, VALIDATION_STREAM]))
     kept = random.choice(pool, negatives, replace=False)
-    return table.select(np.sort(np.concatenate([np.flatnonzero(table.values == 1), kept])))
+    return table.select(np.sort(np.concatenate([np.flatnonzero(table.values > 0), kept])))

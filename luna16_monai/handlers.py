@@ -119,7 +119,7 @@ class ResultFiles:
     def __init__(
         self, output_dir: str, scores: CandidateScores, candidates: CandidateList, draws: int = 1000, seed: int = 0
     ) -> None:
-        self.output_dir, self.scores, self.table = Path(output_dir), scores, candidates.table
+        self.output_dir, self.scores, self.candidates = Path(output_dir), scores, candidates
         self.draws, self.seed = draws, seed
 
     def attach(self, engine: Workflow) -> None:
@@ -128,8 +128,9 @@ class ResultFiles:
 
     def __call__(self, engine: Workflow, **more: Any) -> None:
         """Write the files; ``more`` goes into metrics.json."""
-        rows = self.table.select(self.scores.candidates.numpy())
-        probability, label = self.scores.probabilities.numpy(), rows.values.astype(int)
+        numbers = self.scores.candidates.numpy()
+        rows, label = self.candidates.table.select(numbers), self.candidates.labels[numbers]
+        probability = self.scores.probabilities.numpy()
         truth = self.scores.truth
         marks = replace(rows, values=probability, source="the validation candidates")
         evaluation = None if truth is None else evaluate(marks, truth, self.draws, self.seed)
@@ -299,6 +300,15 @@ def trained_series(run_dir: Path | str) -> tuple[str, ...]:
         ) from error
 
 
+def trained_beside(weights: Path | str | None) -> tuple[str, ...]:
+    """The series that weights were trained on, as far as a ``run.json`` beside them tells.
+
+    Raises:
+        ValueError: that file is damaged.
+    """
+    return () if weights is None else trained_series(Path(weights).parent)
+
+
 def _sizes(series_uids: Sequence[str], candidates: CandidateList) -> dict[str, int]:
     return {"series": len(series_uids), "candidates": len(candidates), "positives": int(candidates.labels.sum())}
 
@@ -317,7 +327,15 @@ class Progress:
         self,
         name: str,
         seconds: float = 5.0,
-        scores: Sequence[str] = ("loss", "loss_positive", "loss_negative", "roc_auc", "average_precision", "cpm"),
+        scores: Sequence[str] = (
+            "loss",
+            "loss_positive",
+            "loss_negative",
+            "roc_auc",
+            "average_precision",
+            "cpm",
+            "roc_auc_nodules",
+        ),
         best: bool = False,
     ) -> None:
         self.name, self.seconds, self.scores, self.best = name, seconds, scores, best

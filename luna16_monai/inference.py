@@ -245,12 +245,17 @@ class Classifier:
 
     def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""
-        return PreparedInMemory(paths, self.bundle / "configs" / "prepare.yaml", self.config["spacing_zyx"])
+        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"])
+
+    @property
+    def recipe(self) -> Path:
+        """The transforms that make a volume of a CT: those that the bundle's inference.yaml names for its volumes."""
+        return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
 
     def probabilities(
         self, table: PointTable, volumes: PreparedInMemory, tta: bool = False, batch_size: int = 32
     ) -> NDArray[np.float64]:
-        """The probability of a nodule at each point.
+        """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
 
         Args:
             table: the points; their values do not matter.
@@ -290,6 +295,39 @@ class Classifier:
         views = list(_views(images)) if tta else [images]
         scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in views]
         return torch.stack(scored).mean(0).cpu()
+
+
+def score_in_turn(
+    classifiers: Sequence[Classifier], table: PointTable, paths: Sequence[Path], tta: bool = False
+) -> list[NDArray[np.float64]]:
+    """Score points with several bundles; each CT is prepared once for all that prepare it alike.
+
+    Args:
+        classifiers: the bundles.
+        table: the points.
+        paths: the CTs.
+        tta: as `Classifier.probabilities`.
+
+    Returns:
+        (n,) for each classifier.
+
+    Raises:
+        ValueError: a point's series is not among the CTs, or it lies outside its scan.
+    """
+    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    volumes = []
+    for one in classifiers:
+        way = (str(one.recipe.resolve()), str(one.config["spacing_zyx"]))
+        if way not in shared:
+            shared[way] = one.volumes(paths)
+            shared[way].require_inside(table)
+        volumes.append(shared[way])
+    scored = [np.empty(len(table)) for _ in classifiers]
+    for code in np.unique(table.series):
+        rows = np.flatnonzero(table.series == code)
+        for one, prepared, result in zip(classifiers, volumes, scored, strict=True):
+            result[rows] = one.probabilities(table.select(rows), prepared, tta)
+    return scored
 
 
 def _views(images: Tensor) -> Iterator[Tensor]:

@@ -15,6 +15,8 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+MODULES_A_BLOCK = 4
+
 
 class NoduleNet(nn.Module):
     """Classify cutouts of CT voxels in HU.
@@ -72,6 +74,7 @@ class NoduleNet(nn.Module):
                 nn.ReLU(),
             ]
         self.backbone = nn.Sequential(*blocks)
+        self.trainable_blocks: int | None = None
         features = channels[-1] * math.prod(side // 2 ** len(channels) for side in spatial_shape_zyx)
         self.head = nn.Linear(features, num_classes)
         self.apply(_initialise)
@@ -89,6 +92,52 @@ class NoduleNet(nn.Module):
         if self.return_probabilities:
             return logits, torch.softmax(logits, dim=1)
         return logits
+
+    def train(self, mode: bool = True) -> NoduleNet:
+        """Switch to training; what is frozen stays as it is in scoring, so that its statistics do not move."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def freeze(self, trainable_blocks: int) -> None:
+        """Train the head and the last blocks alone; see `freeze`."""
+        blocks = len(self.backbone) // MODULES_A_BLOCK
+        if not 0 <= trainable_blocks <= blocks:
+            raise ValueError(
+                f"trainable_blocks {trainable_blocks}: the network has {blocks} blocks; give 0 (the head alone) to "
+                f"{blocks}, or null for everything"
+            )
+        self.trainable_blocks = trainable_blocks
+        for part in self._frozen():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def _frozen(self) -> list[nn.Module]:
+        if self.trainable_blocks is None:
+            return []
+        blocks = list(self.backbone)
+        return [self.tail, *blocks[: len(blocks) - MODULES_A_BLOCK * self.trainable_blocks]]
+
+
+def freeze(network: nn.Module, trainable_blocks: int | None) -> nn.Module:
+    """Keep the first part of a network as it is, for fine-tuning.
+
+    Args:
+        network: is changed, not copied.
+        trainable_blocks: 0 trains the head alone, N also the last N blocks; None trains everything, the tail too.
+
+    Raises:
+        ValueError: the network has fewer blocks, or is not made of blocks.
+    """
+    if trainable_blocks is not None:
+        if not isinstance(network, NoduleNet):
+            raise ValueError(
+                f"trainable_blocks {trainable_blocks}: {type(network).__name__} is not made of blocks as NoduleNet is: "
+                "set it to null"
+            )
+        network.freeze(trainable_blocks)
+    return network
 
 
 def on_device(network: nn.Module, device: torch.device | str, compile: bool | str = False) -> nn.Module:

@@ -25,6 +25,7 @@ from luna16_monai.candidates import write_points
 from luna16_monai.files import atomic_write, write_json
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import ShapeBank, load_shape_bank
+from luna16_monai.malignancy import READINGS, shape_ratings, write_readings
 from luna16_monai.synthesis import Findings, Scan, ScanPlan, ScanSettings, draw_scan
 from luna16_monai.workers import run_tasks
 
@@ -47,7 +48,8 @@ def write_phantom(
     """Write the synthetic data set in LUNA16's layout.
 
     Beside LUNA16's own files stand ``patients.csv`` (seriesuid, patient_id), ``nodules.csv`` (each nodule's kind,
-    location, number in the bank of shapes, and its ratings of texture and malignancy) and ``phantom.json``.
+    location, number in the bank of shapes, and its ratings of texture and malignancy), ``nodule_readings.csv`` (what
+    each reader of the real nodule with this shape said of its malignancy) and ``phantom.json``.
 
     Args:
         output: the folder; made if need be. What an interrupted call left there is taken up.
@@ -218,6 +220,7 @@ _TABLES = (
     "seriesuids.csv",
     "patients.csv",
     "nodules.csv",
+    READINGS,
 )
 _ANOTHER = "remove the folder, or choose another one"
 
@@ -285,6 +288,9 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, F
 
     nodules = table("annotations.csv", "nodules", "diameter_mm")
     table("nodules.csv", "nodules", "diameter_mm", "kind", "location", "shape", "texture", "malignancy")
+    ratings, series = shape_ratings(), rows("nodules")[0]
+    rated = [ratings[row[6]] for row in nodules]
+    write_readings(output / READINGS, series, [row[2] for row in nodules], [row[3] for row in nodules], rated)
     excluded = table("annotations_excluded.csv", "excluded", "diameter_mm")
     candidates = table("candidates_V2.csv", "candidates", "class")
     _write_rows(output / "seriesuids.csv", [[uid] for uid in uids])

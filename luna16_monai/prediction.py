@@ -17,7 +17,7 @@ import numpy as np
 from luna16_monai import __version__
 from luna16_monai.candidates import PointTable, write_points
 from luna16_monai.explanation import explain, require_empty, write_explanations
-from luna16_monai.inference import Classifier
+from luna16_monai.inference import Classifier, score_in_turn
 from luna16_monai.structured_report import (
     THRESHOLD,
     Algorithm,
@@ -53,6 +53,7 @@ def predict(
     tta: bool = False,
     wanted: Wanted | None = None,
     progress: bool = False,
+    malignancy: Classifier | None = None,
 ) -> dict[str, Any]:
     """Score a table's candidates, and write the results.
 
@@ -65,6 +66,7 @@ def predict(
         tta: average over flips and quarter turns.
         wanted: what else is written.
         progress: show a bar.
+        malignancy: the second bundle, whose probabilities are a column of their own.
 
     Returns:
         ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
@@ -90,18 +92,19 @@ def predict(
                 f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
                 "least one candidate"
             )
-    volumes = [one.volumes(cts) for one in classifiers]
-    scored = [one.probabilities(points, of_one, tta) for one, of_one in zip(classifiers, volumes, strict=True)]
-    probability = sum(scored[1:], scored[0]) / len(scored)
+    both = classifiers if malignancy is None else [*classifiers, malignancy]
+    scored = score_in_turn(both, points, cts, tta)
+    probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None
     more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
+    if malignancy is not None:
+        more["malignancy"] = scored[-1]
     explanations = None
     if wanted.explain is not None:
         top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
         by_series = top[np.argsort(points.series[top], kind="stable")]
-        made = dict(
-            zip(by_series, explain(classifiers[0], points.select(by_series), volumes[0], progress), strict=True)
-        )
+        volumes = classifiers[0].volumes(cts)
+        made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
         explanations = [made[row] for row in top]
 
     uids = [table.series_uids[code] for code in table.series]

@@ -23,10 +23,12 @@ from luna16_monai.froc import froc_curve
 from luna16_monai.handlers import HISTORY, RUN, read_history
 from luna16_monai.hits import MarkStatus, Match
 from luna16_monai.results import Results, read_results
+from luna16_monai.ruler import read_rated_nodules
 from luna16_monai.slices import SIDE_MM, as_jpeg, slices_through
 
 KINDS = {"false": "false positive", "missed": "missed nodule", "hit": "hit"}
 EXAMPLES_PER_KIND = 30
+RULER_NAMES = {"malignancy": "network", "diameter_mm": "diameter", "diameter_and_mean_hu": "diameter and mean HU"}
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,14 @@ def _charts(results: Results, run_dir: Path) -> dict[str, str]:
         drawn["froc"] = charts.froc_chart(results.match)
         drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
     label = results.label
+    positives = "malignant nodules" if "malignancy" in results.metrics else "nodules"
     if label is not None and 0 < label.sum() < label.size:
         drawn["roc"] = charts.roc_chart(results.probability, label)
         drawn["precision_recall"] = charts.precision_recall_chart(results.probability, label)
-        drawn["reliability"] = charts.reliability_chart(results.probability, results.calibrated, label)
+        drawn["reliability"] = charts.reliability_chart(
+            results.probability, results.calibrated, label, positives=positives
+        )
+    drawn |= _malignancy_charts(run_dir)
     history = read_history(run_dir / HISTORY)
     for name, axis, wanted in (
         ("loss", "loss", {"training": ("train", "loss"), "validation": ("validation", "loss")}),
@@ -207,7 +213,11 @@ def _charts(results: Results, run_dir: Path) -> dict[str, str]:
             {
                 "CPM": ("validation", "cpm"),
                 "average precision": ("validation", "average_precision"),
-                "ROC AUC": ("validation", "roc_auc"),
+                **(
+                    {"AUC malignant, benign": ("validation", "roc_auc_nodules")}
+                    if "malignancy" in results.metrics
+                    else {"ROC AUC": ("validation", "roc_auc")}
+                ),
             },
         ),
     ):
@@ -216,6 +226,23 @@ def _charts(results: Results, run_dir: Path) -> dict[str, str]:
         if lines:
             drawn[name] = charts.history_chart(lines, name, axis)
     return drawn
+
+
+def _malignancy_charts(run_dir: Path) -> dict[str, str]:
+    from luna16_monai import charts
+
+    nodules = read_rated_nodules(run_dir)
+    if nodules is None:
+        return {}
+    label = nodules["label"].astype(int)
+    scores = {title: nodules[column] for column, title in RULER_NAMES.items()}
+    calibrated = nodules.get("calibrated_malignancy")
+    return {
+        "ruler": charts.ruler_chart(scores, label),
+        "malignancy_reliability": charts.reliability_chart(
+            nodules["malignancy"], calibrated, label, 5, "malignant nodules", "malignancy_reliability"
+        ),
+    }
 
 
 def _line(history: Sequence[dict[str, str]], split: str, score: str) -> tuple[list[int], list[float]]:

@@ -72,12 +72,14 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
 class CandidateScores(Metric):
     """Keep the epoch's predictions, gathered over ranks, and put ``classification_scores`` into the engine's metrics.
 
-    Attach it under the name of the score that decides the best epoch; the others appear beside it. With a truth, each
-    candidate counts once, however often the ranks' samplers repeated it to share evenly, and ``cpm`` is added.
+    Attach it under the name of the score that decides the best epoch; the others appear beside it. With a list of
+    candidates each counts once, however often the ranks' samplers repeated it to share evenly; with a truth ``cpm`` is
+    added, and where the candidates are of more than two kinds ``roc_auc_nodules``, the AUC without kind 0.
 
     Args:
-        truth: what the CPM is scored against; None for training, where candidates come as often as they are drawn.
-        candidates: the list that candidate indices point into; needed with a truth.
+        truth: what the CPM is scored against; None where there is none, or to be none.
+        candidates: the list that candidate indices point into; needed with a truth. None for training, where candidates
+            come as often as they are drawn.
 
     Attributes:
         logits: (n, 2) float32 on the CPU, after the epoch, sorted by candidate.
@@ -91,14 +93,15 @@ class CandidateScores(Metric):
     def __init__(self, truth: Truth | None = None, candidates: CandidateList | None = None) -> None:
         if truth is not None and candidates is None:
             raise ValueError("a truth without candidates: name the validation list, whose points are scored")
-        self.truth, self.table = truth, None if candidates is None else candidates.table
+        self.truth, self.list = truth, candidates
         super().__init__(metrics_result_mode="flatten")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The scores that ``compute`` gives."""
         known = classification_scores(torch.zeros(2, 2), torch.tensor([0, 1]))
-        return (*known, "cpm") if self.truth is not None else tuple(known)
+        more = {"cpm": self.truth is not None, "roc_auc_nodules": self._has_kinds()}
+        return (*known, *(name for name, given in more.items() if given))
 
     def reset(self) -> None:
         """Forget the epoch before."""
@@ -121,7 +124,7 @@ class CandidateScores(Metric):
         parts = [torch.cat(part) for part in zip(*self._parts, strict=True)]
         logits, labels, candidates = (evenly_divisible_all_gather(part, concat=True) for part in parts)
         self.candidates, order = candidates.sort(stable=True)
-        if self.truth is not None:
+        if self.list is not None:
             first = torch.ones_like(self.candidates, dtype=torch.bool)
             first[1:] = self.candidates[1:] != self.candidates[:-1]
             self.candidates, order = self.candidates[first], order[first]
@@ -147,10 +150,16 @@ class CandidateScores(Metric):
 
     def _scores(self) -> dict[str, float]:
         scores = classification_scores(self.logits, self.labels)
-        if self.truth is not None and self.table is not None:
-            points = self.table.select(self.candidates.numpy())
+        if self.truth is not None and self.list is not None:
+            points = self.list.table.select(self.candidates.numpy())
             scores["cpm"] = froc.cpm(self.truth.match(points, self.probabilities.numpy()))
+        if self.list is not None and self._has_kinds():
+            nodules = torch.from_numpy(self.list.kinds)[self.candidates] != 0
+            scores["roc_auc_nodules"] = classification_scores(self.logits[nodules], self.labels[nodules])["roc_auc"]
         return scores
+
+    def _has_kinds(self) -> bool:
+        return self.list is not None and int(self.list.kinds.max(initial=0)) > 1
 
 
 def key_metric(name: str, metric: CandidateScores) -> dict[str, Metric]:

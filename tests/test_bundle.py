@@ -185,6 +185,25 @@ def test_monai_takes_a_config_from_nowhere_but_its_arguments(state, monkeypatch)
     }
 
 
+def test_build_on_changes_single_keys_and_lengthens_lists(state, tmp_path):
+    (tmp_path / "below.yaml").write_text(
+        "a: 1\nb: 2\npart: {x: 1, inner: {_target_: dict, one: 1}, items: [1], whole: {_target_: dict, one: 1}}\n"
+        "run: ['$None']\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "above.yaml").write_text(
+        "imports: [$import luna16_monai.bundle as bundle]\nb: 3\n"
+        "part: {inner: {two: 2}, +items: [2], whole: {_target_: dict, two: 2}}\n"
+        "initialize: [\"$bundle.build_on('below.yaml')\"]\n",
+        encoding="utf-8",
+    )
+    flow = create_workflow(config_file=str(tmp_path / "above.yaml"), workflow_type=None, logging_file=False)
+    parsed = flow.parser.get_parsed_content
+    assert (parsed("a"), parsed("b"), parsed("part#x")) == (1, 3, 1)
+    assert (parsed("part#inner"), parsed("part#items")) == ({"one": 1, "two": 2}, [1, 2])
+    assert parsed("part#whole") == {"two": 2}, "a part that names its _target_ stands for itself"
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +219,7 @@ def test_explain_errors_says_the_root_cause_in_the_last_line(state, capsys):
 
 def test_bundle_dir_finds_the_bundle_and_names_it_when_there_is_none():
     assert bundle.bundle_dir() == CONFIGS.parent
-    with pytest.raises(FileNotFoundError, match="no bundle malignancy: name nodule_classification, or the folder of"):
+    with pytest.raises(FileNotFoundError, match="no bundle malignancy: name nodule_classification or malignancy_class"):
         bundle.bundle_dir("malignancy")
 
 

@@ -8,8 +8,9 @@ import logging
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -221,6 +222,33 @@ def test_split_puts_every_candidate_on_the_side_of_its_series(tmp_path):
     assert split.train.table.points_xyz[:, 0].tolist() == [3, 9, 4, 5, 10, 11]
     assert split.train.labels.tolist() == [1, 1, 0, 0, 0, 0]
     assert split.validation.table.points_xyz[:, 0].tolist() == [0, 6, 12, 1, 2, 7, 8, 13, 14]
+
+
+class KindsInTurn:
+    """In the order of the rows: malignant, benign, no nodule, without a kind, and again."""
+
+    names: ClassVar = {0: "non-nodule", 1: "malignant", 2: "benign"}
+
+    def __call__(self, candidates: PointTable) -> PointTable:
+        kind = np.resize([1, 2, 0, -1], len(candidates))
+        return replace(candidates, values=kind.astype(float)).select(kind >= 0)
+
+
+def test_split_by_kinds_and_the_sampler_draws_three_at_a_ratio(tmp_path):
+    rows = [(f"u{i:02d}", label) for i in range(4) for label in (1, 1, 0, 1)]
+    split = Split(write_candidates(tmp_path, rows), FakeStore(4), validation_stride=4, kinds=KindsInTurn())
+    # rows 4 to 15 without each fourth; benign and malignant ones come first
+    assert split.train.kinds.tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
+    assert split.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert split.train.table.points_xyz[:, 0].tolist() == [5, 9, 13, 4, 8, 12, 6, 10, 14]
+    sampler = RatioSampler(split.train.kinds, [1, 5, 10], 32, classes=[1, 2, 0])
+    assert np.bincount(split.train.kinds[sampler.draw(0)[0]]).tolist() == [20, 2, 10]
+
+
+def test_split_refuses_a_kind_that_is_absent(tmp_path):
+    rows = [(f"u{i:02d}", label) for i in range(4) for label in (1, 0)]
+    with pytest.raises(ValueError, match="the validation split has no candidate of non-nodule in its 1 series"):
+        Split(write_candidates(tmp_path, rows), FakeStore(4), validation_stride=4, kinds=KindsInTurn())
 
 
 def test_split_by_validation_subset(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_candidates, read_points, write_points
 from luna16_monai.cli import main
 from luna16_monai.ct import find_cts, read_geometry, series_uid
-from luna16_monai.cutouts import Store
-from luna16_monai.inference import Classifier, PreparedInMemory, read_calibration
+from luna16_monai.cutouts import Store, prepare_volume
+from luna16_monai.inference import Classifier, PreparedInMemory, read_calibration, score_in_turn
 from luna16_monai.networks import NoduleNet
 
 
@@ -131,6 +132,26 @@ def test_prepared_in_memory_keeps_one_volume(phantom_dir: Path) -> None:
     assert volumes.volume(one) is first
     volumes.volume(other)
     assert volumes.volume(one) is not first
+
+
+def test_score_in_turn_prepares_each_ct_once_for_bundles_that_prepare_it_alike(
+    phantom_dir: Path, weights: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_candidates(phantom_dir)
+    rows = np.flatnonzero(table.series < 2)[::-4]
+    second = Classifier(bundle_dir("malignancy_classification"), weights=[weights], backend="torch")
+    expected = classifier.probabilities(table.select(rows), classifier.volumes([phantom_dir]))
+    prepared = []
+
+    def prepare(path: Path, *rest: Any) -> Any:
+        prepared.append(path.stem)
+        return prepare_volume(path, *rest)
+
+    monkeypatch.setattr("luna16_monai.inference.prepare_volume", prepare)
+    scored = score_in_turn([classifier, second], table.select(rows), [phantom_dir])
+    assert sorted(prepared) == sorted(table.series_uids[:2])
+    for one in scored:
+        np.testing.assert_allclose(one, expected, atol=1e-6)
 
 
 def test_predict_gives_the_same_for_dicom_mhd_and_nifti(

@@ -12,7 +12,7 @@ from torch import nn
 
 from luna16_monai.cutouts import Store
 from luna16_monai.datalist import Split
-from luna16_monai.networks import NoduleNet, on_device
+from luna16_monai.networks import NoduleNet, freeze, on_device
 from luna16_monai.transforms import LoadCutoutd
 
 
@@ -168,3 +168,31 @@ def test_on_device_keeps_the_names_and_results():
     moved = on_device(network, "cpu", compile="reduce-overhead")
     assert list(moved.state_dict()) == names
     assert next(p for p in moved.parameters() if p.ndim == 5).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_freeze_trains_the_head_and_the_last_blocks_and_keeps_the_statistics_of_the_rest():
+    def trained(blocks):
+        network = freeze(NoduleNet(return_probabilities=False), blocks)
+        return {name.rsplit(".", 1)[0] for name, weight in network.named_parameters() if weight.requires_grad}
+
+    assert trained(0) == {"head"}
+    assert trained(1) == {"head", "backbone.12.conv", "backbone.13.conv"}
+    assert len(trained(4)) == 9
+    assert len(trained(None)) == 10, "the tail too"
+    network = freeze(NoduleNet(norm="BATCH", return_probabilities=False), 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    network(torch.randn(2, 1, 32, 48, 48) * 300)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    # of the batch norms those in the last two blocks alone
+    assert {name.rsplit(".", 1)[0] for name in moved} == {f"backbone.{n}.adn.N" for n in (8, 9, 12, 13)}
+
+
+def test_freeze_refuses_what_is_not_there():
+    with pytest.raises(
+        ValueError, match=r"trainable_blocks 5: the network has 4 blocks; give 0 \(the head alone\) to 4"
+    ):
+        freeze(NoduleNet(), 5)
+    with pytest.raises(ValueError, match=r"trainable_blocks 1: Linear is not made of blocks as NoduleNet is"):
+        freeze(torch.nn.Linear(2, 2), 1)
+    assert freeze(torch.nn.Linear(2, 2), None).weight.requires_grad

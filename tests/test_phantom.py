@@ -79,6 +79,7 @@ def test_write_phantom_lays_files_out_as_luna16(small_phantom):
         "annotations.csv",
         "annotations_excluded.csv",
         "candidates_V2.csv",
+        "nodule_readings.csv",
         "nodules.csv",
         "patients.csv",
         "phantom.json",

@@ -92,6 +92,18 @@ class TestCandidateScores:
         assert "cpm" not in drawn.compute()
         assert (once.candidates.tolist(), drawn.candidates.tolist()) == ([0, 1, 2, 3], [0, 0, 1, 2, 2, 3])
 
+    def test_candidate_scores_of_kinds_add_the_auc_without_kind_0(self) -> None:
+        # malignant at 0.3 and 0.9, benign at 0.5, a non-nodule at 0.95: half of the pairs of nodules are right
+        rows = [("1.1", 0.0, 0, 0, 1), ("1.1", 1.0, 0, 0, 1), ("1.1", 60.0, 0, 0, 2), ("1.2", 0.0, 0, 0, 0)]
+        candidates = CandidateList(point_table(rows), positives_first=False)
+        assert candidates.labels.tolist() == [1, 1, 0, 0]
+        metric = CandidateScores(None, candidates)
+        metric.reset()
+        metric.update((logits([0.3, 0.9, 0.5, 0.95]), torch.tensor([1, 1, 0, 0]), torch.arange(4)))
+        result = metric.compute()
+        assert (result["roc_auc_nodules"], result["roc_auc"]) == (0.5, 0.25)
+        assert tuple(result) == metric.names
+
     def test_candidate_scores_go_on_in_mid_epoch(self) -> None:
         whole, first, second = CandidateScores(), CandidateScores(), CandidateScores()
         parts = [(logits([0.8, 0.1]), torch.tensor([1, 0]), torch.tensor([0, 1])),
