@@ -30,6 +30,8 @@ from luna16_monai.geometry import Geometry
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
+MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
+FILES = ("train.yaml", "evaluate.yaml", "inference.yaml")
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
@@ -174,12 +176,14 @@ def test_verbs_and_flags_that_the_text_mentions_are_there():
 
 
 def test_settings_that_the_pages_give_to_the_bundle_are_there():
-    settings = {file: set(top(CONFIGS / file)) for file in ("train.yaml", "evaluate.yaml", "inference.yaml")}
+    settings = {file: set(top(CONFIGS / file)) for file in FILES}
     settings["evaluate.yaml"] |= settings["train.yaml"]
     seen = 0
     for page, words in commands("python -m monai.bundle run"):
         files = [file for word in words for file in settings if file in word] or ["train.yaml"]
         allowed = {"config_file", "args_file"}.union(*(settings[file] for file in files))
+        if any("malignancy_classification" in word for word in words):
+            allowed = allowed.union(*(top(MALIGNANCY / file) for file in files))
         given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
         # a part of an object below the settings, such as train#random_transforms#4#std, or the network whole
         parts = {word for word in given if "#" in word or word == "network_def"}
@@ -236,7 +240,7 @@ def test_commands_page_has_every_flag_and_its_default(verb):
 
 @pytest.fixture(scope="module")
 def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
-    """What each verb prints with --json; download, which needs a server, from its source."""
+    """What each verb prints with --json; download and review, which need a server or are one, from their source."""
     folder = tmp_path_factory.mktemp("answers")
     write_scan(folder / "ct", "a", random_hu(0, (10, 12, 14)), None, (0, 0, 0), (1, 1, 1))
     (folder / "points.csv").write_text("seriesuid,coordX,coordY,coordZ\na,1,2,3\n")
@@ -268,12 +272,18 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
             code = cli.main([verb, "--json", *map(str, words)])
         assert verb == "doctor" or code == 0, verb
         found[verb] = list(json.loads(printed.getvalue()))
-    tree = ast.parse(text(ROOT / "luna16_monai" / "download.py"))
-    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "download")
-    (value,) = (node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None)
-    assert isinstance(value, ast.Dict)
-    found["download"] = [ast.literal_eval(key) for key in value.keys if key is not None]
+    found["download"] = keys_in_source("download", "download", ast.Return)
+    found["review"] = keys_in_source("cli", "_review", ast.Assign)
     return found
+
+
+def keys_in_source(module: str, name: str, kind: type[ast.Return | ast.Assign]) -> list[str]:
+    """Keys of the one dictionary that a function returns or assigns."""
+    tree = ast.parse(text(ROOT / "luna16_monai" / f"{module}.py"))
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    values = [node.value for node in ast.walk(function) if isinstance(node, kind)]
+    (value,) = (value for value in values if isinstance(value, ast.Dict))
+    return [ast.literal_eval(key) for key in value.keys if key is not None]
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

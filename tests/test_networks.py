@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import locale
 import math
 
 import pytest
@@ -160,6 +161,10 @@ def test_nodule_net_overfits_16_cutouts(phantom_dir, store_dir):
     assert losses[-1] < 0.05
 
 
+@pytest.mark.skipif(
+    locale.getpreferredencoding(False).lower().replace("-", "") != "utf8",
+    reason="torch.compile reads its own sources in the locale's encoding: make test sets PYTHONUTF8",
+)
 def test_on_device_keeps_the_names_and_results():
     network = NoduleNet((8, 8, 8), channels=(2, 4), return_probabilities=False).eval()
     image = torch.randn(2, 1, 8, 8, 8)

@@ -143,8 +143,8 @@ class TestWriteReport:
         assert len(ids) == len(set(ids)) > 10
 
     def test_standalone_chart_has_the_reports_light_colours_and_a_size(self) -> None:
-        template = Path(charts.__file__).with_name("resources") / "report.html.j2"
-        before_dark = template.read_text(encoding="utf-8").split("@media", 1)[0]
+        look = Path(charts.__file__).with_name("resources") / "look.css"
+        before_dark = look.read_text(encoding="utf-8").split("@media", 1)[0]
         assert charts.LIGHT.items() <= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", before_dark)).items()
         svg = charts.standalone(charts.history_chart({"training": ([1, 2], [0.4, 0.2])}, "loss", "loss"))
         picture = ElementTree.fromstring(svg)
