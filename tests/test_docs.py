@@ -183,7 +183,7 @@ def test_settings_that_the_pages_give_to_the_bundle_are_there():
         files = [file for word in words for file in settings if file in word] or ["train.yaml"]
         allowed = {"config_file", "args_file"}.union(*(settings[file] for file in files))
         if any("malignancy_classification" in word for word in words):
-            allowed = allowed.union(*(top(MALIGNANCY / file) for file in files))
+            allowed = allowed.union(*(top(MALIGNANCY / file) for file in (*files, "train.yaml")))
         given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
         # a part of an object below the settings, such as train#random_transforms#4#std, or the network whole
         parts = {word for word in given if "#" in word or word == "network_def"}
