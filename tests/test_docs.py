@@ -69,7 +69,8 @@ def commands(program: str) -> Iterator[tuple[str, list[str]]]:
     for path in PAGES:
         for line in code_lines(text(path)):
             if line.strip().startswith(f"{program} "):
-                words = shlex.split(line.strip().removeprefix(program), comments=True)
+                # a comment starts behind a space: train#handlers is a word
+                words = shlex.split(re.sub(r"\s#.*", "", line.strip().removeprefix(program)))
                 # what a table of the terminal's output says is no command
                 if words and "->" not in words:
                     yield name(path), words
