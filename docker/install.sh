@@ -12,7 +12,7 @@
 set -eu
 : "${VENV:?docker/install.sh: VENV is not set: name the folder of the environment}"
 source=$(cd "$(dirname "$0")/.." && pwd)
-extras=${EXTRAS-baselines,export,report}
+extras=${EXTRAS-baselines,dicom,export,report}
 
 "${PYTHON:-python3}" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --disable-pip-version-check --constraint "$source/constraints.txt" \
