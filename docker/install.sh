@@ -5,7 +5,7 @@
 #
 #   VENV     where the environment goes; must be given
 #   PYTHON   what makes it (python3)
-#   EXTRAS   of pyproject.toml, separated by commas (baselines,export,report); empty installs none
+#   EXTRAS   of pyproject.toml, separated by commas (baselines,dicom,export,report); empty installs none
 #   FOLDERS  to make, separated by spaces; none by default
 #   OWNER    whom they are given to, as chown has it; default: who runs this
 # pip takes its own settings from the environment, such as PIP_INDEX_URL and PIP_CACHE_DIR.

@@ -185,7 +185,7 @@ def test_install_takes_the_tested_versions_and_the_extras(install):
     assert install() == [
         "/python -m venv /venv",
         "/venv/bin/python -m pip install --disable-pip-version-check --constraint SOURCE/constraints.txt "
-        "SOURCE[baselines,export,report]",
+        "SOURCE[baselines,dicom,export,report]",
         "/venv/bin/python -m pip check",
         "/venv/bin/luna16 --version",
     ]
