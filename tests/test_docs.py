@@ -338,7 +338,7 @@ def test_coordinates_page_works_its_example_out_right():
     assert "hu[24:56, 96:144, 76:124]" in picture
     (example,) = re.findall(r"^ {4}from luna16_monai.*\n\n(?: {4}.*\n)+", page, re.MULTILINE)
     names: dict[str, Any] = {}
-    exec("\n".join(line.strip() for line in example.splitlines() if "scan." not in line), names)
+    exec("\n".join(line[4:] for line in example.splitlines() if not line.startswith("    scan.")), names)
     flipped = names["scan"]
     np.testing.assert_allclose(flipped.voxel_from_world((-130.0, -106.0, -290.0)), (40, 391, 411), atol=1e-9)
     np.testing.assert_allclose(flipped.world_from_voxel((40, 391, 411)), (-130, -106, -290), atol=1e-9)
