@@ -115,7 +115,7 @@ def test_import_openvino_keeps_it_from_calling_home():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     words = ["export", "--json", "--format", kind, "--output", str(tmp_path / "model")]
     # a process of its own: who prints what is settled when a package is first imported
