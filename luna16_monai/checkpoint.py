@@ -27,7 +27,7 @@ from monai.data.utils import worker_init_fn
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.workflow import Workflow
 
-from luna16_monai.errors import is_dead_worker
+from luna16_monai.errors import DEAD_WORKER, is_dead_worker
 from luna16_monai.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,8 @@ class Checkpoints:
                     raise
                 # without its cause: what the broken connection says would only mislead
                 raise RuntimeError(
-                    "a worker process of the data loader died, perhaps for want of memory; the state is saved up to "
-                    f"iteration {self.saved_iteration}: go on with --resume true, and a smaller num_workers or cache_gb"
+                    f"{DEAD_WORKER}, perhaps for want of memory; the state is saved up to iteration "
+                    f"{self.saved_iteration}: go on with --resume true, and a smaller num_workers or cache_gb"
                 ) from None
         if self.signal is not None:
             logger.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+DEAD_WORKER = "a worker process of the data loader died"
 _NO_ROOM = "free some space, or name a folder on another disk"
 _NO_WAY_IN = "name another folder, or change its permissions"
 CURES = {
@@ -16,7 +17,15 @@ CURES = {
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error below those of MONAI, which only tell the transform or the expression in which it happened."""
+    """The error below those of MONAI, which only tell the transform or the expression in which it happened.
+
+    Of a dead worker torch may tell a second time, wherever Python is by then, and so replace an error that says more.
+    """
+    before = error
+    while is_dead_worker(before) and before.__context__ is not None:
+        before = before.__context__
+        if str(before).startswith(DEAD_WORKER):
+            return before
     while error.__cause__ is not None and _raised_in(error).startswith("monai."):
         error = error.__cause__
     return error

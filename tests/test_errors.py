@@ -7,7 +7,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from luna16_monai.errors import one_line, root_cause
+from luna16_monai.errors import DEAD_WORKER, one_line, root_cause
 
 
 def refuse(item: object) -> object:
@@ -60,3 +60,17 @@ def test_one_line_takes_the_first_error_out_of_a_loader_workers_traceback():
 )
 def test_one_line_of_other_errors(error, line):
     assert one_line(error) == line
+
+
+def test_one_line_keeps_what_was_said_of_a_dead_worker():
+    # torch's signal handler tells of it again while the first error is on its way
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise RuntimeError(f"{DEAD_WORKER}: go on with --resume true")
+        finally:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert one_line(caught.value) == "a worker process of the data loader died: go on with --resume true"
+    # nothing was said before: torch's own words
+    alone = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    alone.__context__ = ValueError("queue empty")
+    assert one_line(alone) == "DataLoader worker (pid 7) is killed by signal: Killed."
