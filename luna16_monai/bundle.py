@@ -19,7 +19,7 @@ from luna16_monai.errors import one_line
 
 SECTIONS = {
     *("imports", "initialize", "run", "training", "evaluating", "finalize", "train", "validate"),
-    *("bundle_root", "network_def", "_meta_"),
+    *("bundle_root", "network_def", "is_not_rank0", "_meta_"),
     *DEFAULT_MLFLOW_SETTINGS["configs"],  # type: ignore[misc]
 }
 Caller = TypeVar("Caller")

@@ -4,6 +4,9 @@ MONAI's CheckpointSaver is not used: it overwrites without an atomic rename, kee
 best score. Here a checkpoint is the whole state of a run at a moment where nothing is pending: after an iteration
 inside an epoch, or after an epoch with its validation and its scheduler step. What is random follows from counters
 (see ``seeds.py``), so no random state is kept. A file's name carries its hash: a torn one is known as such.
+
+Of several ranks the first writes and reads. All decide together when to save and when to stop, so that none waits for
+another that has gone.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, Protocol
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import worker_init_fn
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.workflow import Workflow
+from torch.nn.parallel import DistributedDataParallel
 
+from luna16_monai import ranks
 from luna16_monai.errors import DEAD_WORKER, is_dead_worker
 from luna16_monai.files import atomic_write
 
@@ -59,11 +65,13 @@ class Stopped(Exception):
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
-    """Make the output folder, and refuse one that holds a run which is not to be continued.
+    """Make the output folder, and refuse one that holds a run which is not to be continued; rank 0 does.
 
     Raises:
         FileExistsError: the folder is in use and ``resume`` is off.
     """
+    if idist.get_rank() > 0:
+        return
     folder = Path(output_dir)
     if not resume and folder.is_dir() and (used := sorted(path.name for path in folder.iterdir())):
         raise FileExistsError(
@@ -102,10 +110,14 @@ class Checkpoints:
     ) -> None:
         self.folder = Path(output_dir) / "checkpoints"
         self.trainer, self.evaluator, self.train_scores = trainer, evaluator, train_scores
-        self.parts: dict[str, Stateful] = {"network": trainer.network, "optimizer": trainer.optimizer, **more}
+        whole = trainer.network
+        self.network = whole.module if isinstance(whole, DistributedDataParallel) else whole
+        self.parts: dict[str, Stateful] = {"network": self.network, "optimizer": trainer.optimizer, **more}
         # no folder of this machine goes into a checkpoint
         kept = {key: value for key, value in config.items() if key not in FREE_SETTINGS}
         self.config = json.loads(json.dumps(kept, default=str))
+        if (processes := idist.get_world_size()) > 1:
+            self.config["processes"] = processes
         self.iterations, self.resume, self.resume_changed = iterations, resume, resume_changed
         self.signal: int | None = None
         self.saved_iteration = 0
@@ -114,7 +126,7 @@ class Checkpoints:
         """Train until the last epoch is done, or until a signal asks to stop.
 
         Raises:
-            ValueError: the run to continue had another config.
+            ValueError: the run to continue had another config, or epochs of another length.
             RuntimeError: a worker process of the data loader died.
             FloatingPointError: the weights have become NaN or infinite.
             SystemExit: 143 after SIGTERM and 130 after SIGINT, with the state saved.
@@ -152,14 +164,18 @@ class Checkpoints:
             raise SystemExit(128 + self.signal)
 
     def save(self) -> Path:
-        """Keep the present state; the two newest files stay.
+        """Keep the present state; the two newest files stay. All ranks have to call it together.
+
+        Returns:
+            The file, which rank 0 has written.
 
         Raises:
             FloatingPointError: the weights are not finite, so that the last good state is the one kept before.
         """
         trainer, evaluator = self.trainer.state, self.evaluator.state
         # a finite loss may still have had gradients that are not
-        if not all(torch.isfinite(tensor).all() for tensor in self.trainer.network.state_dict().values()):
+        finite = all(torch.isfinite(tensor).all() for tensor in self.network.state_dict().values())
+        if ranks.greatest(not finite):
             raise FloatingPointError(
                 f"the network's weights are NaN or infinite after iteration {trainer.iteration}: the last state that "
                 f"is kept is from iteration {self.saved_iteration}; lower learning_rate"
@@ -180,29 +196,41 @@ class Checkpoints:
         torch.save(state, content)
         digest = hashlib.sha256(content.getbuffer()).hexdigest()[:16]
         path = self.folder / f"iteration_{trainer.iteration:09d}_{digest}.pt"
-        with atomic_write(path) as stream:
-            stream.write(content.getbuffer())
+        if idist.get_rank() == 0:
+            with atomic_write(path) as stream:
+                stream.write(content.getbuffer())
+            for old in self._files()[KEPT:]:
+                old.unlink()
+        # a rank that went on to its end would make torchrun stop the one that still writes
+        idist.barrier()
         self.saved_iteration = trainer.iteration
-        for old in self._files()[KEPT:]:
-            old.unlink()
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole; a damaged one is reported and passed over.
+        """The newest state that is whole, as rank 0 finds it; a damaged one is reported and passed over.
 
         Raises:
             ValueError: all checkpoints are damaged, or the newest is of another version.
         """
+        content = ranks.from_first(self._read_newest() if idist.get_rank() == 0 else None)
+        if content is None:
+            return None
+        state = read_weights(io.BytesIO(content), f"a checkpoint in {self.folder}")
+        if state["format"] != FORMAT:
+            raise ValueError(
+                f"the checkpoint in {self.folder} is of another version: start the run anew in another output_dir"
+            )
+        return state
+
+    def _read_newest(self) -> bytes | None:
+        """The content of the newest file that is whole; None where there are no files."""
         files = self._files()
         for path in files:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:16] != path.stem.rsplit("_", 1)[1]:
                 logger.warning("checkpoint %s is damaged: going on from the one before", path)
                 continue
-            state = read_weights(io.BytesIO(content), str(path))
-            if state["format"] != FORMAT:
-                raise ValueError(f"checkpoint {path} is of another version: start the run anew in another output_dir")
-            return state
+            return content
         if files:
             raise ValueError(f"all checkpoints in {self.folder} are damaged: start anew in another output_dir")
         return None
@@ -214,9 +242,14 @@ class Checkpoints:
                 "the run used %d threads, this process has %d: the results will differ in the last bits",
                 *(state["threads"], torch.get_num_threads()),
             )
+        trainer = self.trainer
+        if state["epoch_length"] != trainer.state.epoch_length:
+            raise ValueError(
+                f"the run in {self.folder.parent} had {state['epoch_length']} iterations an epoch, now there are "
+                f"{trainer.state.epoch_length}: go on with its samples_per_epoch, batch_size and number of processes"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        trainer = self.trainer
         trainer.load_state_dict(
             {key: state[key] for key in ("iteration", "epoch_length")} | {"max_epochs": trainer.state.max_epochs}
         )
@@ -253,7 +286,7 @@ class Checkpoints:
     def _after_iteration(self, engine: Workflow) -> None:
         # at the end of an epoch validation and scheduler are still to come: that state is kept in _after_epoch
         inside = engine.state.iteration % engine.state.epoch_length != 0
-        if inside and (self.signal is not None or engine.state.iteration % self.iterations == 0):
+        if inside and (self._asked_to_stop() or engine.state.iteration % self.iterations == 0):
             self.save()
             self._stop_if_asked(engine)
 
@@ -262,20 +295,32 @@ class Checkpoints:
         self._stop_if_asked(engine)
 
     def _stop_if_asked(self, engine: Engine) -> None:
-        if self.signal is not None:
+        if self._asked_to_stop():
             engine.terminate(skip_completed=True)
 
     def _in_validation(self, _: Engine) -> None:
-        if self.signal is not None:
+        if self._asked_to_stop():
             raise Stopped
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came to any rank; all then know of it."""
+        signals = ranks.greatest(self.signal or 0)
+        if signals:
+            self.signal = signals
+        return bool(signals)
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """Note a signal instead of dying of it; a second one of its kind does its usual work."""
+        """Note a signal instead of dying of it; a second one of its kind does its usual work.
+
+        Not so with several processes: there the second comes by itself, from torchrun after a scheduler's.
+        """
+        alone = idist.get_world_size() == 1
 
         def note(number: int, _: FrameType | None) -> None:
             self.signal = number
-            signal.signal(number, before[signal.Signals(number)])
+            if alone:
+                signal.signal(number, before[signal.Signals(number)])
 
         before = {number: signal.signal(number, note) for number in SIGNALS}
         try:

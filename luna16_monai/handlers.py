@@ -15,13 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
+from monai.utils import evenly_divisible_all_gather
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from luna16_monai import __version__
+from luna16_monai import __version__, ranks
 from luna16_monai.candidates import write_points
 from luna16_monai.datalist import CandidateList, RatioSampler, Split
 from luna16_monai.evaluation import calibrate, evaluate, thresholds
@@ -41,7 +43,7 @@ class EpochSeeds:
     """Tie the order of an epoch to (seed, epoch) and what is random in an iteration to (seed, iteration).
 
     So neither the number of workers nor what ran before matters, and a run that goes on in the middle of an epoch
-    sees what it would have seen.
+    sees what it would have seen. Of several ranks each draws its own numbers.
 
     Args:
         sampler: draws the epoch.
@@ -64,11 +66,11 @@ class EpochSeeds:
 
     def start_iteration(self, engine: Workflow) -> None:
         """Seed torch for dropout."""
-        seed_iteration(self.seed, engine.state.iteration)
+        seed_iteration(self.seed, engine.state.iteration, idist.get_rank())
 
 
 class FiniteLoss:
-    """Stop at the first loss that is NaN or infinite, and write which candidates were in the batch.
+    """Stop at the first loss that is NaN or infinite, on all ranks, and write which candidates were in the batch.
 
     Args:
         output_dir: ``nonfinite_loss.json`` is written there.
@@ -89,20 +91,46 @@ class FiniteLoss:
         Raises:
             FloatingPointError: it is not finite.
         """
-        loss = engine.state.output["loss"].item()
-        if math.isfinite(loss):
+        several = idist.get_world_size() > 1
+        own, rows = engine.state.output["loss"].item(), engine.state.batch["candidate"]
+        losses: Any = idist.all_gather(own) if several else [own]
+        wrong = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not wrong:
             return
-        rows = engine.state.batch["candidate"].tolist()
-        table = self.candidates.table
+        batches = evenly_divisible_all_gather(rows, concat=False) if several else [rows]
+        rows = torch.cat([batches[rank] for rank in wrong])
+        loss, table = losses[wrong[0]], self.candidates.table
         batch = [
             {"series_uid": table.series_uids[table.series[row]], "point_xyz": table.points_xyz[row].tolist()}
-            for row in rows
+            for row in rows.tolist()
         ]
-        write_json(self.path, {"loss": str(loss), "iteration": engine.state.iteration, "batch": batch})
+        if idist.get_rank() == 0:
+            write_json(self.path, {"loss": str(loss), "iteration": engine.state.iteration, "batch": batch})
         raise FloatingPointError(
             f"the loss is {loss} in iteration {engine.state.iteration}: the batch is listed in {self.path}, the last "
             "checkpoint is from before it; look at those cutouts, or lower learning_rate"
         )
+
+
+class SharedBuffers:
+    """Validate the same network on every rank: rank 0's, with the running means of its batch normalisations.
+
+    DistributedDataParallel hands those on at the start of an iteration, so after the last one the ranks' differ.
+
+    Args:
+        network: is changed in place.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Workflow) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Workflow) -> None:
+        """Take rank 0's buffers."""
+        ranks.copy_buffers(self.network)
 
 
 class ResultFiles:
@@ -263,6 +291,7 @@ class RunRecord:
             },
             "device": torch.cuda.get_device_name() if settings.get("device") != "cpu" else "cpu",
             "threads": torch.get_num_threads(),
+            "processes": idist.get_world_size(),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "data": {
                 "name": data.name,

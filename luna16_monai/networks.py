@@ -154,6 +154,24 @@ def on_device(network: nn.Module, device: torch.device | str, compile: bool | st
     return network
 
 
+def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+    """Let batch normalisations take mean and variance over the batches of all processes (torch's SyncBatchNorm).
+
+    Args:
+        network: its batch normalisations are replaced in place; the names of its weights stay.
+        device: where it will be trained.
+        enabled: False gives the network as it is.
+
+    Raises:
+        ValueError: the device is no GPU, for which torch has no such layer.
+    """
+    if not enabled:
+        return network
+    if torch.device(device).type != "cuda":
+        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it false here")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
 def _initialise(module: nn.Module) -> None:
     """Kaiming initialisation (He et al., 2015, arXiv 1502.01852), for convolutions and the head."""
     if isinstance(module, nn.Conv3d | nn.Linear):

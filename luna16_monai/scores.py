@@ -141,12 +141,20 @@ class CandidateScores(Metric):
         return torch.softmax(self.logits.double(), dim=1)[:, 1]
 
     def state_dict(self) -> OrderedDict[str, Any]:
-        """The part of the epoch that was seen, for a checkpoint in its middle."""
-        return OrderedDict(parts=[list(part) for part in self._parts])
+        """The part of the epoch that was seen, for a checkpoint in its middle.
+
+        Of several ranks, which have to call it together, it is the parts that they all saw.
+        """
+        if idist.get_world_size() == 1:
+            return OrderedDict(parts=[list(part) for part in self._parts])
+        mine = [torch.cat(part) for part in zip(*self._parts, strict=True)]
+        gathered = [evenly_divisible_all_gather(part, concat=False) for part in mine]
+        return OrderedDict(ranks=[list(part) for part in zip(*gathered, strict=True)])
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on after what ``state_dict`` had seen."""
-        self._parts = [tuple(part) for part in state_dict["parts"]]
+        """Go on after what ``state_dict`` had seen, of several ranks each with its own part."""
+        parts = state_dict["parts"] if idist.get_world_size() == 1 else [state_dict["ranks"][idist.get_rank()]]
+        self._parts = [tuple(part) for part in parts]
 
     def _scores(self) -> dict[str, float]:
         scores = classification_scores(self.logits, self.labels)

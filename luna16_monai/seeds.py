@@ -39,9 +39,9 @@ def configure_torch(deterministic: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
 
 
-def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed torch on all devices for one training iteration."""
-    torch.manual_seed(derive(seed, ITERATION_STREAM, iteration))
+def seed_iteration(seed: int, iteration: int, rank: int = 0) -> None:
+    """Seed torch on all devices for one training iteration; each of several processes draws numbers of its own."""
+    torch.manual_seed(derive(seed, ITERATION_STREAM, iteration, *([rank] if rank else [])))
 
 
 def seed_network(seed: int) -> None:
