@@ -382,7 +382,7 @@ class Progress:
 
     def iteration(self, engine: Workflow) -> None:
         """Say where the epoch is, if it is time to."""
-        self.seen += len(engine.state.batch["candidate"])
+        self.seen += len(engine.state.batch["candidate"]) * idist.get_world_size()
         self.batches += 1
         now = time.monotonic()
         if now - self.said < self.seconds:

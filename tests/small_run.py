@@ -3,12 +3,16 @@
 ``python small_run.py OUTPUT_DIR [--resume] [--workers N] [--die PHASE:NUMBER]`` runs it in a process of its own, which
 kills itself with SIGKILL at the named moment; ``PHASE:NUMBER:SIGTERM`` sends another signal, ``PHASE:NUMBER:WORKER``
 kills a worker of the loader, ``PHASE:NUMBER:WAIT`` says "waiting" and waits for a signal from outside.
+
+Started by torchrun it is one process of several; with ``--rank`` that one alone dies, and only before a restart.
+``loss:NUMBER:NAN`` makes a loss NaN there.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -17,16 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader, set_track_meta
+from monai.data import DataLoader, DistributedSampler, set_track_meta
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, RandFlipd, RandGaussianNoised
 from tables import point_table
 
-from luna16_monai import handlers, seeds
+from luna16_monai import handlers, ranks, seeds
 from luna16_monai.augmentation import Augmentation
 from luna16_monai.bundle import explain_errors
 from luna16_monai.checkpoint import Checkpoints, claim, start_worker
@@ -81,13 +86,18 @@ def candidates(count: int) -> CandidateList:
 def build(
     output_dir: Path, resume: bool = False, workers: int = 0, interval: int = 3, device: str = "cpu"
 ) -> Checkpoints:
-    """The whole run, ready to start; what it sees goes to seen.txt beside the output folder. On CUDA with amp."""
+    """The whole run, ready to start; what it sees goes to seen.txt beside the output folder. On CUDA with amp.
+
+    As one of several ranks it is wired as multi_gpu_train.yaml does it, and what rank 1 sees goes to seen1.txt.
+    """
+    rank, world_size = idist.get_rank(), idist.get_world_size()
     amp = torch.device(device).type == "cuda"
     set_track_meta(False)
     claim(output_dir, resume)
     seeds.seed_network(SEED)
     network = NoduleNet(SHAPE, channels=(2, 4), norm="BATCH", dropout=0.3, return_probabilities=False)
     network = network.to(device)
+    wrapped = torch.nn.parallel.DistributedDataParallel(network) if world_size > 1 else network
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     draws = Augmentation(
@@ -102,7 +112,7 @@ def build(
     )  # fmt: skip
     train = items(40, 1)
     dataset = SeededCacheDataset(train, Compose(draws.transforms), cache_gb=0.001, progress=False)
-    sampler = RatioSampler([item["label"] for item in train], (1, 2), SAMPLES, SEED)
+    sampler = RatioSampler([item["label"] for item in train], (1, 2), SAMPLES, SEED, (1, 0), rank, world_size)
     loader = DataLoader(
         dataset, num_workers=workers, batch_size=BATCH, sampler=sampler, worker_init_fn=start_worker,
         persistent_workers=workers > 0,
@@ -110,13 +120,14 @@ def build(
     post = Compose([CopyItemsd("pred", names="logits"), Activationsd("pred", softmax=True, dim=1)])
     scores, train_scores = CandidateScores(), CandidateScores()
     validation = [{**item, "image": item["image"].float()} for item in items(18, 2)]
+    shared = DistributedSampler(validation, shuffle=False) if world_size > 1 else None
     evaluator = SupervisedEvaluator(
-        torch.device(device), DataLoader(validation, batch_size=5), network, postprocessing=post, decollate=False,
+        torch.device(device), DataLoader(validation, batch_size=5, sampler=shared), network, postprocessing=post, decollate=False,
         key_val_metric=key_metric("average_precision", scores),
-        metric_cmp_fn=is_better("average_precision"), amp=amp,
+        metric_cmp_fn=is_better("average_precision"), amp=amp, val_handlers=[handlers.SharedBuffers(network)],
     )  # fmt: skip
     trainer = SupervisedTrainer(
-        torch.device(device), EPOCHS, loader, network, optimizer, torch.nn.CrossEntropyLoss(), postprocessing=post,
+        torch.device(device), EPOCHS, loader, wrapped, optimizer, torch.nn.CrossEntropyLoss(), postprocessing=post,
         decollate=False, key_train_metric=key_metric("average_precision", train_scores),
         train_handlers=[
             handlers.EpochSeeds(sampler, SEED, BATCH),
@@ -126,15 +137,15 @@ def build(
         ],
         amp=amp,
     )  # fmt: skip
-    Recorder(output_dir.with_name("seen.txt"), trainer, evaluator)
+    Recorder(output_dir.with_name(f"seen{rank or ''}.txt"), trainer, evaluator)
     return Checkpoints(
         output_dir, trainer, evaluator, {"lr_scheduler": scheduler}, train_scores, {"ratio": [1, 2]}, interval, resume
     )
 
 
-def seen(output_dir: Path) -> dict[str, str]:
-    """What a run saw; what it saw twice, before and after a stop, must be the same."""
-    lines = output_dir.with_name("seen.txt").read_text(encoding="utf-8").splitlines()
+def seen(output_dir: Path, rank: int = 0) -> dict[str, str]:
+    """What a rank of a run saw; what it saw twice, before and after a stop, must be the same."""
+    lines = output_dir.with_name(f"seen{rank or ''}.txt").read_text(encoding="utf-8").splitlines()
     result: dict[str, str] = {}
     for line in lines:
         key, value = line.rsplit(" ", 1)
@@ -150,6 +161,7 @@ PHASES = {
     "epoch_start": ("trainer", Events.EPOCH_STARTED),
     "epoch_end": ("trainer", Events.EPOCH_COMPLETED),
     "validation": ("evaluator", Events.ITERATION_COMPLETED),
+    "loss": ("trainer", IterationEvents.LOSS_COMPLETED),
 }
 
 
@@ -158,14 +170,18 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--die", help="PHASE:NUMBER, or PHASE:NUMBER:SIGNAL, :WORKER, :WAIT")
+    parser.add_argument("--die", help="PHASE:NUMBER, or PHASE:NUMBER:SIGNAL, :WORKER, :WAIT, :NAN")
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--interval", type=int, default=3)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     explain_errors()
     torch.set_num_threads(1)
-    run = build(options.output_dir, options.resume, options.workers, options.interval)
-    if options.die:
+    if "RANK" in os.environ:
+        ranks.start("cpu")
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    run = build(options.output_dir, options.resume or restarted, options.workers, options.interval)
+    if options.die and not restarted and idist.get_rank() == options.rank:
         phase, number, kind = (*options.die.split(":"), "SIGKILL")[:3]
         engine, event = PHASES[phase]
         count = iter(range(1, 10**6))
@@ -173,7 +189,10 @@ def main() -> None:
         def die(*_: Any) -> None:
             if next(count) != int(number):
                 return
-            if kind == "WORKER":
+            if kind == "NAN":
+                with torch.no_grad():
+                    run.trainer.state.output["loss"].mul_(math.nan)
+            elif kind == "WORKER":
                 os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
             elif kind == "WAIT":
                 print("waiting", flush=True)
