@@ -122,8 +122,8 @@ def build(
     validation = [{**item, "image": item["image"].float()} for item in items(18, 2)]
     shared = DistributedSampler(validation, shuffle=False) if world_size > 1 else None
     evaluator = SupervisedEvaluator(
-        torch.device(device), DataLoader(validation, batch_size=5, sampler=shared), network, postprocessing=post, decollate=False,
-        key_val_metric=key_metric("average_precision", scores),
+        torch.device(device), DataLoader(validation, batch_size=5, sampler=shared), network,
+        postprocessing=post, decollate=False, key_val_metric=key_metric("average_precision", scores),
         metric_cmp_fn=is_better("average_precision"), amp=amp, val_handlers=[handlers.SharedBuffers(network)],
     )  # fmt: skip
     trainer = SupervisedTrainer(
