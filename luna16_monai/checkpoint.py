@@ -161,6 +161,7 @@ class Checkpoints:
                 "%s: the state is saved up to iteration %d; the same command with --resume true goes on from there",
                 *(signal.Signals(self.signal).name, self.saved_iteration),
             )
+            ranks.finish()
             raise SystemExit(128 + self.signal)
 
     def save(self) -> Path:

@@ -52,6 +52,12 @@ def start(device: torch.device | str) -> None:
     logger.info("training in %d processes (%s)", idist.get_world_size(), idist.backend())
 
 
+def finish() -> None:
+    """Leave the group. A process that ends without it may crash at its very end, and count as failed."""
+    if idist.get_world_size() > 1:
+        idist.finalize()
+
+
 def greatest(value: int) -> int:
     """The greatest of the values that the ranks call this with."""
     return value if idist.get_world_size() == 1 else int(idist.all_reduce(value, "MAX"))  # type: ignore[arg-type]

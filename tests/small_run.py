@@ -203,6 +203,7 @@ def main() -> None:
 
         getattr(run, engine).add_event_handler(event, die)
     run.run()
+    ranks.finish()
 
 
 if __name__ == "__main__":
