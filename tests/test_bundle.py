@@ -350,6 +350,7 @@ def acceptance(tmp_path) -> Path:
 
 
 def test_bundle_has_the_files_that_model_zoo_asks_for(acceptance):
+    assert (acceptance / "configs" / "multi_gpu_train.yaml").is_file()
     for name in ("configs/metadata.json", "configs/inference.yaml", "LICENSE", "models/model.pt", "docs/README.md"):
         assert (acceptance / name).is_file(), name
     metadata = json.loads((acceptance / "configs" / "metadata.json").read_text())

@@ -82,14 +82,16 @@ class TestCandidateScores:
         assert metric.candidates.tolist() == [0, 1, 2, 3]
         assert metric.probabilities.tolist() == pytest.approx(PROBABILITIES)
 
-    def test_candidate_scores_count_each_candidate_once_with_a_truth_and_as_drawn_without(self) -> None:
-        once, drawn = CandidateScores(TRUTH, candidate_list()), CandidateScores()
-        for metric in (once, drawn):
+    def test_candidate_scores_count_each_candidate_once_with_a_list_and_as_drawn_without(self) -> None:
+        once, listed = CandidateScores(TRUTH, candidate_list()), CandidateScores(None, candidate_list())
+        drawn = CandidateScores()
+        for metric in (once, listed, drawn):
             metric.reset()
             for rows in ([0, 1, 2, 3], [0, 2]):
                 metric.update((logits(PROBABILITIES)[rows], torch.tensor([1, 1, 0, 0])[rows], torch.tensor(rows)))
         assert once.compute()["cpm"] == pytest.approx(5 / 7)
-        assert "cpm" not in drawn.compute()
+        assert "cpm" not in drawn.compute() | listed.compute()
+        assert listed.candidates.tolist() == [0, 1, 2, 3]
         assert (once.candidates.tolist(), drawn.candidates.tolist()) == ([0, 1, 2, 3], [0, 0, 1, 2, 2, 3])
 
     def test_candidate_scores_of_kinds_add_the_auc_without_kind_0(self) -> None:
