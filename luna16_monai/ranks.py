@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from torch import nn
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +49,45 @@ def start(device: torch.device | str) -> None:
             raise ValueError(f"no GPU for process {local_rank} ({found} found): use --nproc_per_node={found} or fewer")
         torch.cuda.set_device(local_rank)
     # idist.initialize would take SLURM's own numbers for those of torchrun, which starts several processes in a task
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, world_size = next(rendezvous("env://"))
+    store.set_timeout(PATIENCE)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(meet(store, rank, world_size), store),
+        rank=rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+    )
     idist.sync()
     if idist.get_rank() > 0:
         logging.disable(logging.WARNING)
     logger.info("training in %d processes (%s)", idist.get_world_size(), idist.backend())
+
+
+def meet(store: Store, rank: int, world_size: int) -> str:
+    """A name that the processes of one start agree on, and that no start before had.
+
+    torchrun keeps one store over its restarts, in which a process may find the address of one that has died
+    (pytorch/pytorch issue 135712), and no number of its own is the same on all machines. So each process calls with a
+    name made up for it, and rank 0 answers to whoever calls until all have heard.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"caller {rank}", own)
+        shared = store.get(f"answer {own}").decode()
+        store.add(f"heard {shared}", 1)
+        return shared
+    while store.add(f"heard {own}", 0) < world_size - 1:
+        for other in range(1, world_size):
+            # perhaps the name of one that has died; the living one's follows
+            store.set(f"answer {store.get(f'caller {other}').decode()}", own)
+        time.sleep(0.02)
+    return own
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes again, on any of its machines."""
+    return bool(greatest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
 
 
 def finish() -> None:

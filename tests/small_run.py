@@ -179,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         ranks.start("cpu")
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    restarted = ranks.restarted()
     run = build(options.output_dir, options.resume or restarted, options.workers, options.interval)
     if options.die and not restarted and idist.get_rank() == options.rank:
         phase, number, kind = (*options.die.split(":"), "SIGKILL")[:3]

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ def test_one_process_gets_back_what_it_gave():
     norm.running_mean += 3
     ranks.copy_buffers(norm)
     assert norm.running_mean.tolist() == [3, 3]
+    ranks.finish()
     assert (ranks.greatest(7), ranks.from_first(b"all"), ranks.from_first(None)) == (7, b"all", None)
 
 
@@ -72,6 +75,29 @@ def test_start_refuses_a_device_that_is_not_every_process_s_own(monkeypatch, dev
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     with pytest.raises(ValueError, match=message):
         ranks.start(device)
+
+
+def test_meet_gives_each_start_a_name_of_its_own():
+    """Three starts on one store, which keeps what the dead of a start before have left."""
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=60))
+
+    def start(living: Sequence[int]) -> list[str]:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda rank: ranks.meet(store, rank, 3), living))
+
+    first = start([2, 1, 0])
+    store.set("caller 1", "of one that called and died")
+    second, third = start([0, 2, 1]), start([1, 0, 2])
+    assert [len(set(names)) for names in (first, second, third)] == [1, 1, 1]
+    assert len({first[0], second[0], third[0]}) == 3
+
+
+def test_restarted_is_what_torchrun_tells(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert not ranks.restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert ranks.restarted()
 
 
 def test_share_batch_norm_is_for_cuda():
