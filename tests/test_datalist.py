@@ -32,8 +32,8 @@ from luna16_monai.datalist import (
     read_patients,
     refuse_leakage,
     sample_negatives,
-    split_by_stride,
     set_aside,
+    split_by_stride,
     split_by_subset,
 )
 from luna16_monai.transforms import LoadCutoutd
