@@ -205,11 +205,49 @@ def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], na
         return _svg(figure, name)
 
 
+def trials_chart(
+    settings: Mapping[str, Sequence[Any]], scores: Sequence[float], label: str, logarithmic: Sequence[str] = ()
+) -> str:
+    """The score of each trial of a search against each setting; the best one is marked.
+
+    Args:
+        settings: by name, what each trial had: numbers, or texts for a choice.
+        scores: of each trial, in the same order.
+        label: of the score.
+        logarithmic: names of settings whose axis is logarithmic.
+    """
+    columns = min(3, len(settings))
+    rows = -(-len(settings) // columns)
+    best = int(np.argmax(scores))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * columns, 2.9 * rows))
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+        for axes, (name, values) in zip(panels, settings.items(), strict=False):
+            if all(isinstance(value, int | float) for value in values):
+                places = [float(value) for value in values]
+                if name in logarithmic:
+                    axes.set_xscale("log")
+            else:
+                names = sorted(set(map(str, values)))
+                places = [float(names.index(str(value))) for value in values]
+                axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
+                axes.set_xlim(-0.6, len(names) - 0.4)
+            axes.plot(places, scores, "o", color=ONE, alpha=0.6, markersize=5)
+            axes.plot(places[best], scores[best], "o", color=TWO, markersize=8)
+            axes.set_xlabel(name.split("#")[-1])
+        for axes in panels[len(settings) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel(label)
+        return _svg(figure, "trials")
+
+
 def standalone(svg: str) -> str:
     """A chart as a picture of its own, in the report's light colours on white: for a notebook, slides or a paper."""
     for name, colour in LIGHT.items():
         svg = svg.replace(f"var(--{name})", colour)
-    width, height = SIZE_INCHES
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    width, height = SIZE_INCHES if box is None else (float(points) / 72 for points in box.groups())
     head = f'<svg width="{width:g}in" height="{height:g}in" style="background:#fff;font-family:sans-serif"'
     return svg.replace("<svg", head, 1)
 

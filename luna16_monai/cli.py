@@ -108,6 +108,16 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.config is not None:
         _require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = _data(options), _store(options)
+    on_ray: dict[str, Any] = {}
+    if options.ray:
+        from luna16_monai.cluster import run_tasks
+
+        # each node has a current folder of its own
+        data, store_dir = data.absolute(), store_dir.absolute()
+        on_ray = {
+            "execute": partial(run_tasks, address=options.ray, dashboard=options.dashboard),
+            "log_dir": store_dir / "logs",
+        }
     store = prepare(
         data,
         store_dir,
@@ -116,6 +126,7 @@ def _prepare(options: argparse.Namespace) -> int:
         allow_missing=options.allow_missing,
         allow_symlinks=options.allow_symlinks,
         progress=_progress(options),
+        **on_ray,
     )
     result = {
         "store": str(store_dir),
@@ -356,6 +367,30 @@ def _crossval(options: argparse.Namespace) -> int:
     return _print(options, result, _told_folds(result, options.output))
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from luna16_monai.cluster import LOCAL
+    from luna16_monai.tune import Search, TunePlan, tune
+
+    bundle = _trained_bundle(options)
+    plan = TunePlan(
+        bundle,
+        _data(options),
+        _store(options),
+        options.output,
+        Search.read(options.search or bundle / "configs" / "tune.yaml"),
+        options.trials,
+        _settings(options),
+        tuple(options.overlay),
+        _threads(options),
+        options.gpus,
+        options.seed,
+    )
+    result = tune(plan, options.ray or LOCAL, options.dashboard, _progress(options))
+    best, metric = result["best"], result["metric"]
+    line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
+    return _print(options, result, f"{line}: {options.output / 'best.yaml'}")
+
+
 def _trained_bundle(options: argparse.Namespace) -> Path:
     """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
     from luna16_monai.bundle import bundle_dir, called_names
@@ -391,7 +426,12 @@ def _threads(options: argparse.Namespace) -> int:
 
 
 def _execute(options: argparse.Namespace) -> Any:
-    """Where jobs run: in processes of this machine, one at a time unless it is said otherwise."""
+    """Where jobs run: in processes of this machine, one at a time unless it is said otherwise; or on a cluster."""
+    if options.ray:
+        from luna16_monai import cluster
+
+        resources = {"cpus": _threads(options), "gpus": options.gpus}
+        return partial(cluster.run_tasks, address=options.ray, dashboard=options.dashboard, **resources)
     from luna16_monai.workers import run_tasks
 
     return partial(run_tasks, workers=options.workers or 1)
@@ -451,7 +491,12 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return added
 
+    def ray(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--ray", metavar="ADDRESS|local", help="run on this Ray cluster; local: one of this machine")
+        added.add_argument("--dashboard", action="store_true", help="Ray's, of --ray local, for this machine alone")
+
     def jobs(added: argparse.ArgumentParser) -> None:
+        ray(added)
         added.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
         added.add_argument("--trust-bundle", action="store_true", help="run a --bundle that may hold any code")
         added.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -501,6 +546,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--allow-missing", action="store_true", help="go on without the CTs that are not there")
     prepare.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
     prepare.add_argument("--workers", type=int, metavar="N")
+    ray(prepare)
 
     def scoring(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = verb(name, run, text)
@@ -587,6 +633,11 @@ def _parser() -> argparse.ArgumentParser:
     crossval.add_argument("--folds", type=int, nargs="+", metavar="N", help="0 to 9; default: all that are prepared")
     jobs(crossval)
     crossval.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws; 0 gives no intervals")
+
+    tune = verb("tune", _tune, "search for better settings of a bundle; goes on where it was stopped")
+    tune.add_argument("--trials", type=int, required=True, metavar="N")
+    tune.add_argument("--search", type=Path, metavar="FILE", help="what is tried; default: the bundle's tune.yaml")
+    jobs(tune)
 
     check = verb("verify", _verify, "check a store against its checksums")
     check.add_argument("--store", type=Path, metavar="DIR")

@@ -40,7 +40,7 @@ class Job:
         name: for the display.
         commands: one after the other, words as for a shell; each does nothing where its work is done.
         log: what they print; added to when the job is run again.
-        done: the file that the last command writes last: where it is, the job is finished.
+        done: the file that the last command writes last: where it is, the job is finished. None: the commands know.
         folder: in which they run.
         threads: for each process; a training's last bits depend on it.
         gpus: that one run of the job takes for itself; 0 leaves the choice to the command.
@@ -49,7 +49,7 @@ class Job:
     name: str
     commands: tuple[tuple[str, ...], ...]
     log: Path
-    done: Path
+    done: Path | None
     folder: Path
     threads: int = 1
     gpus: int = 0
@@ -70,7 +70,7 @@ def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> No
     Raises:
         RuntimeError: names the jobs that failed, what they said last, and their logs.
     """
-    todo = [job for job in jobs if not job.done.exists()]
+    todo = [job for job in jobs if not _is_done(job)]
     failed = []
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="jobs", unit="job", disable=not progress)
     with bar, logging_redirect_tqdm(), _shown(bar, todo):
@@ -89,10 +89,14 @@ def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> No
         )
 
 
-def run_job(job: Job) -> str | None:
+def run_job(job: Job, watch: Callable[[], None] | None = None) -> str | None:
     """Run one job to its end, here and now.
 
     Waits where another process is at the same job. The commands get a SIGTERM when this process dies.
+
+    Args:
+        job: what to do.
+        watch: called every other second meanwhile; what it raises ends the job, in good order.
 
     Returns:
         None where it is finished, else what went wrong.
@@ -101,7 +105,7 @@ def run_job(job: Job) -> str | None:
     with job.log.open("ab", buffering=0) as log:
         # the commands inherit the open file, and with it the lock
         fcntl.flock(log, fcntl.LOCK_EX)
-        if job.done.exists():
+        if _is_done(job):
             return None
         with _devices(job) as devices:
             environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1", **devices}
@@ -109,11 +113,11 @@ def run_job(job: Job) -> str | None:
             for command in job.commands:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} $ {' '.join(command)}\n".encode())
                 tied = [sys.executable, "-m", __name__, str(os.getpid()), *command]
-                code = _wait(tied, log, job.folder, environment)
+                code = _wait(tied, log, job.folder, environment, watch)
                 if code:
                     ended = f"signal {-code}" if code < 0 else f"exit code {code}"
                     return f"{job.name} ended with {ended} ({last_line(job.log) or 'no output'}), see {job.log}"
-        if not job.done.exists():
+        if job.done is not None and not job.done.exists():
             return f"{job.name} ended without {job.done.name}, see {job.log}"
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         logger.info("%s: finished in %d:%02d", job.name, minutes, seconds)
@@ -130,10 +134,25 @@ def last_line(log: Path) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _wait(command: Sequence[str], log: IO[bytes], folder: Path, environment: dict[str, str]) -> int:
+def _is_done(job: Job) -> bool:
+    return job.done is not None and job.done.exists()
+
+
+def _wait(
+    command: Sequence[str],
+    log: IO[bytes],
+    folder: Path,
+    environment: dict[str, str],
+    watch: Callable[[], None] | None,
+) -> int:
     """Run a command to its end; an interruption of this process is handed on to it as a SIGTERM."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment)
     try:
+        while watch is not None:
+            try:
+                return process.wait(SECONDS_BETWEEN_LOOKS)
+            except subprocess.TimeoutExpired:
+                watch()
         return process.wait()
     except BaseException:
         process.send_signal(signal.SIGTERM)
@@ -184,7 +203,7 @@ def _shown(bar: tqdm, jobs: Sequence[Job]) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            running = [job for job in jobs if job.log.is_file() and not job.done.exists()]
+            running = [job for job in jobs if job.log.is_file() and not _is_done(job)]
             bar.set_postfix_str("; ".join(f"{job.name}: {last_line(job.log)[:60]}" for job in running[:3]))
 
     watcher = threading.Thread(target=look, daemon=True)
