@@ -7,10 +7,12 @@ what it is worth is told by scans that took no part, such as ``--set test_subset
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +129,7 @@ class TunePlan:
         threads: of each process.
         gpus: of each trial.
         seed: of the search.
+        folder: in which the trainings run; Ray gives each trial another one.
     """
 
     bundle: Path
@@ -140,6 +143,7 @@ class TunePlan:
     threads: int = 1
     gpus: float = 0
     seed: int = 0
+    folder: Path = field(default_factory=Path.cwd)
 
     def __post_init__(self) -> None:
         for name in ("bundle", "data_dir", "store_dir", "output"):
@@ -177,7 +181,7 @@ class TunePlan:
             commands=(command("training", configs, {**self.settings, **told, **fixed}),),
             log=self.output / "logs" / f"{trial}.log",
             done=None,
-            folder=Path.cwd(),
+            folder=self.folder,
             threads=self.threads,
         )
 
@@ -213,7 +217,8 @@ def tune(plan: TunePlan, address: str = LOCAL, dashboard: bool = False, progress
     """
     _claim(plan)
     stores = _prepare_stores(plan, progress)
-    with connected(address, dashboard):
+    # Tune prints a banner, which is no result
+    with connected(address, dashboard), contextlib.redirect_stdout(sys.stderr):
         _search(plan, stores)
     return write_trials(plan)
 
@@ -266,16 +271,16 @@ def _search(plan: TunePlan, stores: Mapping[str, Path]) -> None:
     if ray_tune.Tuner.can_restore(str(folder)):
         tuner = ray_tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
     else:
-        space = plan.search.space()
         tuner = ray_tune.Tuner(
             trainable,
+            param_space=plan.search.space(),
             tune_config=ray_tune.TuneConfig(
                 num_samples=plan.trials,
-                search_alg=OptunaSearch(space, metric=metric, mode="max", seed=plan.seed),
+                search_alg=OptunaSearch(seed=plan.seed),
+                metric=metric,
+                mode="max",
                 scheduler=ASHAScheduler(
                     time_attr="epoch",
-                    metric=metric,
-                    mode="max",
                     max_t=plan.max_epochs,
                     grace_period=min(plan.search.grace_period, plan.max_epochs),
                     reduction_factor=plan.search.reduction_factor,
@@ -358,9 +363,10 @@ def write_trials(plan: TunePlan) -> dict[str, Any]:
 
 
 def _write_best(plan: TunePlan, best: Mapping[str, Any], trials: int) -> None:
+    score = f"{plan.search.metric} {best['score']:.4f} after epoch {best['epoch']}"
     head = (
-        f"# The best of {trials} trials: {plan.search.metric} {best['score']:.4f} after epoch {best['epoch']}, on the scans\n"
-        "# that it was chosen on. python -m monai.bundle run training --config_file \"['.../train.yaml','best.yaml']\"\n"
+        f"# The best of {trials} trials: {score}, on the scans that it was chosen on.\n"
+        "# python -m monai.bundle run training --config_file \"['.../configs/train.yaml','best.yaml']\"\n"
     )
     with atomic_write(plan.output / BEST) as stream:
         stream.write((head + yaml.safe_dump(best["settings"], sort_keys=False)).encode())
