@@ -90,7 +90,7 @@ def _adapted(config: dict[str, Any]) -> bool:
 
 
 def default_store() -> str:
-    """The address of the SQLite file below ``LUNA16_RUNS`` that all runs share; ``MLFLOW_TRACKING_URI`` wins over it."""
+    """The address of the SQLite file below ``LUNA16_RUNS`` that all runs share; ``MLFLOW_TRACKING_URI`` wins."""
     folder = Path(os.environ.get("LUNA16_RUNS", "runs")).absolute()
     if "MLFLOW_TRACKING_URI" not in os.environ:
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ TINY = {
     "batch_size": "4",
     "num_workers": "0",
     "validation_stride": "3",
-    "shape_zyx": "[8,16,16]",
+    "shape_zyx": "[16,16,16]",
     "margin_zyx": "[0,0,0]",
     "device": "cpu",
 }
@@ -79,7 +79,7 @@ def read_points_of(rows: Any, probability: np.ndarray) -> Any:
 def test_plan_trains_without_the_subset_and_scores_it_once_afterwards(phantom_dir, store_dir, tmp_path):
     settings = {**TINY, "init_weights": "a.pt", "validation_negatives": "6"}
     job = plan(phantom_dir, store_dir, tmp_path, (4,), settings=settings).job(4)
-    training, scoring = (dict(zip(words[8::2], words[9::2], strict=True)) for words in job.commands)
+    training, scoring = (dict(zip(words[9::2], words[10::2], strict=True)) for words in job.commands)
     assert (training["--test_subset"], training["--join_patients"], training["--resume"]) == ("4", "true", "true")
     assert (training["--init_weights"], training["--validation_stride"]) == ("a.pt", "3")
     # the scoring takes the same network and scans of the subset alone, all of their candidates, the fold's weights
