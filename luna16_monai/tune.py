@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("average_precision", "cpm")
 KINDS = ("uniform", "log_uniform", "choice")
-PLAN, TRIAL, BEST, TABLE, CHART = "tune.json", "trial.json", "best.yaml", "trials.csv", "trials.svg"
+PLAN, BEST, TABLE, CHART = "tune.json", "best.yaml", "trials.csv", "trials.svg"
 SPACING = "spacing_zyx"
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "key_metric", SPACING}
 RETRIES = 3
@@ -318,7 +318,8 @@ def run_trial(
         RuntimeError: the training failed.
     """
     settings, folder = plan.search.settings(drawn), plan.trial_dir(trial)
-    write_json(plan.output / "trials" / f"{trial}.json", {"trial": trial, "settings": settings})
+    told = {"trial": trial, "drawn": dict(drawn), "settings": settings}
+    write_json(plan.output / "trials" / f"{trial}.json", told)
     reported = 0
 
     def watch() -> None:
@@ -388,12 +389,14 @@ def _write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
     except ModuleNotFoundError:
         logger.warning("no %s: it needs matplotlib: pip install 'luna16_monai[report]'", CHART)
         return False
-    values = {
-        key: [v if isinstance(v := row["settings"][key], int | float) else json.dumps(v) for row in rows]
-        for key in rows[0]["settings"]
+    ranges = plan.search.ranges
+    drawn = {name: [row["drawn"][name] for row in rows] for name in ranges}
+    numbers = {
+        name: ("log", *one["log_uniform"]) if "log_uniform" in one else ("linear", *one["uniform"])
+        for name, one in ranges.items()
+        if "choice" not in one
     }
-    logarithmic = [name for name, one in plan.search.ranges.items() if "log_uniform" in one]
-    drawn = charts.trials_chart(values, [row["score"] for row in rows], plan.search.metric, logarithmic)
+    chart = charts.trials_chart(drawn, [row["score"] for row in rows], plan.search.metric, numbers)
     with atomic_write(plan.output / CHART) as stream:
-        stream.write(charts.standalone(drawn).encode())
+        stream.write(charts.standalone(chart).encode())
     return True

@@ -51,7 +51,9 @@ def trial(one: TunePlan, name: str, settings: dict[str, Any], rows: str) -> None
     folder = one.trial_dir(name)
     folder.mkdir(parents=True)
     (folder / "history.csv").write_text("epoch,split,loss,cpm\n" + rows)
-    (folder.parent / f"{name}.json").write_text(json.dumps({"trial": name, "settings": settings}))
+    drawn = {"learning_rate": settings["learning_rate"], "network_def#norm": "null", "augmentation": 1.0}
+    told = {"trial": name, "drawn": drawn, "settings": settings}
+    (folder.parent / f"{name}.json").write_text(json.dumps(told))
 
 
 def test_tune_yaml_names_settings_that_train_yaml_has():
@@ -163,7 +165,8 @@ def test_write_trials_finds_the_best_epoch_of_the_best_trial(tmp_path):
         ("b", "0.4", "2", "2"),
         ("a", "0.2", "1", "2"),
     ]
-    assert "learning_rate" in (tmp_path / "trials.svg").read_text(encoding="utf-8")
+    picture = (tmp_path / "trials.svg").read_text(encoding="utf-8")
+    assert all(f">{name}<" in picture for name in ("learning rate", "norm", "augmentation", "cpm"))
 
 
 def test_write_trials_refuses_where_none_has_a_score(tmp_path):
