@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 
 LOCAL = "local"
 LOOPBACK = "127.0.0.1"
+SECONDS_TO_ANSWER = 10.0
 RETRIES = 5
 """How often an item is begun anew because the node or the process at work on it died."""
 
@@ -48,6 +50,7 @@ def connected(address: str, dashboard: bool = False) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _require_answer(address)
     local = {"_node_ip_address": LOOPBACK, "include_dashboard": dashboard, "dashboard_host": LOOPBACK}
     try:
         ray.init(
@@ -57,14 +60,29 @@ def connected(address: str, dashboard: bool = False) -> Iterator[Any]:
             **(local if address == LOCAL else {}),
         )
     except (ConnectionError, ValueError) as error:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address} ({type(error).__name__}): start one with ray start --head, or use "
-            "--ray local"
-        ) from error
+        raise ConnectionError(_nobody(address, error)) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ask whether anybody listens there: Ray itself would go on asking for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(_nobody(address, error)) from error
+
+
+def _nobody(address: str, error: Exception) -> str:
+    return (
+        f"no Ray cluster answers at {address} ({type(error).__name__}): start one with ray start --head, or use "
+        "--ray local"
+    )
 
 
 def run_tasks(
