@@ -354,7 +354,7 @@ def _crossval(options: argparse.Namespace) -> int:
         options.output,
         tuple(folds),
         _settings(options),
-        tuple(options.overlay),
+        tuple(options.overlay or ()),
         _threads(options),
         options.gpus,
     )
@@ -380,7 +380,7 @@ def _tune(options: argparse.Namespace) -> int:
         Search.read(options.search or bundle / "configs" / "tune.yaml"),
         options.trials,
         _settings(options),
-        tuple(options.overlay),
+        tuple(options.overlay or ()),
         _threads(options),
         options.gpus,
         options.seed,
@@ -397,7 +397,7 @@ def _trained_bundle(options: argparse.Namespace) -> Path:
 
     bundle = options.bundle or bundle_dir()
     files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
-    for path in (*files, *options.overlay):
+    for path in (*files, *(options.overlay or ())):
         if path.is_file():
             import yaml
 
@@ -412,7 +412,7 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     settings = {"seed": str(options.seed)}
     if options.device != "auto":
         settings["device"] = options.device
-    for text in options.set:
+    for text in options.set or ():
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise ValueError(f"--set {text}: key=value was expected, such as max_epochs=20")
@@ -502,12 +502,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--output", type=Path, required=True, metavar="DIR")
         added.add_argument("--data", type=Path, metavar="DIR")
         added.add_argument("--store", type=Path, metavar="DIR")
-        added.add_argument(
-            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of each training"
-        )
-        added.add_argument(
-            "--overlay", type=Path, nargs="+", default=[], metavar="FILE", help="config files on top of train.yaml"
-        )
+        added.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of each training")
+        added.add_argument("--overlay", type=Path, nargs="+", metavar="FILE", help="config files on top of train.yaml")
         added.add_argument("--workers", type=int, metavar="N", help="trainings at once; default: 1")
         added.add_argument("--threads", type=int, metavar="N", help="of each process; default: the cores shared")
         added.add_argument("--gpus", type=int, default=0, metavar="N", help="that a training takes for itself")
