@@ -51,7 +51,7 @@ def connected(address: str, dashboard: bool = False) -> Iterator[Any]:
         yield ray
         return
     _require_answer(address)
-    local = {"_node_ip_address": LOOPBACK, "include_dashboard": dashboard, "dashboard_host": LOOPBACK}
+    local = {"include_dashboard": dashboard, "dashboard_host": LOOPBACK}
     try:
         ray.init(
             address=address,
