@@ -35,7 +35,9 @@ bench: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
+# with Ray, Optuna and MLflow, 600 MB that nothing else needs
 test-all: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune,mlflow]'
 	$(BIN)/python -m pytest
 
 # the notebooks on the data of make demo, with what they show stored in them

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -66,6 +67,21 @@ def build_on(name: str, bundle: str | None = None) -> None:
     # in place, since the workflow and its parser hold on to it
     config.update({**_laid_over(below, config), "imports": list(dict.fromkeys(imports))})
     parser.parse(reset=True)
+
+
+def change_config(change: Callable[[dict[str, Any]], bool]) -> None:
+    """Let a function change the running config in place, early in ``initialize``.
+
+    Args:
+        change: gives whether it has changed anything.
+
+    Raises:
+        RuntimeError: it is called outside a config.
+    """
+    parser = _running_parser()
+    config: Any = parser.config
+    if change(config):
+        parser.parse(reset=True)
 
 
 def root() -> str:

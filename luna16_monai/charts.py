@@ -205,11 +205,52 @@ def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], na
         return _svg(figure, name)
 
 
+def trials_chart(
+    drawn: Mapping[str, Sequence[Any]], scores: Sequence[float], label: str, axes_of: Mapping[str, Any]
+) -> str:
+    """The score of each trial of a search against each thing that was tried; the best trial is marked.
+
+    Args:
+        drawn: by name, what each trial had: numbers, or texts for a choice.
+        scores: of each trial, in the same order.
+        label: of the score.
+        axes_of: by name of what is a number: its scale ("linear" or "log") and the two ends of its axis.
+    """
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    best = int(np.argmax(scores))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * columns, 2.9 * rows))
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+        for axes, (name, values) in zip(panels, drawn.items(), strict=False):
+            axes.tick_params(length=0)
+            if name in axes_of:
+                scale, low, high = axes_of[name]
+                places = [float(value) for value in values]
+                axes.set_xscale(scale)
+                axes.set_xlim(low, high)
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                names = sorted(set(map(str, values)))
+                places = [float(names.index(str(value))) for value in values]
+                axes.set_xticks(range(len(names)), names, rotation=15, ha="right", fontsize=8)
+                axes.set_xlim(-0.6, len(names) - 0.4)
+            axes.plot(places, scores, "o", color=ONE, alpha=0.6, markersize=5, clip_on=False)
+            axes.plot(places[best], scores[best], "o", color=TWO, markersize=8, clip_on=False)
+            axes.set_xlabel(name.split("#")[-1].replace("_", " "))
+        for axes in panels[len(drawn) :]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel(label.replace("_", " "))
+        return _svg(figure, "trials")
+
+
 def standalone(svg: str) -> str:
     """A chart as a picture of its own, in the report's light colours on white: for a notebook, slides or a paper."""
     for name, colour in LIGHT.items():
         svg = svg.replace(f"var(--{name})", colour)
-    width, height = SIZE_INCHES
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    width, height = SIZE_INCHES if box is None else (float(points) / 72 for points in box.groups())
     head = f'<svg width="{width:g}in" height="{height:g}in" style="background:#fff;font-family:sans-serif"'
     return svg.replace("<svg", head, 1)
 

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -106,6 +108,16 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.config is not None:
         _require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = _data(options), _store(options)
+    on_ray: dict[str, Any] = {}
+    if options.ray:
+        from luna16_monai.cluster import run_tasks
+
+        # each node has a current folder of its own
+        data, store_dir = data.absolute(), store_dir.absolute()
+        on_ray = {
+            "execute": partial(run_tasks, address=options.ray, dashboard=options.dashboard),
+            "log_dir": store_dir / "logs",
+        }
     store = prepare(
         data,
         store_dir,
@@ -114,6 +126,7 @@ def _prepare(options: argparse.Namespace) -> int:
         allow_missing=options.allow_missing,
         allow_symlinks=options.allow_symlinks,
         progress=_progress(options),
+        **on_ray,
     )
     result = {
         "store": str(store_dir),
@@ -326,6 +339,120 @@ def _report(options: argparse.Namespace) -> int:
     return _print(options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)")
 
 
+def _crossval(options: argparse.Namespace) -> int:
+    from luna16_monai.crossval import Plan, crossval
+    from luna16_monai.cutouts import Store
+    from luna16_monai.report import write_report
+
+    bundle = _trained_bundle(options)
+    store_dir = _store(options)
+    folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
+    plan = Plan(
+        bundle,
+        _data(options),
+        store_dir,
+        options.output,
+        tuple(folds),
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+    )
+    result = crossval(plan, _execute(options), _progress(options), options.bootstrap, options.seed)
+    if find_spec("matplotlib") and find_spec("jinja2"):
+        write_report(options.output, options.output / "report.html", store_dir)
+    else:
+        print("luna16: no report.html: pip install 'luna16_monai[report]', then luna16 report --run", file=sys.stderr)
+    _warn(result.get("warnings", ()))
+    return _print(options, result, _told_folds(result, options.output))
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from luna16_monai.cluster import LOCAL
+    from luna16_monai.tune import Search, TunePlan, tune
+
+    bundle = _trained_bundle(options)
+    plan = TunePlan(
+        bundle,
+        _data(options),
+        _store(options),
+        options.output,
+        Search.read(options.search or bundle / "configs" / "tune.yaml"),
+        options.trials,
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+        options.seed,
+    )
+    result = tune(plan, options.ray or LOCAL, options.dashboard, _progress(options))
+    best, metric = result["best"], result["metric"]
+    line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
+    return _print(options, result, f"{line}: {options.output / 'best.yaml'}")
+
+
+def _trained_bundle(options: argparse.Namespace) -> Path:
+    """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
+    from luna16_monai.bundle import bundle_dir, called_names
+
+    bundle = options.bundle or bundle_dir()
+    files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
+    for path in (*files, *(options.overlay or ())):
+        if path.is_file():
+            import yaml
+
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if path in files or called_names(config):
+                _require_trust(path, config, options.trust_bundle)
+    return bundle
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    """What --set, --seed and --device ask of each training."""
+    settings = {"seed": str(options.seed)}
+    if options.device != "auto":
+        settings["device"] = options.device
+    for text in options.set or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set {text}: key=value was expected, such as max_epochs=20")
+        settings[key] = value
+    return settings
+
+
+def _threads(options: argparse.Namespace) -> int:
+    """Of each process; the cores shared by the jobs that run at once, unless it is said."""
+    return options.threads or max(1, len(os.sched_getaffinity(0)) // max(1, options.workers or 1))
+
+
+def _execute(options: argparse.Namespace) -> Any:
+    """Where jobs run: in processes of this machine, one at a time unless it is said otherwise; or on a cluster."""
+    if options.ray:
+        from luna16_monai import cluster
+
+        resources = {"cpus": _threads(options), "gpus": options.gpus}
+        return partial(cluster.run_tasks, address=options.ray, dashboard=options.dashboard, **resources)
+    from luna16_monai.workers import run_tasks
+
+    return partial(run_tasks, workers=options.workers or 1)
+
+
+def _told_folds(result: dict[str, Any], output: Path) -> str:
+    lines = [f"crossval: {len(result['folds'])} folds in {output}"]
+    if "cpm" in result:
+        interval = "" if result["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*result["cpm_ci95"])
+        lines.append(f"  CPM {result['cpm']:.4f}{interval} on all {result['scans']} scans, pooled")
+        mean = result["mean_of_folds"]
+        interval = "" if mean["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*mean["cpm_ci95"])
+        lines.append(f"  CPM {mean['cpm']:.4f}{interval} as the mean of the folds, each on its own scans")
+        lines += [
+            f"    fold {name}: {fold['cpm']:.4f} on {fold['scans']} scans" for name, fold in result["folds"].items()
+        ]
+    else:
+        lines.append(f"  average precision {result['average_precision']:.4f}; no CPM, the log says why")
+    return "\n".join(lines)
+
+
 def _print(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
     print(json.dumps(result, indent=2) if options.json else line, flush=True)
     return DONE
@@ -364,6 +491,25 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return added
 
+    def ray(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--ray", metavar="ADDRESS|local", help="run on this Ray cluster; local: one of this machine")
+        added.add_argument("--dashboard", action="store_true", help="Ray's, of --ray local, for this machine alone")
+
+    def jobs(added: argparse.ArgumentParser) -> None:
+        ray(added)
+        added.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+        added.add_argument("--trust-bundle", action="store_true", help="run a --bundle that may hold any code")
+        added.add_argument("--output", type=Path, required=True, metavar="DIR")
+        added.add_argument("--data", type=Path, metavar="DIR")
+        added.add_argument("--store", type=Path, metavar="DIR")
+        added.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of each training")
+        added.add_argument("--overlay", type=Path, nargs="+", metavar="FILE", help="config files on top of train.yaml")
+        added.add_argument("--workers", type=int, metavar="N", help="trainings at once; default: 1")
+        added.add_argument("--threads", type=int, metavar="N", help="of each process; default: the cores shared")
+        added.add_argument("--gpus", type=int, default=0, metavar="N", help="that a training takes for itself")
+        added.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+        added.add_argument("--seed", type=int, default=0, metavar="N")
+
     phantom = verb("phantom", _phantom, "write a synthetic data set in LUNA16's own layout")
     phantom.add_argument("--output", type=Path, metavar="DIR")
     phantom.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background")
@@ -396,6 +542,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--allow-missing", action="store_true", help="go on without the CTs that are not there")
     prepare.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
     prepare.add_argument("--workers", type=int, metavar="N")
+    ray(prepare)
 
     def scoring(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = verb(name, run, text)
@@ -477,6 +624,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="DIR", help="its output folder")
     report.add_argument("--output", type=Path, metavar="FILE.html", help="default: report.html in that folder")
     report.add_argument("--store", type=Path, metavar="DIR", help="the prepared volumes, for the pictures")
+
+    crossval = verb("crossval", _crossval, "official cross-validation of a bundle; goes on where it was stopped")
+    crossval.add_argument("--folds", type=int, nargs="+", metavar="N", help="0 to 9; default: all that are prepared")
+    jobs(crossval)
+    crossval.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws; 0 gives no intervals")
+
+    tune = verb("tune", _tune, "search for better settings of a bundle; goes on where it was stopped")
+    tune.add_argument("--trials", type=int, required=True, metavar="N")
+    tune.add_argument("--search", type=Path, metavar="FILE", help="what is tried; default: the bundle's tune.yaml")
+    jobs(tune)
 
     check = verb("verify", _verify, "check a store against its checksums")
     check.add_argument("--store", type=Path, metavar="DIR")

@@ -97,18 +97,8 @@ def split_by_subset(
     Raises:
         ValueError: a series has no subset, or no series is in the validation subset.
     """
-    without = sorted(uid for uid, subset in subsets.items() if subset is None)
-    if without:
-        raise ValueError(
-            f"series {without[0]} lies in no subset folder, so validation_subset {validation_subset} cannot be held "
-            "out: put the CTs into subset0 ... subset9, or use validation_stride"
-        )
-    if validation_subset not in subsets.values():
-        raise ValueError(
-            f"validation_subset {validation_subset}: no series is in it "
-            f"(found: {sorted(set(subsets.values()), key=str)}): name one of those"
-        )
-    held_out = {patients.get(uid, uid) for uid, subset in subsets.items() if subset == validation_subset}
+    validation = _of_subset(subsets, validation_subset, "validation_subset")
+    held_out = {patients.get(uid, uid) for uid in validation}
     both_sides = [
         uid for uid, subset in subsets.items() if subset != validation_subset and patients.get(uid, uid) in held_out
     ]
@@ -118,10 +108,47 @@ def split_by_subset(
             patients[both_sides[0]],
             both_sides[0],
         )
-    validation = {uid for uid, subset in subsets.items() if subset == validation_subset}
     if join_patients:
         validation.update(both_sides)
     return tuple(sorted(set(subsets) - validation)), tuple(sorted(validation))
+
+
+def set_aside(
+    subsets: Mapping[str, int | None], test_subset: int, patients: Mapping[str, str]
+) -> tuple[dict[str, int | None], tuple[str, ...]]:
+    """Keep one of LUNA16's official subsets for a test: neither it nor its patients take part in what comes before.
+
+    Args:
+        subsets: series to subset, 0 to 9.
+        test_subset: the subset to keep.
+        patients: series to patient.
+
+    Returns:
+        The subset of each series that is left to train and validate on, without the other scans of the test's
+        patients; and the series of the test, sorted: LUNA16's own, so they are the subset and no more.
+
+    Raises:
+        ValueError: as `split_by_subset`.
+    """
+    test = _of_subset(subsets, test_subset, "test_subset")
+    tested = {patients.get(uid, uid) for uid in test}
+    return {uid: subset for uid, subset in subsets.items() if patients.get(uid, uid) not in tested}, tuple(sorted(test))
+
+
+def _of_subset(subsets: Mapping[str, int | None], number: int, setting: str) -> set[str]:
+    """The series of a subset that a setting names."""
+    without = sorted(uid for uid, subset in subsets.items() if subset is None)
+    if without:
+        raise ValueError(
+            f"series {without[0]} lies in no subset folder, so {setting} {number} cannot be held out: put the CTs into "
+            "subset0 ... subset9, or use validation_stride"
+        )
+    if number not in subsets.values():
+        raise ValueError(
+            f"{setting} {number}: no series is in it (found: {sorted(set(subsets.values()), key=str)}): name one of "
+            "those"
+        )
+    return {uid for uid, subset in subsets.items() if subset == number}
 
 
 def refuse_leakage(**splits: Sequence[str]) -> None:
@@ -218,12 +245,14 @@ class Split:
         omit_excluded: leave training negatives out that lie on an excluded finding.
         seed: of the sample of negatives.
         kinds: makes kinds of the classes; None leaves them.
+        test_subset: keep this official subset, and all scans of its patients, out of both; None keeps none out.
 
     Attributes:
         train: the candidates to train on.
         validation: the candidates to validate on.
         train_series: the series of the former, sorted.
         validation_series: the series of the latter, sorted.
+        test_series: those of ``test_subset``, sorted; none without one.
 
     Raises:
         ValueError: a candidate's series is unknown or its point lies outside its scan; a split lacks a class.
@@ -240,15 +269,20 @@ class Split:
         omit_excluded: bool = False,
         seed: int = 0,
         kinds: Kinds | None = None,
+        test_subset: int | None = None,
     ) -> None:
         data_dir = Path(dataset_dir)
         subsets, patients = store.subsets, read_patients(data_dir)
+        rest: Mapping[str, int | None] = subsets
+        self.test_series: tuple[str, ...] = ()
+        if test_subset is not None:
+            rest, self.test_series = set_aside(subsets, test_subset, patients)
         if validation_subset is None:
-            series = split_by_stride(list(subsets), validation_stride, patients)
+            series = split_by_stride(list(rest), validation_stride, patients)
         else:
-            series = split_by_subset(subsets, validation_subset, patients, join_patients)
+            series = split_by_subset(rest, validation_subset, patients, join_patients)
         self.train_series, self.validation_series = series
-        refuse_leakage(train=self.train_series, validation=self.validation_series)
+        refuse_leakage(train=self.train_series, validation=self.validation_series, test=self.test_series)
         table = read_candidates(data_dir)
         known = [*subsets, *store.missing, *(read_series_list(data_dir) or ())]
         table.require_series(known, f"the prepared store, nor in {data_dir / 'seriesuids.csv'}")

@@ -22,7 +22,7 @@ from luna16_monai.errors import one_line
 Check = dict[str, Any]
 
 PACKAGE = "luna16_monai"
-EXTRAS = ("baselines", "dicom", "export", "report")
+EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow")
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PROC, CGROUPS, SHARED_MEMORY = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
 GPU_DEVICE = Path("/dev/nvidia0")

@@ -299,6 +299,8 @@ class RunRecord:
                 "train": _sizes(split.train_series, split.train),
                 "validation": _sizes(split.validation_series, split.validation),
                 "train_series": list(split.train_series),
+                "validation_series": list(split.validation_series),
+                "test_series": list(split.test_series),
             },
         }
 

@@ -11,8 +11,9 @@ import json
 import logging
 import math
 import multiprocessing
+import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,11 @@ from luna16_monai.cutouts import FORMAT, INDEX, Store, prepare_volume, read_entr
 from luna16_monai.errors import one_line
 from luna16_monai.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.workers import run_tasks
+
+logger = logging.getLogger(__name__)
+
+Execute = Callable[[Callable[[CTFile], None], Sequence[CTFile]], Iterator[None]]
+"""Runs a function for each CT somewhere: `workers.run_tasks`, or that of a cluster."""
 
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 # each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
@@ -108,6 +114,8 @@ def prepare(
     allow_missing: bool = False,
     allow_symlinks: bool = False,
     progress: bool = True,
+    execute: Execute | None = None,
+    log_dir: Path | None = None,
 ) -> Store:
     """Send every CT of a data folder once through the recipe, into the store; goes on where it was stopped.
 
@@ -119,6 +127,8 @@ def prepare(
         allow_missing: go on when a series of ``seriesuids.csv`` has no CT.
         allow_symlinks: take CTs that are linked into the data folder.
         progress: whether to show a bar.
+        execute: where the CTs are prepared; None takes ``workers`` processes of this machine.
+        log_dir: for a log of each CT: where and when it was prepared, and what was said; None writes none.
 
     Returns:
         The finished store.
@@ -142,8 +152,11 @@ def prepare(
     remove_abandoned(store_dir)
     todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
     work = partial(_prepare_one, store_dir=store_dir, recipe=recipe, data_dir=data_dir, allow_symlinks=allow_symlinks)
+    if log_dir is not None:
+        work = partial(_logged, work=work, log_dir=log_dir)
+    execute = execute or partial(run_tasks, workers=workers)
     with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
-        for _ in run_tasks(work, todo, workers):
+        for _ in execute(work, todo):
             bar.update()
     entries = {}
     for ct in cts:
@@ -156,6 +169,26 @@ def prepare(
     if candidates is not None:
         store.require_inside(candidates.select(candidates.series_codes(store.series_uids) >= 0))
     return store
+
+
+def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
+    """Prepare a CT and add to its log."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log_dir / f"{ct.series_uid}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(min(root.level, logging.INFO))
+    try:
+        logger.info("%s on %s", ct.path.name, platform.node())
+        work(ct)
+        logger.info("finished")
+    except Exception as error:
+        logger.error("failed: %s", one_line(error))
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> None:

@@ -32,6 +32,7 @@ from luna16_monai.datalist import (
     read_patients,
     refuse_leakage,
     sample_negatives,
+    set_aside,
     split_by_stride,
     split_by_subset,
 )
@@ -644,3 +645,26 @@ def test_batches_are_the_same_with_any_number_of_workers(candidates, store_dir):
         got = batches(workers, cache_gb)
         assert len(got) == len(expected)
         assert all(same(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_set_aside_keeps_the_subset_as_it_is_and_its_patients_out_of_the_rest():
+    subsets = {"a": 0, "b": 1, "c": 1, "d": 2}
+    patients = {"a": "P", "c": "P", "d": "Q"}
+    # the test is LUNA16's subset and no more; a is of a patient in it, so nothing may be learned from it
+    assert set_aside(subsets, 1, patients) == ({"d": 2}, ("b", "c"))
+    assert set_aside(subsets, 2, patients) == ({"a": 0, "b": 1, "c": 1}, ("d",))
+    with pytest.raises(ValueError, match=r"test_subset 7: no series is in it \(found: \[0, 1, 2\]\): name one"):
+        set_aside(subsets, 7, patients)
+
+
+@pytest.mark.parametrize("inner", [{"validation_stride": 3}, {"validation_subset": 4}])
+def test_split_with_a_test_subset_has_no_series_and_no_patient_of_it(tmp_path, inner):
+    data = write_candidates(tmp_path, [(f"u{i:02d}", label) for i in range(20) for label in (0, 1)])
+    # u03 and u13 are subset 3; u07 is a scan of u13's patient
+    (tmp_path / "patients.csv").write_text("seriesuid,patient_id\nu13,P\nu07,P\n")
+    split = Split(data, FakeStore(20), test_subset=3, **inner)
+    assert split.test_series == ("u03", "u13")
+    assert {*split.train_series, *split.validation_series} == {f"u{i:02d}" for i in range(20)} - {"u03", "u13", "u07"}
+    assert not set(split.train_series) & set(split.validation_series)
+    if "validation_subset" in inner:
+        assert split.validation_series == ("u04", "u14")

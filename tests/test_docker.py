@@ -247,7 +247,7 @@ def test_dockerfile_gives_up_root_after_the_last_step_that_needs_it():
 
 def test_compose_builds_the_dockerfile_and_mounts_what_it_names():
     services = COMPOSE["services"]
-    assert set(services) == {"train", "tensorboard"}
+    assert set(services) == {"train", "tensorboard", "mlflow"}
     build = services["train"]["build"]
     context = (DOCKER / build["context"]).resolve()
     assert context == ROOT.resolve()
@@ -257,6 +257,7 @@ def test_compose_builds_the_dockerfile_and_mounts_what_it_names():
     assert mounts["train"]["/data"]["read_only"] is True
     assert "read_only" not in mounts["train"]["/runs"]
     assert mounts["tensorboard"]["/runs"]["read_only"] is True
+    assert mounts["mlflow"]["/runs"] == mounts["train"]["/runs"]
     assert mounts["tensorboard"]["/runs"]["source"] == mounts["train"]["/runs"]["source"]
 
 
@@ -271,4 +272,5 @@ def test_compose_asks_for_the_gpus_and_for_enough_shared_memory():
 
 def test_compose_shows_the_curves_to_this_machine_alone():
     assert COMPOSE["services"]["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]
+    assert COMPOSE["services"]["mlflow"]["ports"] == ["127.0.0.1:5000:5000"]
     assert shutil.which("tensorboard", path=environment()["PATH"])

@@ -183,7 +183,7 @@ def test_settings_that_the_pages_give_to_the_bundle_are_there():
     seen = 0
     for page, words in commands("python -m monai.bundle run"):
         files = [file for word in words for file in settings if file in word] or ["train.yaml"]
-        allowed = {"config_file", "args_file"}.union(*(settings[file] for file in files))
+        allowed = {"config_file", "args_file", "tracking"}.union(*(settings[file] for file in files))
         if any("malignancy_classification" in word for word in words):
             allowed = allowed.union(*(top(MALIGNANCY / file) for file in (*files, "train.yaml")))
         given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
@@ -242,7 +242,7 @@ def test_commands_page_has_every_flag_and_its_default(verb):
 
 @pytest.fixture(scope="module")
 def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
-    """What each verb prints with --json; download and review, which need a server or are one, from their source."""
+    """What each verb prints with --json; those that need or are a server, or train, from their source."""
     folder = tmp_path_factory.mktemp("answers")
     write_scan(folder / "ct", "a", random_hu(0, (10, 12, 14)), None, (0, 0, 0), (1, 1, 1))
     (folder / "points.csv").write_text("seriesuid,coordX,coordY,coordZ\na,1,2,3\n")
@@ -275,16 +275,18 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
         assert verb == "doctor" or code == 0, verb
         found[verb] = list(json.loads(printed.getvalue()))
     found["download"] = keys_in_source("download", "download", ast.Return)
+    found["tune"] = keys_in_source("tune", "write_trials", ast.Return)
+    found["crossval"] = keys_in_source("crossval", "pool", ast.AnnAssign)
     found["review"] = keys_in_source("cli", "_review", ast.Assign)
     return found
 
 
-def keys_in_source(module: str, name: str, kind: type[ast.Return | ast.Assign]) -> list[str]:
+def keys_in_source(module: str, name: str, kind: type[ast.Return | ast.Assign | ast.AnnAssign]) -> list[str]:
     """Keys of the one dictionary that a function returns or assigns."""
     tree = ast.parse(text(ROOT / "luna16_monai" / f"{module}.py"))
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     values = [node.value for node in ast.walk(function) if isinstance(node, kind)]
-    (value,) = (value for value in values if isinstance(value, ast.Dict))
+    (value,) = (value for value in values if isinstance(value, ast.Dict) and value.keys)
     return [ast.literal_eval(key) for key in value.keys if key is not None]
 
 

@@ -122,7 +122,11 @@ class TestRunRecord:
         (data / "phantom.json").write_text('{"kind": "synthetic"}')
         candidates = CandidateList(point_table(ROWS))
         split = SimpleNamespace(
-            train_series=SERIES[:4], validation_series=SERIES[4:], train=candidates, validation=candidates
+            train_series=SERIES[:4],
+            validation_series=SERIES[4:],
+            test_series=("t",),
+            train=candidates,
+            validation=candidates,
         )
         config = {
             "imports": ["$import torch"],

@@ -9,11 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "luna16_monai"
 FLOORS = {
-    1: "errors files workers ranks geometry metaimage hits froc candidates calibration networks seeds resampling roc "
-    "spacing",
-    2: "ct dicom datalist augmentation bundle evaluation results scores handlers checkpoint malignancy decisions",
+    1: "errors files workers ranks cluster geometry metaimage hits froc candidates calibration networks seeds "
+    "resampling roc spacing",
+    2: "ct dicom datalist augmentation bundle evaluation results scores handlers checkpoint malignancy decisions "
+    "tracking",
     3: "cutouts prepare slices lesions anatomy synthesis phantom background baselines archives download doctor ruler",
-    4: "transforms export inference charts report review explanation structured_report prediction",
+    4: "transforms export inference charts report review explanation structured_report prediction jobs crossval tune",
     5: "cli demo __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

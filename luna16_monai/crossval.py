@@ -1,0 +1,418 @@
+"""LUNA16's official cross-validation of a bundle: each subset is scored once, by a network that never saw its patients.
+
+A fold is a training and, when that is over, one scoring. An inner part of the other nine subsets chooses the epoch,
+fits the calibration and sets the thresholds; nothing is chosen on the tenth. The folds' probabilities, pooled, are the
+submission that LUNA16 scores, once over all scans.
+
+The bundle does the work by its own ``train.yaml`` and ``evaluate.yaml``; what is here says which scans, and adds up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.metrics import compute_average_precision, compute_roc_auc
+from scipy import stats
+from torch import from_numpy
+
+from luna16_monai import froc
+from luna16_monai.calibration import Calibration, brier_score, confusion, expected_calibration_error
+from luna16_monai.candidates import PointTable, read_points, write_points
+from luna16_monai.cutouts import Store
+from luna16_monai.datalist import read_patients
+from luna16_monai.evaluation import Evaluation, evaluate, validation_truth
+from luna16_monai.files import write_json
+from luna16_monai.handlers import RUN
+from luna16_monai.hits import FloatArray, IntArray
+from luna16_monai.jobs import Execute, Job, run_jobs
+from luna16_monai.results import Results, read_results, write_results
+
+SUBSETS = range(10)
+INNER_STRIDE = 10
+"""Of the nine subsets every so many series is held out to choose by, unless the settings say otherwise."""
+PLAN, AUDIT, SUBMISSION = "crossval.json", "leakage.json", "submission.csv"
+SPLITS = ("train", "validation", "test")
+# what a fold decides itself
+RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "run_dir", "test_subset", "join_patients"}
+# what would choose other scans to score than the fold's, or other weights than its own
+ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "init_weights", "resume_changed"}
+CUTS = ("best_f1", "one_false_positive_per_scan")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cross-validation before it is run.
+
+    Attributes:
+        bundle: its folder, with ``configs/train.yaml`` and ``configs/evaluate.yaml``.
+        data_dir: LUNA16's layout.
+        store_dir: the prepared volumes.
+        output: where all of it goes.
+        folds: the subsets that are scored.
+        settings: of the bundle, for each training; values as on its command line.
+        overlays: further config files for each training, the last one wins.
+        threads: of each process.
+        gpus: of each fold; 0 leaves the choice of the device to the bundle.
+    """
+
+    bundle: Path
+    data_dir: Path
+    store_dir: Path
+    output: Path
+    folds: tuple[int, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    overlays: tuple[Path, ...] = ()
+    threads: int = 1
+    gpus: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("bundle", "data_dir", "store_dir", "output"):
+            object.__setattr__(self, name, getattr(self, name).absolute())
+        object.__setattr__(self, "overlays", tuple(path.absolute() for path in self.overlays))
+        if not self.folds or len(set(self.folds)) != len(self.folds) or not set(self.folds) <= set(SUBSETS):
+            raise ValueError(f"folds {list(self.folds)}: name some of 0 to 9, each once")
+        if taken := sorted(RESERVED & set(self.settings)):
+            raise ValueError(f"{taken[0]} is what each fold decides itself: leave it out of --set")
+        for path in (*(self.configs / name for name in ("train.yaml", "evaluate.yaml")), *self.overlays):
+            if not path.is_file():
+                raise FileNotFoundError(f"no config {path}: name a bundle with train.yaml and evaluate.yaml, or a file")
+
+    @property
+    def configs(self) -> Path:
+        """The bundle's folder of configs."""
+        return self.bundle / "configs"
+
+    def fold_dir(self, fold: int) -> Path:
+        """The output folder of a fold's training; its scored subset lies in ``test`` below it."""
+        return self.output / f"fold_{fold}"
+
+    def job(self, fold: int) -> Job:
+        """A fold as a job: train, then score the subset that was kept out."""
+        folder = self.fold_dir(fold)
+        settings = {"validation_stride": str(INNER_STRIDE), **self.settings}
+        data = {"dataset_dir": str(self.data_dir), "store_dir": str(self.store_dir)}
+        training = {
+            **settings,
+            **data,
+            "test_subset": str(fold),
+            # an inner subset takes its patients' other scans along; a stride does so anyhow
+            "join_patients": "true",
+            "output_dir": str(folder),
+            "resume": "true",
+        }
+        scoring = {
+            **{key: value for key, value in settings.items() if key not in ONLY_IN_TRAINING},
+            **data,
+            "validation_subset": str(fold),
+            "run_dir": str(folder),
+            "output_dir": str(folder / "test"),
+        }
+        train = [self.configs / "train.yaml", *self.overlays]
+        return Job(
+            name=f"fold {fold}",
+            commands=(
+                command("training", train, training),
+                command("evaluating", [*train, self.configs / "evaluate.yaml"], scoring),
+            ),
+            log=self.output / "logs" / f"fold_{fold}.log",
+            done=folder / "test" / "metrics.json",
+            folder=Path.cwd(),
+            threads=self.threads,
+            gpus=self.gpus,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What two calls must agree on to go on with each other's folds; no folder of the machine."""
+        texts = {path.name: path.read_bytes() for path in (*sorted(self.configs.glob("*.yaml")), *self.overlays)}
+        return {
+            "bundle": self.bundle.name,
+            "settings": dict(sorted(self.settings.items())),
+            "overlays": [path.name for path in self.overlays],
+            "configs_sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+        }
+
+
+def command(run_id: str, configs: Sequence[Path], settings: Mapping[str, str]) -> tuple[str, ...]:
+    """A call of ``monai.bundle run``, as a user would type it."""
+    files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
+    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", files]
+    return (*words, *(word for key, value in settings.items() for word in (f"--{key}", value)))
+
+
+def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Run the folds that are not finished, check them for leakage, and score them together.
+
+    Args:
+        plan: what to do.
+        execute: where the folds run, see `jobs.run_jobs`.
+        progress: whether to show a bar.
+        draws: of the bootstrap that gives the intervals.
+        seed: of the draws.
+
+    Returns:
+        What metrics.json then holds, see `pool`.
+
+    Raises:
+        ValueError: a subset has no CT in the store, the output folder holds another cross-validation, or scans of one
+            patient stand in two splits of a fold.
+        RuntimeError: a fold failed.
+    """
+    subsets = Store(plan.store_dir).subsets
+    if absent := sorted(set(plan.folds) - set(subsets.values())):
+        raise ValueError(
+            f"no CT of subset {absent[0]} is in {plan.store_dir} (found: {sorted(set(subsets.values()), key=str)}): "
+            "prepare it too, or name other --folds"
+        )
+    _claim(plan)
+    run_jobs([plan.job(fold) for fold in plan.folds], execute, progress)
+    audit = audit_leakage(plan, subsets, read_patients(plan.data_dir))
+    write_json(plan.output / AUDIT, audit)
+    if audit["problems"]:
+        raise ValueError(f"{'; '.join(audit['problems'][:3])}: see {plan.output / AUDIT}; nothing was scored")
+    return pool(plan, subsets, draws, seed)
+
+
+def _claim(plan: Plan) -> None:
+    """Write down what is being done, or check that it is what was begun in this folder."""
+    path, record = plan.output / PLAN, plan.record()
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in record if before.get(key) != record[key]]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"{plan.output} holds a cross-validation with other {key} ({before.get(key)}, now {record[key]}): "
+                "name another --output, or go on with the same"
+            )
+    elif plan.output.is_dir() and any(plan.output.iterdir()):
+        raise FileExistsError(f"{plan.output} is not empty and holds no cross-validation: name another --output")
+    else:
+        write_json(path, record)
+
+
+def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Mapping[str, str]) -> dict[str, Any]:
+    """What each fold was trained, chosen and scored on, as its runs wrote it down themselves.
+
+    Args:
+        plan: its folds are finished.
+        subsets: series to subset of all that is prepared.
+        patients: series to patient; a series that is not in it counts as a patient of its own.
+
+    Returns:
+        ``folds``: by fold and split the ``series`` and ``patients``, and the series ``left_out``, which are of a
+        patient of the test; ``problems``: a sentence for each series, and each patient, in two splits of a fold, and
+        for each test that is not its subset; ``patients_in_two_tests``, which the official subsets have one of.
+    """
+    folds, problems, tests = {}, [], {}
+    for fold in plan.folds:
+        run = json.loads((plan.fold_dir(fold) / RUN).read_text(encoding="utf-8"))["data"]
+        scored = read_results(plan.fold_dir(fold) / "test")
+        series = {
+            "train": set(run["train_series"]),
+            "validation": set(run["validation_series"]),
+            "test": set(scored.series_uids),
+        }
+        people = {name: {patients.get(uid, uid) for uid in uids} for name, uids in series.items()}
+        for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            for what, sides in (("series", series), ("patient", people)):
+                problems += [f"fold {fold}: {what} {it} is in {one} and in {other}" for it in
+                             sorted(sides[one] & sides[other])]  # fmt: skip
+        expected = {uid for uid, subset in subsets.items() if subset == fold}
+        if not series["test"] == set(run["test_series"]) == expected:
+            problems.append(
+                f"fold {fold}: {len(series['test'])} series were scored and {len(run['test_series'])} kept out, subset "
+                f"{fold} has {len(expected)}"
+            )
+        folds[str(fold)] = {
+            **{name: {"series": sorted(series[name]), "patients": sorted(people[name])} for name in SPLITS},
+            "left_out": sorted(set(subsets) - set().union(*series.values())),
+        }
+        tests[fold] = people["test"]
+    twice = {who: [f for f in plan.folds if who in tests[f]] for who in sorted(set().union(*tests.values()))}
+    return {
+        "problems": problems,
+        "patients_in_two_tests": {who: found for who, found in twice.items() if len(found) > 1},
+        "folds": folds,
+    }
+
+
+def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Score the finished folds together, and write ``submission.csv``, ``metrics.json`` and the tables beside it.
+
+    Returns:
+        The keys of ``luna16 evaluate --json`` for the pooled submission; ``folds``, each on its own scans;
+        ``mean_of_folds``; ``calibration`` and ``thresholds``, which each fold's inner validation has chosen.
+    """
+    folds = [_Fold.read(plan, fold) for fold in plan.folds]
+    submission = plan.output / SUBMISSION
+    uids = [uid for fold in folds for uid in fold.results.candidate_series]
+    probability = np.concatenate([fold.results.probability for fold in folds])
+    label = np.concatenate([fold.label for fold in folds])
+    calibrated: dict[str, FloatArray] = {}
+    if all(fold.calibrations for fold in folds):
+        for kind in ("platt", "temperature"):
+            calibrated[kind] = np.concatenate([f.calibrations[kind].apply(f.results.probability) for f in folds])
+    write_points(
+        submission,
+        uids,
+        np.concatenate([fold.results.candidate_points_xyz for fold in folds]),
+        probability,
+        "probability",
+        **({"calibrated_probability": calibrated["platt"]} if calibrated else {}),
+    )
+    marks = read_points(submission, "probability")
+    scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
+    truth = validation_truth(plan.data_dir, scans, subsets)
+    evaluation = None if truth is None else evaluate(marks, truth, draws, seed)
+    metrics: dict[str, Any] = {
+        **_ranking(probability, label),
+        **({} if evaluation is None else evaluation.scores),
+        "series": len(scans),
+        "candidates": int(label.size),
+        "positives": int(label.sum()),
+        "pooled_folds": list(plan.folds),
+        "mean_of_folds": _mean_of_folds([fold.summary["cpm"] for fold in folds if "cpm" in fold.summary]),
+        "folds": {str(fold.number): fold.summary for fold in folds},
+        "calibration": _calibration(probability, calibrated, label, folds),
+        "thresholds": _thresholds(folds),
+    }
+    if evaluation is not None:
+        metrics["cpm_of_calibrated"] = _cpm(evaluation, marks, calibrated.get("platt"))
+    write_results(plan.output, metrics, marks, probability, evaluation, label, calibrated.get("platt"), subsets)
+    write_json(plan.output / RUN, _record(folds))
+    return json.loads((plan.output / "metrics.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """A finished fold.
+
+    Attributes:
+        number: its subset.
+        results: what was scored.
+        label: (n,) class of each candidate.
+        inner: metrics.json of the training, on the scans that chose its epoch.
+        run: run.json of the training.
+    """
+
+    number: int
+    results: Results
+    label: IntArray
+    inner: dict[str, Any]
+    run: dict[str, Any]
+
+    @classmethod
+    def read(cls, plan: Plan, number: int) -> _Fold:
+        folder = plan.fold_dir(number)
+        results = read_results(folder / "test")
+        if results.label is None:
+            raise ValueError(f"{folder / 'test'} has no labels: remove it and run crossval again")
+        inner, run = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", RUN))
+        return cls(number, results, results.label, inner, run)
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """The lines that the inner validation fitted; none where it had too little for it."""
+        fitted = self.inner["calibration"]
+        lines = {kind: fitted[kind] for kind in ("platt", "temperature") if kind in fitted}
+        return {kind: Calibration(line["slope"], line["offset"]) for kind, line in lines.items()}
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """What the inner validation chose."""
+        return {name: self.inner["thresholds"][name]["threshold"] for name in CUTS}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The fold's row: on its own scans, with what was chosen for it elsewhere."""
+        told = self.results.metrics
+        probability = self.results.probability
+        return {
+            "epoch": self.inner["epoch"],
+            "key_metric": self.inner["key_metric"],
+            "inner_score": self.inner[self.inner["key_metric"]],
+            **{name: self.run["data"][name]["series"] for name in ("train", "validation")},
+            "scans": len(self.results.series_uids),
+            **{key: told[key] for key in ("nodules", "cpm", "cpm_ci95", "sensitivity_at") if key in told},
+            **{key: told[key] for key in ("roc_auc", "average_precision", "loss")},
+            "calibration": {kind: [line.slope, line.offset] for kind, line in self.calibrations.items()},
+            "thresholds": {
+                name: {"threshold": cut, **confusion(probability, self.label, cut)}
+                for name, cut in self.thresholds.items()
+            },
+        }
+
+
+def _ranking(probability: FloatArray, label: IntArray) -> dict[str, float]:
+    scores, truth = from_numpy(probability), from_numpy(label)
+    return {
+        "roc_auc": float(compute_roc_auc(scores, truth)),  # type: ignore[arg-type]
+        "average_precision": float(compute_average_precision(scores, truth)),  # type: ignore[arg-type]
+    }
+
+
+def _cpm(evaluation: Evaluation, marks: PointTable, probability: FloatArray | None) -> float | None:
+    return None if probability is None else froc.cpm(evaluation.truth.match(marks, probability))
+
+
+def _mean_of_folds(cpms: Sequence[float]) -> dict[str, Any] | None:
+    """Mean and 95 % interval of the folds' CPMs by Student's t.
+
+    The folds share training scans, so they are no independent draws and the interval is too narrow if anything.
+
+    Source:
+        Bengio and Grandvalet 2004, No Unbiased Estimator of the Variance of K-Fold Cross-Validation.
+    """
+    if not cpms:
+        return None
+    mean, number = float(np.mean(cpms)), len(cpms)
+    told: dict[str, Any] = {"cpm": mean, "folds": number, "cpm_sd": None, "cpm_ci95": None}
+    if number > 1:
+        deviation = float(np.std(cpms, ddof=1))
+        reach = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
+        told |= {"cpm_sd": deviation, "cpm_ci95": [mean - reach, mean + reach]}
+    return told
+
+
+def _calibration(
+    probability: FloatArray, calibrated: Mapping[str, FloatArray], label: IntArray, folds: Sequence[_Fold]
+) -> dict[str, Any]:
+    if not calibrated:
+        reason = next(fold.inner["calibration"]["skipped"] for fold in folds if not fold.calibrations)
+        return {"skipped": f"the inner validation of a fold had too little for it: {reason}"}
+    lines = {"raw": probability, **calibrated}
+    return {
+        "fitted_on": "the inner validation scans of each fold",
+        **{
+            name: {"brier": brier_score(values, label), "ece": expected_calibration_error(values, label)}
+            for name, values in lines.items()
+        },
+    }
+
+
+def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
+    """The confusion over all scans where each fold cuts at the threshold that its inner validation chose."""
+    label = np.concatenate([fold.label for fold in folds])
+    told: dict[str, Any] = {"chosen_on": "the inner validation scans of each fold, so each fold has its own"}
+    for name in CUTS:
+        called = np.concatenate([fold.results.probability >= fold.thresholds[name] for fold in folds])
+        told[name] = {"threshold": None, **confusion(called.astype(np.float64), label, 1.0)}
+    return told
+
+
+def _record(folds: Sequence[_Fold]) -> dict[str, Any]:
+    """A run.json for all: what the folds' own have in common."""
+    first, *others = [fold.run for fold in folds]
+    same = {
+        key: value for key, value in first["settings"].items() if all(run["settings"][key] == value for run in others)
+    }
+    data = {key: first["data"][key] for key in ("name", "kind")}
+    return {**first, "settings": same, "data": data}
