@@ -368,8 +368,8 @@ def _crossval(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from luna16_monai.cluster import LOCAL
-    from luna16_monai.tune import Search, TunePlan, tune
+    from luna16_monai.trials import Search, TunePlan
+    from luna16_monai.tune import tune
 
     bundle = _trained_bundle(options)
     plan = TunePlan(
@@ -385,7 +385,7 @@ def _tune(options: argparse.Namespace) -> int:
         options.gpus,
         options.seed,
     )
-    result = tune(plan, options.ray or LOCAL, options.dashboard, _progress(options))
+    result = tune(plan, options.ray, options.workers or 1, options.dashboard, _progress(options))
     best, metric = result["best"], result["metric"]
     line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
     return _print(options, result, f"{line}: {options.output / 'best.yaml'}")

@@ -38,6 +38,7 @@ from luna16_monai.results import Results, read_results, write_results
 SUBSETS = range(10)
 INNER_STRIDE = 10
 """Of the nine subsets every so many series is held out to choose by, unless the settings say otherwise."""
+MULTI_GPU = "multi_gpu_train.yaml"
 PLAN, AUDIT, SUBMISSION = "crossval.json", "leakage.json", "submission.csv"
 SPLITS = ("train", "validation", "test")
 # what a fold decides itself
@@ -60,7 +61,8 @@ class Plan:
         settings: of the bundle, for each training; values as on its command line.
         overlays: further config files for each training, the last one wins.
         threads: of each process.
-        gpus: of each fold; 0 leaves the choice of the device to the bundle.
+        gpus: of each fold, which several train together by the bundle's ``multi_gpu_train.yaml``; 0 leaves the choice
+            of the device to the bundle.
     """
 
     bundle: Path
@@ -81,9 +83,10 @@ class Plan:
             raise ValueError(f"folds {list(self.folds)}: name some of 0 to 9, each once")
         if taken := sorted(RESERVED & set(self.settings)):
             raise ValueError(f"{taken[0]} is what each fold decides itself: leave it out of --set")
-        for path in (*(self.configs / name for name in ("train.yaml", "evaluate.yaml")), *self.overlays):
+        needed = ("train.yaml", "evaluate.yaml", *([MULTI_GPU] if self.gpus > 1 else []))
+        for path in (*(self.configs / name for name in needed), *self.overlays):
             if not path.is_file():
-                raise FileNotFoundError(f"no config {path}: name a bundle with train.yaml and evaluate.yaml, or a file")
+                raise FileNotFoundError(f"no config {path}: name a bundle with {' and '.join(needed)}, or a file")
 
     @property
     def configs(self) -> Path:
@@ -116,10 +119,11 @@ class Plan:
             "output_dir": str(folder / "test"),
         }
         train = [self.configs / "train.yaml", *self.overlays]
+        shared = [self.configs / MULTI_GPU] if self.gpus > 1 else []
         return Job(
             name=f"fold {fold}",
             commands=(
-                command("training", train, training),
+                command("training", [*train, *shared], training, max(1, self.gpus)),
                 command("evaluating", [*train, self.configs / "evaluate.yaml"], scoring),
             ),
             log=self.output / "logs" / f"fold_{fold}.log",
@@ -140,10 +144,13 @@ class Plan:
         }
 
 
-def command(run_id: str, configs: Sequence[Path], settings: Mapping[str, str]) -> tuple[str, ...]:
-    """A call of ``monai.bundle run``, as a user would type it."""
+def command(run_id: str, configs: Sequence[Path], settings: Mapping[str, str], processes: int = 1) -> tuple[str, ...]:
+    """A call of ``monai.bundle run``, as a user would type it; through torchrun where it takes several processes."""
     files = "[" + ",".join(f"'{path}'" for path in configs) + "]"
-    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", files]
+    words = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        words += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    words += ["-m", "monai.bundle", "run", run_id, "--config_file", files]
     return (*words, *(word for key, value in settings.items() for word in (f"--{key}", value)))
 
 

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -162,23 +163,26 @@ def _wait(
 
 @contextmanager
 def _devices(job: Job) -> Iterator[dict[str, str]]:
-    """Take free GPUs of this machine, and give them back; Ray has chosen them already where it runs the job."""
-    if not job.gpus or "CUDA_VISIBLE_DEVICES" in os.environ:
+    """Take free GPUs of those that this process may use, and give them back."""
+    if not job.gpus:
         yield {}
         return
     import torch
 
-    there = torch.cuda.device_count()
-    if there < job.gpus:
-        raise RuntimeError(f"{job.name} wants {job.gpus} GPUs, {there} are here: ask for fewer with --gpus")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = [str(number) for number in range(torch.cuda.device_count())]
+    there = visible.split(",")[: len(there)] if visible else there
+    if len(there) < job.gpus:
+        raise RuntimeError(f"{job.name} wants {job.gpus} GPUs, {len(there)} are here: ask for fewer with --gpus")
     while True:
         with contextlib.ExitStack() as locks:
-            numbers: list[str] = []
-            for number in range(there):
-                if len(numbers) < job.gpus and _is_locked(job.log.parent / f".gpu_{number}.lock", locks):
-                    numbers.append(str(number))
-            if len(numbers) == job.gpus:
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}
+            taken: list[str] = []
+            for name in there:
+                lock = job.log.parent / f".gpu_{socket.gethostname()}_{name}.lock"
+                if len(taken) < job.gpus and _is_locked(lock, locks):
+                    taken.append(name)
+            if len(taken) == job.gpus:
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
                 return
         # all or none, so that two jobs that want two each do not wait for each other
         time.sleep(SECONDS_BETWEEN_LOOKS)

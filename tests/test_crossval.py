@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from luna16_monai import cli
 from luna16_monai.bundle import bundle_dir
@@ -245,6 +246,20 @@ def test_crossval_of_two_folds_from_the_command_line(phantom_dir, store_dir, tmp
     assert cli.main([*call, "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out) == told
     assert (output / "logs" / "fold_0.log").read_bytes() == log
+
+
+@pytest.mark.slow
+def test_a_fold_with_two_gpus_is_trained_by_two_processes(phantom_dir, store_dir, tmp_path, monkeypatch):
+    """On a CPU, which is told by the settings; the places of two GPUs are taken all the same."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    one = plan(phantom_dir, store_dir, tmp_path / "out", (0,), gpus=2)
+    assert "--nproc_per_node=2" in one.job(0).commands[0]
+    told = crossval(one, partial(run_tasks, workers=1), progress=False, draws=20)
+    assert told["pooled_folds"] == [0]
+    log = (tmp_path / "out" / "logs" / "fold_0.log").read_text(encoding="utf-8")
+    assert log.count("training: loss") == 1
+    with pytest.raises(FileNotFoundError, match=r"multi_gpu_train\.yaml: name a bundle with"):
+        Plan(bundle_dir("malignancy_classification"), phantom_dir, store_dir, tmp_path, (0,), gpus=2)
 
 
 @pytest.mark.slow

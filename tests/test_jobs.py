@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from luna16_monai import jobs
 from luna16_monai.jobs import Job, last_line, run_job, run_jobs
@@ -126,6 +129,25 @@ def test_a_job_waits_for_what_is_left_of_the_same_job(tmp_path):
     assert (tmp_path / "done").read_text() == "x"
     assert other.wait() == 0
     assert (tmp_path / "up").read_text() == "x"
+
+
+def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.05)
+    tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.3)"
+    three = [replace(job(tmp_path, tell, name=name, done=None), gpus=1) for name in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run_job, three)) == [None, None, None]
+    # at once, so each has its own
+    assert sorted(last_line(one.log) for one in three) == ["2", "5", "7"]
+    pair = [replace(job(tmp_path, tell, name=name, done=None), gpus=2) for name in "de"]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run_job, pair)) == [None, None]
+    # one after the other: of three GPUs two jobs cannot have two each
+    assert [last_line(one.log) for one in pair] == ["2,5", "2,5"]
+    with pytest.raises(RuntimeError, match="f wants 4 GPUs, 3 are here: ask for fewer with --gpus"):
+        run_job(replace(job(tmp_path, tell, name="f", done=None), gpus=4))
 
 
 def test_main_refuses_a_parent_that_is_gone():

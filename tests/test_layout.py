@@ -14,7 +14,8 @@ FLOORS = {
     2: "ct dicom datalist augmentation bundle evaluation results scores handlers checkpoint malignancy decisions "
     "tracking",
     3: "cutouts prepare slices lesions anatomy synthesis phantom background baselines archives download doctor ruler",
-    4: "transforms export inference charts report review explanation structured_report prediction jobs crossval tune",
+    4: "transforms export inference charts report review explanation structured_report prediction jobs crossval trials "
+    "tune",
     5: "cli demo __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ import yaml
 
 from luna16_monai import cli
 from luna16_monai.bundle import bundle_dir
-from luna16_monai.tune import Search, TunePlan, run_trial, write_trials
+from luna16_monai.trials import Search, TunePlan, run_trial, write_trials
+from luna16_monai.tune import tune
 
 ROOT = Path(__file__).parents[1]
 OWN = bundle_dir() / "configs" / "tune.yaml"
-needs_tune = pytest.mark.skipif(
+needs_optuna = pytest.mark.skipif(
+    find_spec("optuna") is None, reason="Optuna is not installed: make test-all, or pip install '.[tune]'"
+)
+needs_ray = pytest.mark.skipif(
     find_spec("ray") is None or find_spec("optuna") is None,
-    reason="Ray Tune and Optuna are not installed: make test-all, or pip install '.[tune]'",
+    reason="Ray Tune and Optuna are not installed: make test-all, or pip install '.[ray,tune]'",
 )
 RANGES: dict[str, Any] = {
     "learning_rate": {"log_uniform": [1e-4, 1e-2]},
@@ -141,7 +147,7 @@ def test_run_trial_tells_each_epoch_once(tmp_path, monkeypatch):
         watch()
         (folder / "history.csv").write_text(rows + "2,validation,1,0.5\n")
 
-    monkeypatch.setattr("luna16_monai.tune.run_job", run_job)
+    monkeypatch.setattr("luna16_monai.trials.run_job", run_job)
     drawn = {"learning_rate": 0.001, "network_def#norm": "null", "augmentation": 1.0}
     run_trial(one, "t", drawn, {}, told.append)
     assert told == [{"epoch": 1, "cpm": 0.25}, {"epoch": 2, "cpm": 0.5}]
@@ -174,14 +180,83 @@ def test_write_trials_refuses_where_none_has_a_score(tmp_path):
         write_trials(plan(tmp_path))
 
 
-@needs_tune
+def fake_training(one: TunePlan, epochs: int = 4) -> Any:
+    """A training that writes an epoch's score at each look: higher with a learning rate nearer to 1e-3."""
+
+    def run_job(job: Any, watch: Any) -> None:
+        words = job.commands[0]
+        rate = float(words[words.index("--learning_rate") + 1])
+        folder = Path(words[words.index("--output_dir") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = "epoch,split,loss,cpm\n"
+        for epoch in range(1, epochs + 1):
+            rows += f"{epoch},validation,1,{(1 - abs(math.log10(rate) + 3)) * epoch / epochs}\n"
+            (folder / "history.csv").write_text(rows)
+            watch()
+
+    return run_job
+
+
+@needs_optuna
+def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
+    phantom_dir, store_dir, tmp_path, monkeypatch
+):
+    one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 12)
+    train = fake_training(one)
+    begun = []
+
+    def dies(job: Any, watch: Any) -> None:
+        begun.append(job.name)
+        if len(begun) == 6:
+            raise KeyboardInterrupt
+        train(job, watch)
+
+    monkeypatch.setattr("luna16_monai.trials.run_job", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tune(one, progress=False)
+    stopped = json.loads((one.output / "trials" / "00005.json").read_text(encoding="utf-8"))
+    told = tune(one, progress=False)
+    assert told["trials"] == 12
+    # the sixth went on under its name, with what was drawn for it
+    assert begun == [f"trial {number:05d}" for number in (*range(6), 5, *range(7, 13))]
+    assert json.loads((one.output / "trials" / "00005.json").read_text(encoding="utf-8")) == stopped
+    with (one.output / "trials.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    epochs = [int(row["epochs"]) for row in rows]
+    assert max(epochs) == 4
+    assert min(epochs) == 1
+    assert sum(epochs) < 0.75 * 4 * 12
+    # nothing is left to do, and another kind of search is refused
+    begun.clear()
+    assert tune(one, progress=False) == told
+    assert begun == []
+    with pytest.raises(ValueError, match=r"holds a search with other trials \(12, now 13\)"):
+        tune(replace(one, trials=13), progress=False)
+
+
+@needs_optuna
+def test_search_here_tells_of_a_failed_trial_and_tries_it_again(phantom_dir, store_dir, tmp_path, monkeypatch, caplog):
+    one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 3)
+    train = fake_training(one)
+    monkeypatch.setattr(
+        "luna16_monai.trials.run_job", lambda job, watch: "no room" if "00001" in job.name else train(job, watch)
+    )
+    assert tune(one, progress=False)["trials"] == 2
+    assert "a trial failed: no room" in caplog.text
+    monkeypatch.setattr("luna16_monai.trials.run_job", train)
+    assert tune(one, progress=False)["trials"] == 3
+
+
 @pytest.mark.slow
-def test_tune_from_the_command_line_goes_on_and_its_best_trains(phantom_dir, store_dir, tmp_path, capfd):
+@pytest.mark.parametrize(
+    "where", [pytest.param([], id="here", marks=needs_optuna), pytest.param(["--ray", "local"], marks=needs_ray)]
+)
+def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_dir, store_dir, tmp_path, capfd):
     output = tmp_path / "tune"
     ranges = {**RANGES, "network_def#channels": {"choice": [[2, 4, 4, 8]]}}
     tiny = ["max_epochs=2", "samples_per_epoch=8", "batch_size=4", "num_workers=0", "validation_stride=3"]
     tiny.append("shape_zyx=[16,16,16]")
-    words = ["tune", "--data", phantom_dir, "--store", store_dir, "--output", output, "--trials", 2, "--json"]
+    words = ["tune", "--data", phantom_dir, "--store", store_dir, "--output", output, "--trials", 2, "--json", *where]
     words += ["--search", written(tmp_path, search(search=ranges)), "--threads", 1, "--device", "cpu", "--set", *tiny]
     assert cli.main([str(word) for word in words]) == 0
     told = json.loads(capfd.readouterr().out)
