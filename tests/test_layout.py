@@ -16,7 +16,7 @@ FLOORS = {
     3: "cutouts prepare slices lesions anatomy synthesis phantom background baselines archives download doctor ruler",
     4: "transforms export inference charts report review explanation structured_report prediction jobs crossval trials "
     "tune",
-    5: "cli demo __main__",
+    5: "console verbs job_verbs cli demo __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

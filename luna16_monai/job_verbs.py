@@ -1,0 +1,129 @@
+"""The verbs that run many trainings: ``luna16 crossval`` and ``luna16 tune``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from luna16_monai.console import data_folder, require_trust, shows_progress, store_folder, tell, warn
+
+
+def run_crossval(options: argparse.Namespace) -> int:
+    """Run ``luna16 crossval``; its exit code."""
+    from luna16_monai.crossval import Plan, crossval
+    from luna16_monai.cutouts import Store
+    from luna16_monai.report import write_report
+
+    bundle = _trained_bundle(options)
+    store_dir = store_folder(options)
+    folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
+    plan = Plan(
+        bundle,
+        data_folder(options),
+        store_dir,
+        options.output,
+        tuple(folds),
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+    )
+    result = crossval(plan, _execute(options), shows_progress(options), options.bootstrap, options.seed)
+    if find_spec("matplotlib") and find_spec("jinja2"):
+        write_report(options.output, options.output / "report.html", store_dir)
+    else:
+        print("luna16: no report.html: pip install 'luna16_monai[report]', then luna16 report --run", file=sys.stderr)
+    warn(result.get("warnings", ()))
+    return tell(options, result, _told_folds(result, options.output))
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    """Run ``luna16 tune``; its exit code."""
+    from luna16_monai.trials import Search, TunePlan
+    from luna16_monai.tune import tune
+
+    bundle = _trained_bundle(options)
+    plan = TunePlan(
+        bundle,
+        data_folder(options),
+        store_folder(options),
+        options.output,
+        Search.read(options.search or bundle / "configs" / "tune.yaml"),
+        options.trials,
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+        options.seed,
+    )
+    result = tune(plan, options.ray, options.workers or 1, options.dashboard, shows_progress(options))
+    best, metric = result["best"], result["metric"]
+    line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
+    return tell(options, result, f"{line}: {options.output / 'best.yaml'}")
+
+
+def _trained_bundle(options: argparse.Namespace) -> Path:
+    """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
+    from luna16_monai.bundle import bundle_dir, called_names
+
+    bundle = options.bundle or bundle_dir()
+    files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
+    for path in (*files, *(options.overlay or ())):
+        if path.is_file():
+            import yaml
+
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if path in files or called_names(config):
+                require_trust(path, config, options.trust_bundle)
+    return bundle
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    """What --set, --seed and --device ask of each training."""
+    settings = {"seed": str(options.seed)}
+    if options.device != "auto":
+        settings["device"] = options.device
+    for text in options.set or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set {text}: key=value was expected, such as max_epochs=20")
+        settings[key] = value
+    return settings
+
+
+def _threads(options: argparse.Namespace) -> int:
+    """Of each process; the cores shared by the jobs that run at once, unless it is said."""
+    return options.threads or max(1, len(os.sched_getaffinity(0)) // max(1, options.workers or 1))
+
+
+def _execute(options: argparse.Namespace) -> Any:
+    """Where jobs run: in processes of this machine, one at a time unless it is said otherwise; or on a cluster."""
+    if options.ray:
+        from luna16_monai import cluster
+
+        resources = {"cpus": _threads(options), "gpus": options.gpus}
+        return partial(cluster.run_tasks, address=options.ray, dashboard=options.dashboard, **resources)
+    from luna16_monai.workers import run_tasks
+
+    return partial(run_tasks, workers=options.workers or 1)
+
+
+def _told_folds(result: dict[str, Any], output: Path) -> str:
+    lines = [f"crossval: {len(result['folds'])} folds in {output}"]
+    if "cpm" in result:
+        interval = "" if result["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*result["cpm_ci95"])
+        lines.append(f"  CPM {result['cpm']:.4f}{interval} on all {result['scans']} scans, pooled")
+        mean = result["mean_of_folds"]
+        interval = "" if mean["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*mean["cpm_ci95"])
+        lines.append(f"  CPM {mean['cpm']:.4f}{interval} as the mean of the folds, each on its own scans")
+        lines += [
+            f"    fold {name}: {fold['cpm']:.4f} on {fold['scans']} scans" for name, fold in result["folds"].items()
+        ]
+    else:
+        lines.append(f"  average precision {result['average_precision']:.4f}; no CPM, the log says why")
+    return "\n".join(lines)
