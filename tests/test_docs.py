@@ -275,9 +275,9 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
         assert verb == "doctor" or code == 0, verb
         found[verb] = list(json.loads(printed.getvalue()))
     found["download"] = keys_in_source("download", "download", ast.Return)
-    found["tune"] = keys_in_source("tune", "write_trials", ast.Return)
+    found["tune"] = keys_in_source("trials", "write_trials", ast.Return)
     found["crossval"] = keys_in_source("crossval", "pool", ast.AnnAssign)
-    found["review"] = keys_in_source("cli", "_review", ast.Assign)
+    found["review"] = keys_in_source("verbs", "run_review", ast.Assign)
     return found
 
 
@@ -305,7 +305,7 @@ def test_commands_page_has_every_key_of_the_json(verb, answers):
 def top(path: Path) -> dict[str, Any]:
     """The settings of a YAML file: what stands above the line of dashes, or, in prepare.yaml, above the transforms."""
     settings = yaml.safe_load(re.split(r"^# -{20,}$|^transforms:$", text(path), maxsplit=1, flags=re.MULTILINE)[0])
-    return {key: value for key, value in settings.items() if key not in ("imports", "initialize")}
+    return {key: value for key, value in settings.items() if key not in ("imports", "+imports", "initialize")}
 
 
 @pytest.mark.parametrize(

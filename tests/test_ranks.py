@@ -119,7 +119,7 @@ def test_multi_gpu_train_yaml_starts_as_train_yaml_does_but_for_the_group():
     single, several = (yaml.safe_load(Path(file).read_text(encoding="utf-8"))["initialize"] for file in FILES)
     assert [step for step in several if step != "$ranks.start(@device)"] == single
     # the settings are checked before, and nothing is written or built before it is known who is first
-    assert several.index("$ranks.start(@device)") == 2
+    assert several.index("$ranks.start(@device)") == 3
 
 
 @pytest.mark.parametrize(("power", "rate"), [(None, 2e-3), (1.0, 4e-3), (0.0, 1e-3)])
