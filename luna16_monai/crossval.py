@@ -194,10 +194,13 @@ def _claim(plan: Plan) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in record if before.get(key) != record[key]]
         if changed:
-            key = changed[0]
+            key, was, now = changed[0], before.get(changed[0]), record[changed[0]]
+            if isinstance(was, dict) and isinstance(now, dict):
+                inner = next(name for name in {**was, **now} if was.get(name) != now.get(name))
+                key, was, now = f"{key}, {inner}", was.get(inner), now.get(inner)
             raise ValueError(
-                f"{plan.output} holds a cross-validation with other {key} ({before.get(key)}, now {record[key]}): "
-                "name another --output, or go on with the same"
+                f"{plan.output} holds a cross-validation with other {key} ({was}, now {now}): name another --output, "
+                "or go on with the same"
             )
     elif plan.output.is_dir() and any(plan.output.iterdir()):
         raise FileExistsError(f"{plan.output} is not empty and holds no cross-validation: name another --output")
@@ -277,7 +280,9 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
     )
     marks = read_points(submission, "probability")
     scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
-    truth = validation_truth(plan.data_dir, scans, subsets)
+    # a bundle that asks another question than LUNA16 has no CPM of its folds
+    official = any("cpm" in fold.results.metrics for fold in folds)
+    truth = validation_truth(plan.data_dir, scans, subsets) if official else None
     evaluation = None if truth is None else evaluate(marks, truth, draws, seed)
     metrics: dict[str, Any] = {
         **_ranking(probability, label),

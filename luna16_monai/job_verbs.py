@@ -125,5 +125,6 @@ def _told_folds(result: dict[str, Any], output: Path) -> str:
             f"    fold {name}: {fold['cpm']:.4f} on {fold['scans']} scans" for name, fold in result["folds"].items()
         ]
     else:
-        lines.append(f"  average precision {result['average_precision']:.4f}; no CPM, the log says why")
+        scores = "average precision {average_precision:.4f}, ROC AUC {roc_auc:.4f}".format(**result)
+        lines.append(f"  {scores}, pooled; no fold has a CPM, see its log")
     return "\n".join(lines)
