@@ -211,6 +211,19 @@ def test_pool_calibrates_and_cuts_by_what_the_inner_validation_chose(faked):
     assert told["thresholds"]["chosen_on"].startswith("the inner validation scans of each fold")
 
 
+def test_pool_gives_no_cpm_where_no_fold_has_one(faked):
+    """As with a bundle that tells malignant nodules from benign ones."""
+    one, subsets = faked
+    for fold in one.folds:
+        path = one.fold_dir(fold) / "test" / "metrics.json"
+        told = json.loads(path.read_text())
+        write_json(path, {key: value for key, value in told.items() if key not in ("cpm", "cpm_ci95", "nodules")})
+    told = pool(one, subsets, draws=20)
+    assert "cpm" not in told
+    assert told["mean_of_folds"] is None
+    assert told["candidates"] > 0
+
+
 # --- whole ----------------------------------------------------------------------------------------------------------
 
 
