@@ -1,0 +1,130 @@
+"""Networks against each other for the same wall time, and boosted trees beside them: ``make compare-networks``.
+
+Each network is trained by the bundle with one override, from scratch and in one round, on the phantom of ``make demo``:
+first a few batches to learn how fast it is, then as many cutouts as it sees in the given time. Every third scan is
+held out and scored once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.bundle import ConfigParser
+
+from luna16_monai.baselines import score_baselines
+from luna16_monai.bundle import bundle_dir
+from luna16_monai.candidates import read_points, write_points
+from luna16_monai.cutouts import Store
+from luna16_monai.datalist import CandidateList, Split
+from luna16_monai.evaluation import compare, evaluate, read_truth
+from luna16_monai.files import write_json
+
+NETWORKS: dict[str, dict[str, Any] | None] = {
+    "the design's": None,
+    "ResNet10": {"_target_": "resnet10", "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2},
+    "DenseNet121": {"_target_": "DenseNet121", "spatial_dims": 3, "in_channels": 1, "out_channels": 2},
+}
+STRIDE, BATCH, TRIAL = 3, 32, 128
+TRAIN = bundle_dir() / "configs" / "train.yaml"
+
+
+def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None, samples: int) -> float:
+    """Train one epoch of so many cutouts and validate; gives the cutouts a second of the training."""
+    settings = {
+        "dataset_dir": data, "store_dir": store, "output_dir": output, "resume": "true", "validation_stride": STRIDE,
+        "batch_size": BATCH, "samples_per_epoch": samples, "max_epochs": 1, "num_workers": 2, "learning_rate": 1e-3,
+    }  # fmt: skip
+    if network is not None:
+        settings["network_def"] = network
+    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
+    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
+    rate = 0.0
+    with subprocess.Popen(
+        [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if found := re.search(r"training: .* (\d+) cutouts/s", line):
+                rate = float(found[1])
+    if process.returncode:
+        sys.exit(f"networks: the training in {output} ended with exit code {process.returncode}")
+    return rate
+
+
+def parameters(network: dict[str, Any] | None) -> int:
+    """How many weights are trained."""
+    config = ConfigParser(ConfigParser.load_config_file(str(TRAIN)))
+    if network is not None:
+        config["network_def"] = network
+    return sum(weight.numel() for weight in config.get_parsed_content("network_def").parameters())
+
+
+def cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
+    """All cutouts of a split, (n, z, y, x) HU."""
+    return np.stack([store.volume(item["series_uid"]).cutout(item["point_xyz"]) for item in candidates])
+
+
+def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:
+    """Boosted trees on the same split; gives the submission of each."""
+    store = Store(store_dir)
+    split = Split(data, store, validation_stride=STRIDE)
+    train_cutouts, held_out = (cutouts(part, store) for part in (split.train, split.validation))
+    scores = score_baselines(train_cutouts, split.train.labels, held_out, store.index["spacing_zyx"])
+    table = split.validation.table
+    uids = [table.series_uids[code] for code in table.series]
+    paths = {f"trees on the {name.replace('_', ' ')}": output / name / "submission.csv" for name in scores}
+    for path, probability in zip(paths.values(), scores.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_points(path, uids, table.points_xyz, probability, "probability")
+    return paths
+
+
+def main() -> None:
+    """Train, score, print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/networks"))
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training for each network")
+    options = parser.parse_args()
+    data, store = (
+        Path(os.environ.get(name, default))
+        for name, default in (("LUNA16_DATA", "data/phantom"), ("LUNA16_STORE", "data/store"))
+    )
+    told: dict[str, tuple[str, str, str]] = {}
+    submissions: dict[str, Path] = {}
+    for name, network in NETWORKS.items():
+        folder = options.output / name.replace("'", "").replace(" ", "_")
+        trial = train(data, store, folder / "trial", network, TRIAL)
+        samples = max(round(trial * options.minutes * 60 / BATCH), 2) * BATCH
+        rate = train(data, store, folder, network, samples)
+        told[name] = (f"{parameters(network):,}", f"{samples:,}", f"{rate:.0f}")
+        submissions[name] = folder / "submission.csv"
+    series = options.output / "the_designs" / "seriesuids.csv"
+    truth = read_truth(data / "annotations.csv", data / "annotations_excluded.csv", series)
+    submissions |= add_trees(data, store, options.output)
+    scored = {name: evaluate(read_points(path, "probability"), truth) for name, path in submissions.items()}
+    first = next(iter(scored.values()))
+    rows = []
+    print("\n| classifier | CPM (95 %) | against the design's (95 %) | parameters | cutouts seen | cutouts/s |")
+    print("|---|---|---|---|---|---|")
+    for name, one in scored.items():
+        low, high = one.scores["cpm_ci95"]
+        against = "" if one is first else compare(first, one)
+        if against:
+            bounds = against["cpm_difference_ci95"]
+            against = f"{against['cpm_difference']:+.3f} ({bounds[0]:+.3f} to {bounds[1]:+.3f})"
+        row = (name, f"{one.scores['cpm']:.3f} ({low:.3f} to {high:.3f})", against, *told.get(name, ("", "", "")))
+        rows.append(row)
+        print(f"| {' | '.join(row)} |", flush=True)
+    write_json(options.output / "networks.json", {"minutes": options.minutes, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
