@@ -40,6 +40,8 @@ def executed(name: str, folders: dict[str, Path], ask: str) -> tuple[str, Any]:
     environment = {**os.environ, **{key: str(path) for key, path in folders.items()}}
     # the package is found where the tests have it, installed or not
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # where the extra 'mlflow' is installed, MONAI imports a tqdm that misses ipywidgets
+    environment["PYTHONWARNINGS"] = "ignore:IProgress not found"
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}})
     client.execute(env=environment)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
