@@ -11,7 +11,7 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench test test-all notebooks check docs dist clean-demo setup
+.PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench compare-networks test test-all notebooks check docs dist clean-demo setup
 
 demo: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
@@ -31,6 +31,12 @@ phantom-malignancy: $(READY)
 # ours against the naive way, MONAI's stock way and the machine's limit
 bench: $(READY)
 	$(BIN)/python -W ignore benchmarks/bench.py --output runs/bench.json
+
+# the design's network, ResNet10, DenseNet121 and boosted trees for the same wall time: the table in docs/comparison.md
+compare-networks: $(READY)
+	$(BIN)/python -m luna16_monai phantom --output $(LUNA16_DATA) --scans 60
+	$(BIN)/python -m luna16_monai prepare --data $(LUNA16_DATA) --store $(LUNA16_STORE)
+	$(BIN)/python -W ignore benchmarks/networks.py --output runs/networks
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

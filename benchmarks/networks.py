@@ -35,11 +35,12 @@ STRIDE, BATCH, TRIAL = 3, 32, 128
 TRAIN = bundle_dir() / "configs" / "train.yaml"
 
 
-def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None, samples: int) -> float:
+def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None, samples: int, **more: Any) -> float:
     """Train one epoch of so many cutouts and validate; gives the cutouts a second of the training."""
     settings = {
         "dataset_dir": data, "store_dir": store, "output_dir": output, "resume": "true", "validation_stride": STRIDE,
         "batch_size": BATCH, "samples_per_epoch": samples, "max_epochs": 1, "num_workers": 2, "learning_rate": 1e-3,
+        **more,
     }  # fmt: skip
     if network is not None:
         settings["network_def"] = network
@@ -101,7 +102,7 @@ def main() -> None:
     submissions: dict[str, Path] = {}
     for name, network in NETWORKS.items():
         folder = options.output / name.replace("'", "").replace(" ", "_")
-        trial = train(data, store, folder / "trial", network, TRIAL)
+        trial = train(data, store, folder / "trial", network, TRIAL, validation_negatives=16)
         samples = max(round(trial * options.minutes * 60 / BATCH), 2) * BATCH
         rate = train(data, store, folder, network, samples)
         told[name] = (f"{parameters(network):,}", f"{samples:,}", f"{rate:.0f}")
