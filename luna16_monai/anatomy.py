@@ -1,7 +1,7 @@
-"""One synthetic half of a chest: lung, vessels, bronchi, wall, and the scanner that looks at it.
+"""One synthetic half of a chest: lung, vessels, bronchi, wall, mediastinum.
 
 It is a stand-in with the statistics of CT rather than a copy of a person: a lung bounded by a rough signed distance,
-two trees of winding vessels that fill it, airways beside the larger arteries, fissure, septa, ribs and soft tissue.
+two trees of vessels that fill it, airways beside the larger arteries, fissure, septa, ribs, heart, aorta and spine.
 Half a chest, since 192 voxels of 0.7 mm do not span a whole one. The alternative, to cut real scans, would make the
 data set a download.
 
@@ -11,19 +11,20 @@ centre lies at ``(i + 0.5) * spacing``. z runs from feet to head, y from front t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
+
+from luna16_monai.trees import Branches, crossings, grow_tree, paint_tubes, wind_branches
 
 Floats = NDArray[np.floating]
 
 _LUNG_GRID = 4
 """Voxels per step of the coarse grid on which the lung's outline is kept."""
-_STEP_MM = 0.6
-"""Distance between neighbouring samples of a vessel's centre line."""
-_MAX_VESSEL_RADIUS_MM = 7.5
+_THIN_MM = 0.8
+"""Forks and crossings of thinner vessels are no candidates."""
 
 
 def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
@@ -54,6 +55,7 @@ class Lung:
 
     Attributes:
         distance_mm: the distance on the coarse grid, float32 (z, y, x).
+        heart_mm, diaphragm_mm: signed distances to heart and diaphragm on the same grid, negative inside them.
         shape_zyx: the full volume's shape.
         spacing_zyx: the full volume's spacing, mm.
         hilum_zyx: where vessels and airways enter, mm.
@@ -63,6 +65,8 @@ class Lung:
     """
 
     distance_mm: Floats
+    heart_mm: Floats
+    diaphragm_mm: Floats
     shape_zyx: tuple[int, int, int]
     spacing_zyx: Floats
     hilum_zyx: Floats
@@ -74,6 +78,12 @@ class Lung:
     def size_mm(self) -> Floats:
         """Extent of the volume, (z, y, x)."""
         return np.asarray(self.shape_zyx) * self.spacing_zyx
+
+    @property
+    def grid_shape_zyx(self) -> tuple[int, int, int]:
+        """The full volume's shape, rounded up to whole steps of the coarse grid: what to upsample that to."""
+        z, y, x = (n * _LUNG_GRID for n in self.distance_mm.shape)
+        return z, y, x
 
     def distance_at(self, points_zyx: Floats) -> Floats:
         """Signed distance in mm at points (n, 3): below 0 inside the lung."""
@@ -120,122 +130,29 @@ def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
 
     blunt = 2.4
     norm = sum(np.abs(v / a) ** blunt for v, a in zip((z, y, x), axes, strict=True)) ** (1 / blunt)
-    distance = (norm - 1) * axes[1:].mean()
+    outline = (norm - 1) * axes[1:].mean()
     medial = side * axes[2]
     heart = (
         np.sqrt((z + 15) ** 2 / 2.2 + (y + 8) ** 2 + (x - medial * 1.05) ** 2)
         - rng.uniform(0.30, 0.42) * size[1] * 0.75
     )
     dome = np.sqrt((z + axes[0]) ** 2 + (0.55 * y) ** 2 + (0.55 * x) ** 2) - axes[0] * rng.uniform(0.45, 0.6)
-    distance = np.maximum(np.maximum(distance, -heart), -dome)
-    distance = (distance + 2.2 * smooth_field(rng, coarse, size, 5 * _LUNG_GRID * spacing_zyx[2])).astype(np.float32)
+    distance = _rounded_max(_rounded_max(outline, -heart), -dome)
+    distance = distance + 1.6 * smooth_field(rng, coarse, size, 7 * _LUNG_GRID * spacing_zyx[2])
+    distance, heart, dome = (grid.astype(np.float32) for grid in (distance, heart, dome))
 
-    lung = Lung(distance, shape_zyx, spacing_zyx, middle, side, axes, middle)
+    lung = Lung(distance, heart, dome, shape_zyx, spacing_zyx, middle, side, axes, middle)
     hilum = middle + np.array([5, 0, 0.45 * medial])
     for _ in range(40):
         if lung.distance_at(hilum)[0] < -6:
             break
         hilum[2] -= 2 * side
-    return Lung(distance, shape_zyx, spacing_zyx, hilum, side, axes, middle)
+    return replace(lung, hilum_zyx=hilum)
 
 
-@dataclass(frozen=True)
-class Tree:
-    """A branching tree: node i hangs on ``parent[i]``, the root (node 0) on -1; radii and points (z, y, x) in mm."""
-
-    points_zyx: Floats
-    parent: NDArray[np.intp]
-    radius_mm: Floats
-    children: NDArray[np.intp]
-
-
-def grow_tree(points_zyx: Floats, root_zyx: Floats, leaf_radius_mm: float) -> Tree:
-    """Join points (n, 3) to a tree that starts at the root.
-
-    Each point, in order of its distance from the root, hangs on the node that is near itself and near the root along
-    the tree. Radii follow Murray's law (Proc Natl Acad Sci 1926) with exponent 2.7: radius**2.7 adds up over leaves.
-    """
-    points = points_zyx[np.argsort(((points_zyx - root_zyx) ** 2).sum(1), kind="stable")]
-    nodes = np.vstack([root_zyx, points])
-    count = len(nodes)
-    parent = np.full(count, -1)
-    travelled = np.zeros(count)
-    for i in range(1, count):
-        length = np.sqrt(((nodes[:i] - nodes[i]) ** 2).sum(1))
-        parent[i] = np.argmin(length + 0.09 * travelled[:i])
-        travelled[i] = travelled[parent[i]] + length[parent[i]]
-    children = np.bincount(parent[1:], minlength=count)
-    leaves = (children == 0).astype(float)
-    for i in range(count - 1, 0, -1):
-        leaves[parent[i]] += leaves[i]
-    radius = np.minimum(leaf_radius_mm * np.maximum(leaves, 1) ** (1 / 2.7), _MAX_VESSEL_RADIUS_MM)
-    return Tree(nodes, parent, radius, children)
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Sampled centre lines: ``points_zyx`` (n, 3) and ``radius_mm`` (n,), ``branch`` (n,) tells whose sample each is.
-
-    ``middle_zyx``, ``middle_radius_mm`` and ``direction_zyx`` hold one row a branch.
-    """
-
-    points_zyx: Floats
-    radius_mm: Floats
-    branch: NDArray[np.intp]
-    middle_zyx: Floats
-    middle_radius_mm: Floats
-    direction_zyx: Floats
-
-
-def wind_branches(rng: np.random.Generator, tree: Tree) -> Branches:
-    """Sample each branch of a tree along a winding line: three waves across it, which vanish at both ends."""
-    start, end = tree.points_zyx[tree.parent[1:]], tree.points_zyx[1:]
-    along = end - start
-    length = np.linalg.norm(along, axis=1)
-    direction = along / (length[:, None] + 1e-6)
-    across = np.cross(direction, rng.standard_normal(direction.shape))
-    across /= np.linalg.norm(across, axis=1, keepdims=True) + 1e-6
-    third = np.cross(direction, across)
-    waves = np.arange(1, 4)
-    swing = rng.normal(0, 0.07, (2, len(length), 3)) * np.minimum(length, 25)[:, None] / waves**1.5
-
-    counts = np.maximum(2, np.ceil(length / _STEP_MM).astype(int) + 1)
-    branch = np.repeat(np.arange(len(length)), counts)
-    first = np.cumsum(counts) - counts
-    t = (np.arange(len(branch)) - first[branch]) / (counts[branch] - 1)
-    sines = np.sin(np.pi * t[:, None] * waves)
-    points = (
-        start[branch]
-        + along[branch] * t[:, None]
-        + across[branch] * (swing[0, branch] * sines).sum(1, keepdims=True)
-        + third[branch] * (swing[1, branch] * sines).sum(1, keepdims=True)
-    )
-    thin = tree.radius_mm[1:]
-    thick = np.minimum(tree.radius_mm[tree.parent[1:]], 1.25 * thin)
-    radius = thick[branch] + (thin - thick)[branch] * t
-    middle = first + counts // 2
-    return Branches(points, radius, branch, points[middle], radius[middle], direction)
-
-
-def paint_tubes(coverage: Floats, points_zyx: Floats, radius_mm: Floats, spacing_zyx: Floats, edge_mm: float) -> None:
-    """Raise ``coverage`` (z, y, x) in place to the share of each voxel that spheres along the centre lines fill.
-
-    Points (n, 3) and radii (n,) in mm; ``edge_mm`` is the width over which the share falls from 1 to 0.
-    """
-    shape = np.asarray(coverage.shape)
-    flat = coverage.reshape(-1)
-    nearest = np.floor(points_zyx / spacing_zyx).astype(int)
-    reach = np.ceil((radius_mm[:, None] + edge_mm / 2) / spacing_zyx).astype(int)
-    for box in np.unique(reach, axis=0):
-        members = np.flatnonzero((reach == box).all(1))
-        offsets = np.stack(np.meshgrid(*[np.arange(-b, b + 1) for b in box], indexing="ij"), -1).reshape(-1, 3)
-        for chunk in np.array_split(members, max(1, len(members) * len(offsets) // 2_000_000)):
-            voxels = nearest[chunk, None] + offsets
-            gap = (voxels + 0.5) * spacing_zyx - points_zyx[chunk, None]
-            share = (radius_mm[chunk, None] - np.sqrt((gap * gap).sum(-1))) / edge_mm + 0.5
-            keep = (share > 0) & ((voxels >= 0) & (voxels < shape)).all(-1)
-            z, y, x = voxels[keep].T
-            np.maximum.at(flat, (z * shape[1] + y) * shape[2] + x, np.minimum(share[keep], 1).astype(coverage.dtype))
+def _rounded_max(a: Floats, b: Floats) -> Floats:
+    """The larger of two signed distances, with the corner between them rounded over about 4 mm."""
+    return 3 * np.logaddexp(a / 3, b / 3)
 
 
 @dataclass(frozen=True)
@@ -247,7 +164,8 @@ class Chest:
         wall_distance_mm: signed distance to the lung's outline for each voxel, below 0 inside.
         lung: its outline.
         vessels_zyx, vessel_radius_mm, vessel_direction_zyx: one row a vessel branch, at its middle.
-        bifurcations_zyx: branching points of vessels thicker than 1 mm.
+        bifurcations_zyx, bifurcation_radius_mm: branching points of vessels thicker than 0.8 mm.
+        crossings_zyx: points where an artery and a vein thicker than 0.8 mm touch.
         bronchi_zyx: points on the airways.
     """
 
@@ -258,23 +176,25 @@ class Chest:
     vessel_radius_mm: Floats
     vessel_direction_zyx: Floats
     bifurcations_zyx: Floats
+    bifurcation_radius_mm: Floats
+    crossings_zyx: Floats
     bronchi_zyx: Floats
 
 
 def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Chest:
     """Draw one half of a chest of the given shape and spacing (mm), both in (z, y, x)."""
     lung = shape_lung(rng, shape_zyx, spacing_zyx)
-    wall = upsample(lung.distance_mm, _padded(lung))[tuple(slice(n) for n in shape_zyx)]
+    wall = upsample(lung.distance_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape_zyx)]
     edge = max(0.7, float(spacing_zyx[2]))
     vessel_share = np.zeros(shape_zyx, np.float32)
     airway_wall, airway_lumen = np.zeros((2, *shape_zyx), np.float32)
 
     volume_l = (lung.distance_mm < 0).sum() * np.prod(spacing_zyx) * _LUNG_GRID**3 / 1e6
-    leaves = int(volume_l * rng.uniform(550, 800)) + 150
+    leaves = int(volume_l * rng.uniform(1800, 2600)) + 150
     trees, branches, bronchi = [], [], []
     for carries_airways in (True, False):
         root = lung.hilum_zyx + rng.normal(0, 4, 3)
-        tree = grow_tree(lung.sample(rng, leaves, 2.0), root, rng.uniform(0.44, 0.58))
+        tree = grow_tree(lung.sample(rng, leaves, 1.5), root, rng.uniform(0.29, 0.38))
         paths = wind_branches(rng, tree)
         paint_tubes(vessel_share, paths.points_zyx, paths.radius_mm, spacing_zyx, edge)
         if carries_airways:
@@ -285,13 +205,13 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     contrast_agent = rng.random() < 0.35
     blood_hu = rng.uniform(120, 190) if contrast_agent else rng.uniform(25, 60)
     inside = np.clip(0.5 - wall / 0.9, 0, 1)
-    image = _draw_wall(rng, lung, wall, blood_hu if contrast_agent else None)
+    image = _draw_wall(rng, lung, wall, blood_hu)
     image += (_draw_parenchyma(rng, lung, wall) - image) * inside
     image += (blood_hu - image) * (vessel_share * np.clip(1 - wall / 1.5, 0, 1))
-    image += (rng.uniform(-450, -200) - image) * (airway_wall * inside * 0.7)
+    image += (rng.uniform(-500, -250) - image) * (airway_wall * inside * 0.7)
     image += (rng.uniform(-950, -900) - image) * (airway_lumen * inside)
 
-    forks = [t.points_zyx[(t.children >= 2) & (t.radius_mm > 1.0)] for t in trees]
+    fork = [(t.children >= 2) & (t.radius_mm > _THIN_MM) for t in trees]
     return Chest(
         image,
         wall,
@@ -299,14 +219,11 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
         np.concatenate([b.middle_zyx for b in branches]),
         np.concatenate([b.middle_radius_mm for b in branches]),
         np.concatenate([b.direction_zyx for b in branches]),
-        np.concatenate(forks),
+        np.concatenate([t.points_zyx[at] for t, at in zip(trees, fork, strict=True)]),
+        np.concatenate([t.radius_mm[at] for t, at in zip(trees, fork, strict=True)]),
+        crossings(branches[0], branches[1], _THIN_MM),
         np.concatenate(bronchi),
     )
-
-
-def _padded(lung: Lung) -> tuple[int, int, int]:
-    z, y, x = (n * _LUNG_GRID for n in lung.distance_mm.shape)
-    return z, y, x
 
 
 def _paint_airways(
@@ -314,15 +231,15 @@ def _paint_airways(
 ) -> Floats:
     """Lay an airway beside some of the larger arteries; returns points on the airways wider than 1.2 mm."""
     artery = paths.middle_radius_mm
-    chosen = (artery > 1.3) & (rng.random(len(artery)) < 0.45)
-    radius = artery * rng.uniform(0.75, 1.1, len(artery))
+    chosen = (artery > 1.2) & (rng.random(len(artery)) < 0.45)
+    radius = artery * rng.uniform(0.6, 0.95, len(artery))
     aside = np.cross(paths.direction_zyx, [0.3, 1.0, 0.2])
     aside /= np.linalg.norm(aside, axis=1, keepdims=True) + 1e-6
     shift = aside * (artery + radius + 0.5)[:, None]
     samples = chosen[paths.branch]
     branch = paths.branch[samples]
     points = paths.points_zyx[samples] + shift[branch]
-    paint_tubes(wall, points, radius[branch] + 0.45 + 0.12 * radius[branch], spacing_zyx, edge_mm)
+    paint_tubes(wall, points, radius[branch] + 0.3 + 0.1 * radius[branch], spacing_zyx, edge_mm)
     paint_tubes(lumen, points, radius[branch], spacing_zyx, edge_mm)
     return (paths.middle_zyx + shift)[chosen & (radius > 1.2)]
 
@@ -333,14 +250,16 @@ def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> F
     patches = smooth_field(rng, shape, size, 6)
     clouds = smooth_field(rng, shape, size, 16)
     haze = smooth_field(rng, shape, size, 2.2)
+    grain = smooth_field(rng, shape, size, 1.4)
     z, y, x = _axes_mm(lung)
 
-    image = rng.uniform(-905, -830) + patches * rng.uniform(8, 16) + clouds * 12
+    image = rng.uniform(-950, -860) + patches * rng.uniform(8, 16) + clouds * 15
     image += (y / size[1]) * rng.uniform(10, 70)
     if rng.random() < 0.35:
         image -= np.clip(patches[::-1] - 1, 0, 2) * 60
-    # unresolved small vessels: bright specks rather than symmetric noise
+    # acini and the vessels between them, too small to be seen singly: bright specks, and a fine grain
     image += np.clip(haze - 0.3, 0, 3) * rng.uniform(14, 34)
+    image += grain * rng.uniform(15, 40)
     # septa: thin sheets where a smooth field changes its sign
     image += np.clip(1 - np.abs(smooth_field(rng, shape, size, 11)) / 0.10, 0, 1) * rng.uniform(15, 55)
     fissure = lung.middle_zyx[0] + (y - lung.middle_zyx[1]) * rng.uniform(0.5, 0.9)
@@ -349,25 +268,43 @@ def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> F
     return image.astype(np.float32)
 
 
-def _draw_wall(rng: np.random.Generator, lung: Lung, wall_mm: Floats, enhanced_hu: float | None) -> Floats:
-    """Everything outside the lung in HU: muscle, fat and ribs on the lateral side, mediastinum on the other."""
+def _draw_wall(rng: np.random.Generator, lung: Lung, wall_mm: Floats, blood_hu: float) -> Floats:
+    """Everything outside the lung in HU: muscle, fat and ribs laterally; medially heart, aorta and spine in fat."""
     shape, size = lung.shape_zyx, lung.size_mm
     fine = smooth_field(rng, shape, size, 6)
     coarse = smooth_field(rng, shape, size, 16)
     z, y, x = _axes_mm(lung)
-    lateral = (x - lung.middle_zyx[2]) * lung.side < 0.45 * lung.half_axes_zyx[2]
+    medial = (x - lung.middle_zyx[2]) * lung.side - 0.45 * lung.half_axes_zyx[2]
+    behind = y - lung.middle_zyx[1]
 
-    image = rng.uniform(30, 60) + 12 * fine
+    muscle = rng.uniform(40, 60)
+    image = np.full(shape, muscle, np.float32)
     fat = coarse + np.clip((wall_mm - 9) / 8, -0.6, 1.2) > 0.8
-    image[fat & lateral & (wall_mm > 3.5)] = -100
-    spacing_mm = rng.uniform(24, 32)
-    phase = (z + (y - lung.middle_zyx[1]) * rng.uniform(0.25, 0.5) + rng.uniform(0, 30)) % spacing_mm
+    image[fat & (medial < 0) & (wall_mm > 3.5)] = -100
+    phase = (z + behind * rng.uniform(0.25, 0.5) + rng.uniform(0, 30)) % rng.uniform(24, 32)
     rib = np.sqrt((phase - 12) ** 2 + ((wall_mm - rng.uniform(9, 11)) / 0.62) ** 2) - 5.4
     cortex_hu, marrow_hu = rng.uniform(600, 950), rng.uniform(150, 300)
-    image = np.where(lateral & (rib < 0), np.where(rib > -1.6, cortex_hu, marrow_hu), image)
-    if enhanced_hu is not None:
-        image[~lateral & (coarse[::-1] > 0.4)] = enhanced_hu + 20
-    return image.astype(np.float32)
+    _fill_bone(image, np.where(medial < 0, rib, 9), cortex_hu, marrow_hu)
+
+    heart = upsample(lung.heart_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape)]
+    diaphragm = upsample(lung.diaphragm_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape)]
+    mediastinum = (medial > 0) & (wall_mm > 1.5) & (diaphragm > 0)
+    image[mediastinum & ((heart < 4) | (coarse > -0.2))] = -95
+    radius = rng.uniform(10, 14)
+    from_aorta = np.hypot(medial - 0.5 * lung.half_axes_zyx[2], behind - 0.42 * lung.half_axes_zyx[1])
+    for vessel, edge in ((heart + 3, 1.0), (from_aorta - radius + 0 * z, 1.0)):
+        image += (blood_hu - image) * (np.clip(0.5 - vessel / edge, 0, 1) * (mediastinum | (vessel < 0)))
+    from_spine = np.hypot((medial - 0.78 * lung.half_axes_zyx[2]) / 1.25, behind - 0.85 * lung.half_axes_zyx[1])
+    vertebra = (z + rng.uniform(0, 28)) % 28 < 23
+    _fill_bone(image, np.where(vertebra, from_spine - rng.uniform(13, 16), 9), cortex_hu, marrow_hu)
+    image += 12 * fine
+    return image
+
+
+def _fill_bone(image: Floats, distance_mm: Floats, cortex_hu: float, marrow_hu: float) -> None:
+    """Set what lies inside a bone's surface (distance below 0) to its cortex, 1.6 mm thick, and its marrow."""
+    bone = distance_mm < 0
+    image[bone] = np.where(distance_mm[bone] > -1.6, cortex_hu, marrow_hu)
 
 
 def _axes_mm(lung: Lung) -> tuple[Floats, Floats, Floats]:
@@ -376,39 +313,3 @@ def _axes_mm(lung: Lung) -> tuple[Floats, Floats, Floats]:
         for n, s in zip(lung.shape_zyx, lung.spacing_zyx, strict=True)
     )
     return z[:, None, None], y[None, :, None], x[None, None, :]
-
-
-def scan_chest(rng: np.random.Generator, image_hu: Floats, spacing_zyx: Floats) -> tuple[Floats, Floats]:
-    """What a scanner makes of a drawn image: slice profile, blur of the kernel, and correlated noise.
-
-    Args:
-        image_hu: float32 (z, y, x).
-        spacing_zyx: mm.
-
-    Returns:
-        The blurred image without and with noise, float32 HU of the same shape.
-    """
-    sharp = rng.random() < 0.4
-    sigma_in_plane = rng.uniform(0.95, 1.6) / 2.355 / spacing_zyx[2]
-    slab = max(spacing_zyx[0], rng.uniform(1.0, 2.5))
-    clean = ndimage.gaussian_filter(image_hu, (slab / spacing_zyx[0] / 3, sigma_in_plane, sigma_in_plane), truncate=3)
-    if sharp:
-        clean += 0.5 * (clean - ndimage.gaussian_filter(clean, (0, 1.2, 1.2), truncate=3))
-    deviation = rng.uniform(30, 60) if sharp else rng.uniform(9, 28)
-    cutoff_per_mm = rng.uniform(0.55, 0.75) if sharp else rng.uniform(0.28, 0.45)
-    noise = _ct_noise(rng, image_hu.shape, float(spacing_zyx[2]), cutoff_per_mm)
-    strength = 1 + 0.15 * smooth_field(rng, image_hu.shape, np.asarray(image_hu.shape, float), max(image_hu.shape) / 4)
-    noise *= deviation * strength
-    noise += clean
-    return clean, noise
-
-
-def _ct_noise(rng: np.random.Generator, shape_zyx: tuple[int, ...], spacing_mm: float, cutoff_per_mm: float) -> Floats:
-    """Noise of deviation 1 with the spectrum of filtered back-projection: a ramp, rolled off, in each slice."""
-    rows, columns = shape_zyx[1:]
-    frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)) / spacing_mm
-    transfer = (np.sqrt(frequency) * np.exp(-((frequency / cutoff_per_mm) ** 2))).astype(np.float32)
-    spectrum = fft.rfft2(rng.standard_normal(shape_zyx, dtype=np.float32))
-    spectrum *= transfer
-    noise = fft.irfft2(spectrum, s=(rows, columns), overwrite_x=True)
-    return noise / noise.std()

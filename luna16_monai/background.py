@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from luna16_monai.ct import open_ct
+from luna16_monai.detector import jitter, propose_blobs
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import (
     ShapeBank,
@@ -28,11 +29,11 @@ from luna16_monai.lesions import (
     load_shape_bank,
     nodule_increment,
     nodule_share,
-    propose_blobs,
     random_turn,
 )
 from luna16_monai.phantom import RECIPE, plan_scans, write_data_set
-from luna16_monai.synthesis import CLEARANCE_MM, Location, Nodule, Scan, ScanPlan, clearance, finish_scan, jitter
+from luna16_monai.placement import CLEARANCE_MM, Location, Nodule, clearance
+from luna16_monai.synthesis import Scan, ScanPlan, finish_scan
 
 Floats = NDArray[np.floating]
 

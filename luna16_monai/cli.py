@@ -91,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0, metavar="N")
     phantom.add_argument("--workers", type=int, metavar="N")
     phantom.add_argument("--difficulty", type=float, metavar="D", help="0 is easy, 1 the default, 2 hard")
-    phantom.add_argument(
-        "--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 60 a scan"
-    )
+    phantom.add_argument("--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 10")
     phantom.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")
 
     download = verb("download", verbs.run_download, "fetch LUNA16; goes on where it was stopped")

@@ -26,10 +26,11 @@ from luna16_monai.files import atomic_write, write_json
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import ShapeBank, load_shape_bank
 from luna16_monai.malignancy import READINGS, shape_ratings, write_readings
-from luna16_monai.synthesis import Findings, Scan, ScanPlan, ScanSettings, draw_scan
+from luna16_monai.placement import ScanSettings
+from luna16_monai.synthesis import Findings, Scan, ScanPlan, draw_scan
 from luna16_monai.workers import run_tasks
 
-RECIPE = 1
+RECIPE = 2
 """Version of what a seed gives; raised with any change of the voxels or tables."""
 SUBSETS = 10
 """LUNA16 has ten, 0 to 9."""
@@ -69,17 +70,8 @@ def write_phantom(
     """
     settings = settings or ScanSettings()
     plans = plan_scans(scans, seed, load_shape_bank())
-    recipe = {"kind": "synthetic", "recipe": RECIPE, "seed": seed, "scans": scans, **_named_settings(settings)}
+    recipe = {"kind": "synthetic", "recipe": RECIPE, "seed": seed, "scans": scans, **asdict(settings)}
     return write_data_set(output, recipe, plans, partial(draw_scan, seed=seed, settings=settings), workers, progress)
-
-
-def _named_settings(settings: ScanSettings) -> dict[str, Any]:
-    """The settings that a manifest names: younger ones only where they change something, so that older sets count."""
-    named = asdict(settings)
-    for name in ("difficulty", "negatives_per_positive"):
-        if named[name] == getattr(ScanSettings, name):
-            del named[name]
-    return named
 
 
 def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[ScanPlan]:

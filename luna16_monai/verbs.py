@@ -36,7 +36,7 @@ def run_phantom(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in wanted.items() if value is not None}
     if options.background is None:
         from luna16_monai.phantom import write_phantom
-        from luna16_monai.synthesis import ScanSettings
+        from luna16_monai.placement import ScanSettings
 
         result = write_phantom(output, **common, settings=ScanSettings(**settings))
     else:

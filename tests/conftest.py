@@ -16,10 +16,10 @@ BUNDLE = ROOT / "bundles" / "nodule_classification"
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight scans in LUNA16's layout, subset0 to subset7, 2 or 3 nodules and 12 negatives each. Not to be changed."""
     from luna16_monai.phantom import write_phantom
-    from luna16_monai.synthesis import ScanSettings
+    from luna16_monai.placement import ScanSettings
 
     output = tmp_path_factory.mktemp("data") / "phantom"
-    settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives=12)
+    settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives_per_positive=4.0)
     write_phantom(output, scans=8, seed=3, workers=1, progress=False, settings=settings)
     return output
 

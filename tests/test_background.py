@@ -10,14 +10,15 @@ from luna16_monai.background import estimate_blur, find_lungs, read_background, 
 from luna16_monai.candidates import read_annotations, read_candidates, read_excluded
 from luna16_monai.lesions import load_shape_bank
 from luna16_monai.phantom import plan_scans, write_mhd
-from luna16_monai.synthesis import ScanSettings, draw_scan
+from luna16_monai.placement import ScanSettings
+from luna16_monai.synthesis import draw_scan
 
 SHARED = Path(os.environ.get("LUNA16_SHARED", "../shared"))
 
 
 @pytest.fixture(scope="module")
 def chest_ct(tmp_path_factory):
-    settings = ScanSettings(slices=(44, 44), rows=96, nodules=(1, 1), negatives=0)
+    settings = ScanSettings(slices=(44, 44), rows=96, nodules=(1, 1), negatives_per_positive=0.0)
     scan = draw_scan(plan_scans(1, 2, load_shape_bank())[0], 2, settings)
     path = tmp_path_factory.mktemp("background") / "real.mhd"
     write_mhd(path, scan.hu, scan.geometry)

@@ -299,11 +299,11 @@ def test_crossval_goes_on_after_a_kill_and_ends_as_if_nothing_had_happened(phant
 @pytest.mark.slow
 def test_crossval_of_all_ten_folds(tmp_path):
     from luna16_monai.phantom import write_phantom
+    from luna16_monai.placement import ScanSettings
     from luna16_monai.prepare import Recipe, prepare
-    from luna16_monai.synthesis import ScanSettings
 
     data, store = tmp_path / "data", tmp_path / "store"
-    settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives=12)
+    settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives_per_positive=4.0)
     write_phantom(data, scans=10, seed=3, workers=1, progress=False, settings=settings)
     prepare(data, store, Recipe.read(bundle_dir() / "configs" / "prepare.yaml"), workers=1, progress=False)
     told = crossval(plan(data, store, tmp_path / "cv", tuple(range(10))), partial(run_tasks, workers=2), False, 50)

@@ -9,26 +9,19 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from luna16_monai.anatomy import paint_tubes, upsample
+from luna16_monai.anatomy import upsample
 from luna16_monai.baselines import score_baselines
 from luna16_monai.candidates import read_annotations, read_candidates, read_excluded, read_points, read_series_list
+from luna16_monai.detector import jitter, propose_blobs
 from luna16_monai.geometry import Geometry
-from luna16_monai.lesions import choose_look, ellipsoid_share, load_shape_bank, nodule_share, propose_blobs, random_turn
+from luna16_monai.lesions import choose_look, ellipsoid_share, load_shape_bank, nodule_share, random_turn
 from luna16_monai.phantom import plan_scans, write_data_set, write_mhd, write_phantom
+from luna16_monai.placement import CLEARANCE_MM, JITTER_MM, Nodule, ScanSettings
 from luna16_monai.roc import roc_auc
-from luna16_monai.synthesis import (
-    CLEARANCE_MM,
-    JITTER_MM,
-    Nodule,
-    Scan,
-    ScanSettings,
-    draw_scan,
-    finish_scan,
-    jitter,
-)
+from luna16_monai.synthesis import Scan, draw_scan, finish_scan
 
 SCANS, SEED = 4, 1
-SMALL = ScanSettings(slices=(32, 36), rows=64, nodules=(2, 3), negatives=12)
+SMALL = ScanSettings(slices=(32, 36), rows=64, nodules=(2, 3), negatives_per_positive=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +96,7 @@ def test_write_phantom_tables_agree_with_each_other(small_phantom):
     candidates = read_candidates(small_phantom)
     for uid, rows in by_series(candidates).items():
         labels = [label for _, label in rows]
-        assert labels.count(0) == 12, uid
+        assert labels.count(0) == 5 * labels.count(1), uid
         assert labels.count(1) >= 2, uid
     patients = dict(
         line.split(",") for line in (small_phantom / "patients.csv").read_text(encoding="utf-8").split()[1:]
@@ -154,7 +147,7 @@ def test_write_phantom_second_call_does_nothing(small_phantom):
     summary = write_phantom(small_phantom, SCANS, SEED, progress=False, settings=SMALL)
     assert summary["cached"]
     assert summary["scans"] == SCANS
-    assert summary["candidates"] == summary["positives"] + 12 * SCANS
+    assert summary["candidates"] == 6 * summary["positives"]
     assert {path: path.stat().st_mtime_ns for path in small_phantom.rglob("*")} == before
 
 
@@ -230,7 +223,6 @@ def test_write_phantom_refuses_numbers_out_of_range(tmp_path, arguments, message
         {"nodules": (0, 2)},
         {"rows": 32},
         {"slices": (8, 40)},
-        {"negatives": -1},
         {"difficulty": 2.1},
         {"difficulty": float("nan")},
         {"negatives_per_positive": -1.0},
@@ -245,21 +237,19 @@ def test_scan_settings_refuses_numbers_out_of_range(settings):
 # --- difficulty and prevalence
 
 
-def test_write_phantom_defaults_give_what_they_gave_before(small_phantom):
-    # measured before difficulty and prevalence could be set: a seed must go on giving the same data set
+def test_write_phantom_a_seed_gives_what_it_gave_before(small_phantom):
+    # measured when the recipe got its number 2: a seed must go on giving the same data set while it keeps that number
     candidates, annotations = read_candidates(small_phantom), read_annotations(small_phantom)
     assert (len(candidates), int(candidates.values.sum()), len(annotations)) == (58, 10, 9)
     np.testing.assert_allclose(candidates.points_xyz.sum(0), [-1634.967, -7593.817, -13228.154], atol=0.01)
     np.testing.assert_allclose(annotations.points_xyz.sum(0), [-306.077, -1131.613, -2057.153], atol=0.01)
     means = sorted(sitk.GetArrayFromImage(image).mean() for image in images_of(small_phantom).values())
     np.testing.assert_allclose(means, [-932.358, -847.038, -667.743, -289.223], atol=0.01)
-    recipe = json.loads((small_phantom / "phantom.json").read_text(encoding="utf-8"))
-    # a set that was written before must still be taken for the same one
-    assert not {"difficulty", "negatives_per_positive"} & set(recipe)
+    assert json.loads((small_phantom / "phantom.json").read_text(encoding="utf-8"))["recipe"] == 2
 
 
 def test_write_phantom_tells_difficulties_apart(small_phantom, tmp_path):
-    with pytest.raises(ValueError, match=r"other settings \(difficulty None instead of 2\.0\)"):
+    with pytest.raises(ValueError, match=r"other settings \(difficulty 1\.0 instead of 2\.0\)"):
         write_phantom(small_phantom, SCANS, SEED, settings=replace(SMALL, difficulty=2.0))
     write_phantom(tmp_path, 1, SEED, workers=1, progress=False, settings=replace(SMALL, negatives_per_positive=3.0))
     assert json.loads((tmp_path / "phantom.json").read_text(encoding="utf-8"))["negatives_per_positive"] == 3.0
@@ -268,6 +258,7 @@ def test_write_phantom_tells_difficulties_apart(small_phantom, tmp_path):
 def test_scan_settings_difficulty_moves_each_knob():
     easy, usual, hard = (ScanSettings(difficulty=d) for d in (0.0, 1.0, 2.0))
     assert [s.likeness for s in (easy, usual, hard)] == [0.5, 1, 2]
+    assert [s.overlap for s in (easy, usual, hard)] == [0, 0.5, 1]
     # the smallest nodule's radius is 1.6 mm: no farther at any difficulty
     assert [s.jitter_mm for s in (easy, usual, hard)] == [0, JITTER_MM, JITTER_MM]
     assert ScanSettings(difficulty=0.5).jitter_mm == JITTER_MM / 2
@@ -292,7 +283,7 @@ def test_draw_scan_without_difficulty_marks_centres():
 
 def test_draw_scan_higher_difficulty_lowers_the_baselines():
     # 8 scans each, half to train on and half to test on: 0.71 and 0.50
-    settings = ScanSettings(slices=(32, 36), rows=80, nodules=(5, 6), negatives=24)
+    settings = ScanSettings(slices=(32, 36), rows=80, nodules=(5, 6), negatives_per_positive=4.0)
     aucs = [auc_of_profile(replace(settings, difficulty=d), 8) for d in (0.0, 2.0)]
     assert aucs[0] > aucs[1] + 0.1
     assert aucs[1] > 0.4
@@ -445,15 +436,6 @@ def test_upsample_interpolates_between_cell_centres():
     # cells of two voxels each: their centres lie at 0.5 and 2.5, voxel 1 a quarter of the way between
     coarse = np.array([0.0, 4.0], np.float32).reshape(1, 1, 2)
     np.testing.assert_allclose(upsample(coarse, (1, 1, 4)).ravel(), [0, 1, 3, 4])
-
-
-def test_paint_tubes_fills_the_volume_of_a_tube():
-    coverage = np.zeros((40, 40, 40), np.float32)
-    line = np.stack([np.linspace(5, 15, 60), np.full(60, 10.0), np.full(60, 10.0)], 1)
-    paint_tubes(coverage, line, np.full(60, 2.0), np.full(3, 0.5), 0.5)
-    # a capsule: cylinder of 10 mm and radius 2 and two half spheres, 40 pi + 32/3 pi = 159.2 mm3
-    assert coverage.sum() * 0.125 == pytest.approx(159.2, rel=0.03)
-    assert coverage.max() == 1
 
 
 def test_ellipsoid_share_fills_the_volume_of_an_ellipsoid():
