@@ -13,7 +13,8 @@ FLOORS = {
     "resampling roc spacing",
     2: "ct dicom datalist augmentation bundle evaluation results scores handlers checkpoint malignancy decisions "
     "tracking",
-    3: "cutouts prepare slices trees anatomy scanner lesions placement detector synthesis phantom background baselines archives download doctor ruler",
+    3: "cutouts prepare slices trees anatomy scanner lesions placement detector synthesis phantom background baselines "
+    "archives download doctor ruler",
     4: "transforms export inference charts report review explanation structured_report prediction jobs crossval trials "
     "tune",
     5: "console verbs job_verbs cli demo __main__",
