@@ -19,7 +19,7 @@ SHARED = Path(os.environ.get("LUNA16_SHARED", "../shared"))
 @pytest.fixture(scope="module")
 def chest_ct(tmp_path_factory):
     settings = ScanSettings(slices=(44, 44), rows=96, nodules=(1, 1), negatives_per_positive=0.0)
-    scan = draw_scan(plan_scans(1, 2, load_shape_bank())[0], 2, settings)
+    scan = draw_scan(plan_scans(1, 5, load_shape_bank())[0], 5, settings)
     path = tmp_path_factory.mktemp("background") / "real.mhd"
     write_mhd(path, scan.hu, scan.geometry)
     return path
