@@ -77,8 +77,10 @@ def choose_candidates(
     rest = np.concatenate([blobs[others - others // 2 :], structures[others // 2 :]])
     alike = _alike(clean_hu, spacing, positives, rest, twins)
     chosen = np.concatenate([chosen, plain, rest[alike]])
-    more = np.concatenate([np.delete(rest, alike, 0), chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM]])
-    chosen = np.concatenate([chosen, free(more, off_limits)[: (negatives - len(chosen)) // 2]])
+    if missing := negatives - len(chosen):
+        thin = rng.permutation(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM])
+        more = free(np.concatenate([np.delete(rest, alike, 0), thin]), off_limits)
+        chosen = np.concatenate([chosen, more[: missing // 2]])
     for _ in range(20):
         anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
         chosen = np.concatenate([chosen, free(anywhere, off_limits)])
