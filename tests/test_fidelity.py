@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 SCRIPTS = Path(__file__).parents[1] / "data"
@@ -18,6 +19,8 @@ def load(name):
 
 
 fidelity, montage = load("fidelity"), load("montage")
+sys.modules["montage"] = montage  # as it is called by the script beside it
+background_check = load("background_check")
 
 
 def test_wasserstein_is_the_shift_of_a_histogram():
@@ -99,3 +102,32 @@ def test_phantom_cutouts_shows_every_kind(phantom_dir):
     assert all(picture.shape == (51, 51) for picture, _ in nodules + others)
     assert {title for _, title in others} == {"class 0"}
     assert len({title.split(",")[0] for _, title in nodules}) >= 2
+
+
+def test_section_of_a_blurred_disc():
+    y, x = np.indices((121, 121)) * 0.5
+    away = np.hypot(y - 30, x - 30)
+    # a disc of 4 mm, 0.5 mm of blur
+    hu = np.rint(-850 + 900 * ndimage.gaussian_filter((away < 4).astype(float), 1)).astype(np.int16)
+    found = background_check.section(hu, np.array([60, 60]), 0.5)
+    assert found.radius_mm == pytest.approx(4, abs=0.2)  # blur draws the contour of a disc in
+    assert found.contrast_hu == pytest.approx(900, abs=5)
+    # 1.68 deviations, and what bins of 0.3 mm and a grid of 0.17 mm add
+    assert background_check.rise_mm([found.edge] * 3) == pytest.approx(1.68 * 0.5, abs=0.12)
+    assert background_check.section(hu, np.array([30, 30]), 0.5) is None
+
+
+def test_second_difference_keeps_noise_and_drops_slopes():
+    y, x = np.indices((200, 200))
+    noise = np.random.default_rng(0).normal(0, 20, (200, 200))
+    assert background_check.second_difference(3.0 * y + 7 * x).max() == 0
+    assert background_check.second_difference(3.0 * y + 7 * x + noise).std() == pytest.approx(20, rel=0.03)
+
+
+def test_steps_along_z_counts_the_middle_of_four_slices():
+    column = np.array([-850, -850, -700, 0, 50, 50])
+    hu = np.tile(column[:, None, None], (1, 20, 20))
+    steps = background_check.steps_along_z(hu, np.array([3, 0.6, 0.6]), np.ones(hu.shape, bool))
+    # from -850 over -700 and 0 to 50: 700 of 900; the other fours cross their middle elsewhere
+    assert len(steps) == 400
+    assert steps[0].tolist() == pytest.approx([700, 900], abs=0.1)
