@@ -1,10 +1,10 @@
 """Nodules in a real CT: the phantom's nodules and candidates on real anatomy.
 
-A real scan lends its lungs; nodules in the shapes of real ones are added to it, blurred as the scan is, so that its
-own noise stays on top of them. All scans that are written share that one background, with other nodules in each. A
-network trained on them can learn the background by heart: such a run shows that the machinery works on real anatomy,
-and nothing about how well the network generalises. Lesions that the background has of its own are unknown here, and
-may be listed as class 0.
+A real scan lends its lungs; nodules in the shapes of real ones are added to it, blurred in the plane and along z as its
+own edges are. Its own noise stays on top of them, as much stronger as it is in its vessels. All scans that are written
+share that one background, with other nodules in each. A network trained on them can learn the background by heart: such
+a run shows that the machinery works on real anatomy, and nothing about how well the network generalises. Lesions that
+the background has of its own are unknown here, and may be listed as class 0.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import ndtr
 
 from luna16_monai.ct import open_ct
 from luna16_monai.detector import jitter, propose_blobs
 from luna16_monai.geometry import Geometry
 from luna16_monai.lesions import (
+    BANK_SPACING_MM,
+    Box,
+    Look,
     ShapeBank,
     choose_look,
     load_shape_bank,
@@ -41,8 +45,13 @@ _AIR_HU = -400
 _SMALLEST_LUNG_ML = 20
 _MARGIN_MM = 12.0
 _STREAM = 1
-_DRAWN_BLUR_MM = 0.4
-"""What the bank's voxels and their interpolation have already blurred a nodule's share."""
+_DRAWN_BLUR_MM = 0.25
+"""Deviation that the edge of a nodule's share has as drawn: 0.23 mm for a sharp margin, 0.35 for a blurred one."""
+_FEWEST = 200
+"""Voxels that an estimate takes."""
+_TILT = 0.2
+"""Of an edge against its axis, at most; more would count the blur of the other axes too."""
+_LEAST_NOISE_HU = 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Background:
         lung_hu: the mean HU there, (n,).
         around_hu: the same over about 1 cm, (n,): high in the hilum, at the wall, and in the wall itself.
         blobs_zyx: what the blob detector finds, mm, (n, 3).
-        blur_mm: standard deviation of the scan's in-plane blur.
+        blur_zyx_mm: standard deviation of the scan's blur, (3,).
+        noise_growth: by which share the scan's noise grows with each HU from lung to tissue.
     """
 
     hu: NDArray[np.int16]
@@ -67,7 +77,8 @@ class Background:
     lung_hu: Floats
     around_hu: Floats
     blobs_zyx: Floats
-    blur_mm: float
+    blur_zyx_mm: Floats
+    noise_growth: float
 
     @property
     def spacing_zyx(self) -> Floats:
@@ -156,6 +167,7 @@ def read_background(path: Path) -> Background:
     depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=step)[1:-1, 1:-1, 1:-1]
     voxels = np.argwhere(lungs)
     pairs = _pairs(hu)
+    inside = lungs.repeat(2, 1).repeat(2, 2)
     return Background(
         hu=hu,
         geometry=Geometry(hu.shape, affine),
@@ -163,8 +175,9 @@ def read_background(path: Path) -> Background:
         depth_mm=depth[lungs],
         lung_hu=pairs[lungs],
         around_hu=ndimage.gaussian_filter(pairs, 5 / step, truncate=2)[lungs],
-        blobs_zyx=propose_blobs(hu, spacing, lungs.repeat(2, 1).repeat(2, 2), 600),
-        blur_mm=estimate_blur(hu, spacing),
+        blobs_zyx=propose_blobs(hu, spacing, inside, 600),
+        blur_zyx_mm=estimate_blur(hu, inside, spacing),
+        noise_growth=estimate_noise_growth(hu, inside, spacing),
     )
 
 
@@ -190,25 +203,84 @@ def find_lungs(hu: Floats, spacing_zyx: Floats) -> NDArray[np.bool_]:
     return np.stack([ndimage.binary_fill_holes(section) for section in lungs])
 
 
-def estimate_blur(hu: NDArray[np.int16], spacing_zyx: Floats) -> float:
-    """Standard deviation of a scan's in-plane blur in mm, from its edges between air and tissue.
+def estimate_blur(hu: NDArray[np.int16], lungs: NDArray[np.bool_], spacing_zyx: Floats) -> Floats:
+    """Standard deviation of a scan's blur along z, y and x in mm, from the edges between lung and tissue.
 
-    A blurred step of height h is steepest at its middle, h / (sigma * sqrt(2 pi)). Of all places in each fourth slice
-    where HU rises by 600 and more within 5 mm, the tenth with the steepest slopes counts: the others are oblique or
-    thin. Kept between 0.25 and 1.2 mm.
+    Args:
+        hu: (z, y, x).
+        lungs: where they are, (z, y, x) of the same shape, or less an odd last row or column.
+        spacing_zyx: mm.
+
+    Returns:
+        (3,), each 0.2 to 1.5 voxels. Where there are too few edges, a third of the slices' distance, and 0.6 mm.
     """
-    sections = hu[::4].astype(np.float32)
-    window = (1, *[2 * round(2.5 / s) + 1 for s in spacing_zyx[1:]])
-    highest, lowest = ndimage.maximum_filter(sections, window), ndimage.minimum_filter(sections, window)
-    height = highest - lowest
-    slopes = np.gradient(sections, *spacing_zyx[1:], axis=(1, 2))
-    middle = np.abs(sections - (highest + lowest) / 2) < 0.15 * height
-    edges = middle & (height > 600) & (lowest > -1025) & (highest < 400)
-    if not edges.any():
-        return 0.6
-    steepest = np.percentile(np.hypot(*slopes)[edges] / height[edges], 90)
-    sigma = 1 / (max(steepest, 0.01) * np.sqrt(2 * np.pi))
-    return float(np.clip(sigma, 0.25, 1.2))
+    blur = np.array([spacing_zyx[0] / 3, 0.6, 0.6])
+    near = ndimage.maximum_filter(lungs, (3, 7, 7))
+    slab = slice(max(len(hu) // 2 - 20, 0), len(hu) // 2 + 20)
+    for axis in range(3):
+        used = slice(None) if axis == 0 else slab
+        part = hu[used, : lungs.shape[1], : lungs.shape[2]].astype(np.float32)
+        # takes noise away, and adds no blur to edges that are level across the axis
+        smooth_mm = np.where(np.arange(3) == axis, 0, [0, 0.8, 0.8])
+        part = ndimage.gaussian_filter(part, smooth_mm / spacing_zyx)
+        order = [axis, *(i for i in range(3) if i != axis)]
+        found = _blur_across(part.transpose(order), near[used].transpose(order), spacing_zyx[order])
+        blur[axis] = blur[axis] if found is None else found
+    return blur
+
+
+def _blur_across(hu: Floats, near: NDArray[np.bool_], spacing: Floats) -> float | None:
+    """Standard deviation of the blur along the first axis, mm; None for too few edges ``near`` the lung.
+
+    Of the rise of an edge, the step between the two voxels beside its middle holds a share that depends on the blur:
+    all of it without blur, less with more. Expected is the mean over all places of the middle between the voxels.
+    """
+    reach = max(1, round(2 / spacing[0]))
+    count = len(hu) - 2 * reach - 1
+    if count < 1:
+        return None
+    start, before, after, end = (hu[i : i + count] for i in (0, reach, reach + 1, 2 * reach + 1))
+    middle = (start + end) / 2
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    edges = near[reach : reach + count] & ((before - middle) * (after - middle) <= 0)
+    edges &= (low > -980) & (low < -650) & (high > -150) & (high < 150)
+    # how far the sum over all voxels moves tells how far the edge moves
+    total = np.sum([hu[i : i + count] for i in range(2 * reach + 2)], axis=0)
+    tilt = np.hypot(*np.gradient(total, *spacing[1:], axis=(1, 2))) * spacing[0]
+    edges &= tilt < _TILT * (high - low)
+    if edges.sum() < _FEWEST:
+        return None
+    share = np.abs(after - before)[edges].sum() / (high - low)[edges].sum()
+    deviations = np.linspace(0.2, 1.5, 131)
+    place = np.linspace(-0.5, 0.5, 51)[:, None]
+    step, rise = (ndtr((h - place) / deviations) - ndtr((-h - place) / deviations) for h in (0.5, reach + 0.5))
+    return float(spacing[0] * np.interp(-share, -step.mean(0) / rise.mean(0), deviations))
+
+
+def estimate_noise_growth(hu: NDArray[np.int16], lungs: NDArray[np.bool_], spacing_zyx: Floats) -> float:
+    """By which share a scan's noise grows with each HU from the lung to the vessels in it; 0 where that is unknown.
+
+    The noise is what is left of the differences of diagonals in squares of 2 x 2 voxels, the median of it, so that
+    few edges count.
+
+    Args:
+        hu: (z, y, x).
+        lungs: where they are, with the vessels in them, as in `estimate_blur`.
+        spacing_zyx: mm.
+    """
+    thin = hu[::2, : lungs.shape[1], : lungs.shape[2]].astype(np.float32)
+    smooth = ndimage.gaussian_filter(thin, [0, *(1 / spacing_zyx[1:])])
+    noise = np.abs(thin[:, 1:, 1:] - thin[:, 1:, :-1] - thin[:, :-1, 1:] + thin[:, :-1, :-1])
+    levels, deviations = [], []
+    for low, high in ((-1000, -750), (-150, 250)):
+        even = ndimage.binary_erosion((smooth > low) & (smooth < high) & lungs[::2], np.ones((1, 4, 4)))[:, 1:, 1:]
+        if even.sum() < _FEWEST:
+            return 0.0
+        levels.append(smooth[:, 1:, 1:][even].mean())
+        deviations.append(np.median(noise[even]))
+    if deviations[0] < _LEAST_NOISE_HU:
+        return 0.0
+    return float((np.clip(deviations[1] / deviations[0], 1, 2) - 1) / (levels[1] - levels[0]))
 
 
 def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tuple[int, int], negatives: int) -> Scan:
@@ -226,7 +298,7 @@ def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tup
         spot = _position(rng, scene, radius)
         if spot is None or clearance(spot[0][None], placed)[0] <= radius + CLEARANCE_MM:
             continue
-        placed.append(_insert(rng, hu, scene, bank, shape, *spot))
+        placed.append(insert_nodule(rng, hu, scene, bank, shape, *spot))
     if not placed:
         raise ValueError("no nodule finds a place in the lungs of the background: give a CT of whole lungs")
 
@@ -258,7 +330,7 @@ def _position(rng: np.random.Generator, scene: Background, radius_mm: float) -> 
     return (point, location) if ((point > 6) & (point < size - 6)).all() else None
 
 
-def _insert(
+def insert_nodule(
     rng: np.random.Generator,
     hu: NDArray[np.int16],
     scene: Background,
@@ -267,18 +339,51 @@ def _insert(
     position_zyx: Floats,
     location: Location,
 ) -> Nodule:
-    """Add a nodule to ``hu`` in place, blurred as the scan is; the scan's noise stays."""
-    spacing = scene.spacing_zyx
+    """Add a nodule to ``hu`` in place, blurred as the scan is; the scan's noise stays, and grows with what is added."""
     look = choose_look(rng, bank, shape)
-    box, share = nodule_share(bank, shape, look, random_turn(rng), position_zyx, hu.shape, spacing)
-    # a slice averages over its thickness: a third of it as deviation
-    missing_mm = np.sqrt(max(scene.blur_mm**2 - _DRAWN_BLUR_MM**2, 0))
-    share = ndimage.gaussian_filter(share, (1 / 3, *(missing_mm / spacing[1:])))
-    around = ndimage.median_filter(hu[box].astype(np.float32), (1, 5, 5))
-    increment = nodule_increment(rng, look, share, around)
+    box, share = blurred_share(scene, bank, shape, look, random_turn(rng), position_zyx)
+    structure, noise = split_noise(hu[box], scene.spacing_zyx)
+    increment = nodule_increment(rng, look, share, structure) * (1 + scene.noise_growth * noise)
     hu[box] = np.clip(hu[box] + np.rint(increment), -32768, 3071).astype(np.int16)
     ratings = (round(float(bank.texture[shape]), 4), round(float(bank.malignancy[shape]), 4))
     return Nodule(position_zyx, round(float(bank.diameter_mm[shape]), 6), look.kind, location, shape, *ratings)
+
+
+def blurred_share(
+    scene: Background, bank: ShapeBank, shape: int, look: Look, turn: Floats, position_zyx: Floats
+) -> tuple[Box, Floats]:
+    """The share of each voxel that a nodule fills, drawn on a finer grid and blurred as the scan is."""
+    spacing = scene.spacing_zyx
+    fold = np.ceil(spacing / BANK_SPACING_MM).astype(int)
+    volume = tuple((np.array(scene.hu.shape) * fold).tolist())
+    fine_box, fine = nodule_share(bank, shape, look, turn, position_zyx, volume, spacing / fold)
+    # the mean over a voxel's parts is a blur as well
+    done = _DRAWN_BLUR_MM**2 + spacing**2 / 12 * (1 - 1 / fold**2)
+    missing_mm = np.sqrt(np.maximum(scene.blur_zyx_mm**2 - done, 0))
+    box = [slice(s.start // f, -(-s.stop // f)) for s, f in zip(fine_box, fold.tolist(), strict=True)]
+    ends = [(s.start - b.start * f, b.stop * f - s.stop) for s, b, f in zip(fine_box, box, fold.tolist(), strict=True)]
+    fine = ndimage.gaussian_filter(np.pad(fine, ends), missing_mm / spacing * fold, mode="constant")
+    parts = [n for s, f in zip(fine.shape, fold.tolist(), strict=True) for n in (s // f, f)]
+    return (box[0], box[1], box[2]), fine.reshape(parts).mean((1, 3, 5))
+
+
+def split_noise(hu: NDArray[np.int16], spacing_zyx: Floats) -> tuple[Floats, Floats]:
+    """Split an image into structure and noise, (z, y, x) each; their sum is the image.
+
+    Structure is the median over 5 mm in the plane, and what differs from it by more than three times the usual: thin
+    vessels, which would otherwise shine through what is put over them.
+    """
+    median = ndimage.median_filter(hu.astype(np.float32), (1, *(2 * np.rint(2.5 / spacing_zyx[1:]).astype(int) + 1)))
+    noise = hu - median
+    lines = ndimage.gaussian_filter(noise, (0, 1, 1))
+    noise -= np.where(np.abs(lines) > 3 * _usual(lines), lines, 0)
+    noise[np.abs(noise) > 3 * _usual(noise)] = 0
+    return hu - noise, noise
+
+
+def _usual(values: Floats) -> float:
+    """The standard deviation, were it not for outliers."""
+    return float(1.4826 * np.median(np.abs(values)))
 
 
 def _pairs(hu: NDArray[np.int16]) -> Floats:

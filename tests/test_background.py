@@ -5,10 +5,22 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
+from scipy.special import ndtr
 
-from luna16_monai.background import estimate_blur, find_lungs, read_background, write_background_phantom
+from luna16_monai.background import (
+    Background,
+    blurred_share,
+    estimate_blur,
+    estimate_noise_growth,
+    find_lungs,
+    insert_nodule,
+    read_background,
+    split_noise,
+    write_background_phantom,
+)
 from luna16_monai.candidates import read_annotations, read_candidates, read_excluded
-from luna16_monai.lesions import load_shape_bank
+from luna16_monai.geometry import Geometry
+from luna16_monai.lesions import Look, load_shape_bank, nodule_share
 from luna16_monai.phantom import plan_scans, write_mhd
 from luna16_monai.placement import ScanSettings
 from luna16_monai.synthesis import draw_scan
@@ -93,13 +105,108 @@ def test_find_lungs_takes_enclosed_air_with_its_vessels():
     assert (lungs & ~expected).sum() < 0.02 * expected.sum()
 
 
-@pytest.mark.parametrize("sigma_mm", [0.5, 0.8])
-def test_estimate_blur_of_blurred_discs(sigma_mm):
-    spacing = np.array([2.0, 0.4, 0.4])
-    y, x = np.mgrid[:120, :120] - 60
-    disc = np.where(np.hypot(y, x) < 35, -850.0, 50.0)
-    blurred = ndimage.gaussian_filter(np.stack([disc] * 5), (0, sigma_mm / 0.4, sigma_mm / 0.4))
-    assert estimate_blur(np.rint(blurred).astype(np.int16), spacing) == pytest.approx(sigma_mm, abs=0.12)
+def slanted_walls(shape, spacing, axis, blur_mm, noise_hu, rng):
+    """Three slabs of air in tissue across an axis, inclined by 0.1, each edge blurred by a Gaussian."""
+    z, y, x = np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    along = [z, y, x][axis] + 0.1 * [y, x, y][axis]
+    edges = np.array([0.12, 0.25, 0.45, 0.58, 0.75, 0.9]) * along.max()
+    air = sum((-1) ** i * ndtr((along - edge) / blur_mm) for i, edge in enumerate(edges))
+    return np.rint(40 - 890 * air + noise_hu * rng.standard_normal(shape)).astype(np.int16)
+
+
+@pytest.mark.parametrize("noise_hu", [0, 50])
+@pytest.mark.parametrize(
+    ("axis", "spacing", "blur_mm"),
+    [(0, (3, 0.6, 0.6), 1.3), (0, (1.25, 0.7, 0.7), 0.7), (1, (3, 0.6, 0.6), 0.3), (2, (3, 0.6, 0.6), 0.6)],
+)
+def test_estimate_blur_of_slanted_walls(axis, spacing, blur_mm, noise_hu):
+    shape = (60, 120, 120) if axis == 0 else (40, 150, 150)
+    hu = slanted_walls(shape, spacing, axis, blur_mm, noise_hu, np.random.default_rng(0))
+    blur = estimate_blur(hu, hu < -400, np.array(spacing))
+    assert blur[axis] == pytest.approx(blur_mm, rel=0.1)
+    others = [i for i in range(3) if i != axis]
+    assert blur[others].tolist() == pytest.approx(np.array([spacing[0] / 3, 0.6, 0.6])[others])  # no edges across them
+
+
+def test_estimate_noise_growth_is_the_gain_over_the_rise():
+    rng = np.random.default_rng(0)
+    tissue = np.zeros((8, 90, 90), bool)
+    tissue[:, 30:60, 30:60] = True
+    hu = np.where(tissue, 50, -850) + np.where(tissue, 30, 20) * rng.standard_normal(tissue.shape)
+    inside = np.ones(tissue.shape, bool)
+    # from 20 to 30 is half more, over 900 HU
+    growth = estimate_noise_growth(np.rint(hu).astype(np.int16), inside, np.array([2, 0.7, 0.7]))
+    assert growth == pytest.approx(0.5 / 900, rel=0.1)
+    assert estimate_noise_growth(np.rint(hu).astype(np.int16), ~tissue, np.array([2, 0.7, 0.7])) == 0
+    still = np.where(tissue, 50, -850).astype(np.int16)
+    assert estimate_noise_growth(still, inside, np.array([2, 0.7, 0.7])) == 0
+
+
+def test_split_noise_leaves_noise_and_takes_vessels_out():
+    rng = np.random.default_rng(0)
+    noise = 30 * rng.standard_normal((6, 60, 60))
+    hu = noise - 850
+    hu[:, 30:32] += 500  # a vessel of two voxels
+    structure, rest = split_noise(np.rint(hu).astype(np.int16), np.array([1, 0.7, 0.7]))
+    assert np.allclose(structure + rest, np.rint(hu))
+    assert structure[:, 30:32].mean() == pytest.approx(-350, abs=15)
+    assert np.abs(rest[:, 30:32]).max() < 100
+    away = np.r_[5:24, 38:55]
+    assert rest[:, away].std() == pytest.approx(30, rel=0.05)
+
+
+def scene_of(hu, spacing, blur, noise_growth=0.0):
+    nothing = np.empty((0, 3))
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(spacing)[::-1]
+    return Background(hu, Geometry(hu.shape, affine), *[nothing] * 5, np.array(blur), noise_growth)
+
+
+def variances(share, spacing):
+    """Of a share's distribution along each axis, mm²; those of blurs add up."""
+    index = np.indices(share.shape)
+    middle = [(index[i] * share).sum() / share.sum() for i in range(3)]
+    return np.array([((index[i] - middle[i]) ** 2 * share).sum() / share.sum() * spacing[i] ** 2 for i in range(3)])
+
+
+def test_blurred_share_has_the_blur_of_the_scan():
+    bank, spacing, look = load_shape_bank(), np.array([3.0, 0.6, 0.6]), Look("solid", 0, None, 2.95)
+    shape = int(np.argmin(np.abs(bank.diameter_mm - 9)))
+    place, turn = np.array([30.7, 29.9, 30.2]), np.eye(3)
+    _, drawn = nodule_share(bank, shape, look, turn, place, (300, 300, 300), np.full(3, 0.2))
+    box, share = blurred_share(
+        scene_of(np.zeros((20, 100, 100), np.int16), spacing, [1.3, 0.5, 0.7]), bank, shape, look, turn, place
+    )
+    assert share.sum() * spacing.prod() == pytest.approx(drawn.sum() * 0.2**3, rel=0.02)
+    # less the 0.25 mm that the share has as drawn
+    wanted = np.array([1.3, 0.5, 0.7]) ** 2 - 0.25**2
+    assert variances(share, spacing) - variances(drawn, [0.2] * 3) == pytest.approx(wanted, abs=0.1)
+    index = np.indices(share.shape).reshape(3, -1) + [[s.start + 0.5] for s in box]
+    middle = (index * share.ravel()).sum(1) / share.sum() * spacing
+    assert middle == pytest.approx(place, abs=0.15)
+
+
+def test_insert_nodule_scales_the_scans_noise_and_hides_vessels():
+    rng = np.random.default_rng(0)
+    bank, spacing = load_shape_bank(), np.array([3.0, 0.6, 0.6])
+    shape = int(np.argmin(np.abs(bank.diameter_mm - 20) + 100 * ((bank.texture < 4.8) | (bank.calcification < 6))))
+    hu = np.rint(20 * rng.standard_normal((30, 120, 120)) - 850).astype(np.int16)
+    hu[:, :, 64:66] += 500
+    inserted = hu.copy()
+    scene = scene_of(hu, spacing, [1.3, 0.4, 0.4], noise_growth=0.5 / 850)
+    insert_nodule(rng, inserted, scene, bank, shape, np.array([45.0, 36.0, 36.0]), "isolated")
+    core = ndimage.binary_erosion(
+        ndimage.gaussian_filter((inserted > -200).astype(float), (0, 1, 1)) > 0.9, np.ones((1, 5, 5))
+    )
+    assert core.sum() > 300
+    vessel, away = core[:, :, 64:66], core.copy()
+    away[:, :, 58:72] = False
+    assert vessel.sum() > 20
+    body = inserted[away].mean()
+    # noise of 20 HU grows by half where 850 HU are added, less outliers and what the median follows
+    noise = np.diff(np.diff(inserted.astype(float), axis=1), axis=2)[away[:, 1:, 1:]] / 2
+    assert noise.std() == pytest.approx(20 * (1 + 0.5 * (body + 850) / 850), rel=0.08)
+    assert inserted[:, :, 64:66][vessel].mean() == pytest.approx(body, abs=30)
 
 
 @pytest.mark.skipif(not (SHARED / "data/ct_dicom").is_dir(), reason="the real CT of LUNA16_SHARED is absent")
@@ -107,6 +214,9 @@ def test_read_background_finds_both_lungs_of_a_real_ct():
     scene = read_background(SHARED / "data/ct_dicom")
     lungs_l = len(scene.lung_zyx) * scene.spacing_zyx.prod() * 4 / 1e6
     assert 2 < lungs_l < 7
-    assert 0.3 < scene.blur_mm < 0.9
+    assert 1.2 < scene.blur_zyx_mm[0] < 1.7
+    assert (scene.blur_zyx_mm[1:] > 0.2).all()
+    assert (scene.blur_zyx_mm[1:] < 0.5).all()
+    assert 0.1 < 850 * scene.noise_growth < 0.5
     assert scene.depth_mm.max() > 20
     assert len(scene.blobs_zyx) > 100
