@@ -43,8 +43,8 @@ PLAN, AUDIT, SUBMISSION = "crossval.json", "leakage.json", "submission.csv"
 SPLITS = ("train", "validation", "test")
 # what a fold decides itself
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "run_dir", "test_subset", "join_patients"}
-# what would choose other scans to score than the fold's, or other weights than its own
-ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "init_weights", "resume_changed"}
+# what would choose other scans to score than the fold's
+ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "resume_changed"}
 CUTS = ("best_f1", "one_false_positive_per_scan")
 
 
@@ -116,6 +116,8 @@ class Plan:
             **data,
             "validation_subset": str(fold),
             "run_dir": str(folder),
+            # a bundle's train.yaml, which lies below, may name others to start from
+            "init_weights": str(folder / "model.pt"),
             "output_dir": str(folder / "test"),
         }
         train = [self.configs / "train.yaml", *self.overlays]

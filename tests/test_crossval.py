@@ -85,7 +85,8 @@ def test_plan_trains_without_the_subset_and_scores_it_once_afterwards(phantom_di
     assert (training["--init_weights"], training["--validation_stride"]) == ("a.pt", "3")
     # the scoring takes the same network and scans of the subset alone, all of their candidates, the fold's weights
     assert (scoring["--validation_subset"], scoring["--run_dir"]) == ("4", str(tmp_path / "fold_4"))
-    assert not {"--init_weights", "--validation_negatives", "--validation_stride", "--test_subset"} & set(scoring)
+    assert scoring["--init_weights"] == str(tmp_path / "fold_4" / "model.pt")
+    assert not {"--validation_negatives", "--validation_stride", "--test_subset"} & set(scoring)
     assert scoring["--shape_zyx"] == training["--shape_zyx"]
     assert job.done == tmp_path / "fold_4" / "test" / "metrics.json"
 

@@ -272,6 +272,26 @@ def test_training_refuses_weights_that_have_seen_the_validation(state, small, no
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_crossval_scores_each_fold_by_the_weights_that_it_trained(small, tmp_path, capsys):
+    """The bundle's train.yaml names weights to start from, which are none to score by."""
+    keys = ("init_weights", "max_epochs", "samples_per_epoch", "batch_size", "num_workers", "validation_stride")
+    call = ["crossval", "--bundle", BUNDLE, "--data", small["dataset_dir"], "--store", small["store_dir"]]
+    call += ["--output", tmp_path / "cv", "--folds", 0, 5, "--device", "cpu", "--threads", 1, "--bootstrap", 20]
+    assert main([*map(str, call), "--json", "--set", *(f"{key}={small[key]}" for key in keys)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["pooled_folds"], told["mean_of_folds"], "cpm" in told) == ([0, 5], None, False)
+    assert told["folds"]["5"]["key_metric"] == "roc_auc_nodules"
+    fold = tmp_path / "cv" / "fold_5"
+    settings = {key: small[key] for key in ("dataset_dir", "store_dir", "device", "batch_size", "num_workers")}
+    settings |= {"run_dir": fold, "output_dir": tmp_path / "again", "validation_subset": 5}
+    words = ["-m", "monai.bundle", "run", "evaluating", "--config_file", CONFIGS / "evaluate.yaml"]
+    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
+    subprocess.run([sys.executable, "-W", "ignore", *map(str, words)], cwd=BUNDLE.parents[1], check=True)
+    one, other = ((folder / "submission.csv").read_text() for folder in (fold / "test", tmp_path / "again"))
+    assert one == other
+
+
 # --- both bundles in a row ------------------------------------------------------------------------------------------
 
 
