@@ -126,6 +126,18 @@ def test_crossval_refuses_a_folder_with_other_settings_or_other_things(phantom_d
 
 # --- the audit ------------------------------------------------------------------------------------------------------
 
+def test_crossval_refuses_weights_that_were_trained_on_a_test(phantom_dir, store_dir, tmp_path):
+    test = next(uid for uid, subset in Store(store_dir).subsets.items() if subset == 4)
+    write_json(tmp_path / "before" / "run.json", {"data": {"train_series": [test]}})
+    settings = {**TINY, "init_weights": str(tmp_path / "before" / "model.pt")}
+    one, other = (plan(phantom_dir, store_dir, tmp_path / "cv", folds, settings=settings) for folds in ((1, 4), (1,)))
+    with pytest.raises(ValueError, match=rf"model.pt were trained on series {test} of subset 4, .* out of --folds"):
+        crossval(one, run_tasks, progress=False)
+    assert not (tmp_path / "cv").exists()
+    with pytest.raises(FileNotFoundError):  # nothing is run here, so nothing is there to audit
+        crossval(other, lambda *_: iter(()), progress=False)
+
+
 
 @pytest.fixture
 def faked(phantom_dir, store_dir, tmp_path) -> tuple[Plan, dict[str, int | None]]:
