@@ -179,12 +179,17 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(min(root.level, logging.INFO))
+
+    def note(text: str) -> None:
+        # into the log alone: a terminal shows the bar, and the error
+        handler.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
+
     try:
-        logger.info("%s on %s", ct.path.name, platform.node())
+        note(f"{ct.path.name} on {platform.node()}")
         work(ct)
-        logger.info("finished")
+        note("finished")
     except Exception as error:
-        logger.error("failed: %s", one_line(error))
+        note(f"failed: {one_line(error)}")
         raise
     finally:
         root.removeHandler(handler)
