@@ -125,6 +125,14 @@ def test_plan_refuses_what_a_trial_decides(tmp_path):
         plan(tmp_path, settings={"key_metric": "loss"})
 
 
+def test_trials_have_the_epochs_of_an_overlay_unless_they_are_set(tmp_path):
+    overlay = tmp_path / "longer.yaml"
+    overlay.write_text("max_epochs: 30\n", encoding="utf-8")
+    assert plan(tmp_path).max_epochs == yaml.safe_load((OWN.parent / "train.yaml").read_text())["max_epochs"]
+    assert plan(tmp_path, overlays=(overlay,)).max_epochs == 30
+    assert plan(tmp_path, overlays=(overlay,), settings={"max_epochs": "2"}).max_epochs == 2
+
+
 def test_job_of_a_trial_trains_on_the_store_of_its_spacing(tmp_path):
     one = plan(tmp_path, settings={"max_epochs": "2"})
     stores = {"[1.0, 1.0, 1.0]": tmp_path / "stores" / "1.0x1.0x1.0"}
