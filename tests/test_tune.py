@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from luna16_monai import cli
 from luna16_monai.bundle import bundle_dir
-from luna16_monai.trials import Search, TunePlan, run_trial, write_trials
+from luna16_monai.trials import Search, TunePlan, run_trial, scores, write_trials
 from luna16_monai.tune import tune
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +241,29 @@ def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
     assert begun == []
     with pytest.raises(ValueError, match=r"holds a search with other trials \(12, now 13\)"):
         tune(replace(one, trials=13), progress=False)
+
+
+@needs_optuna
+def test_search_here_shows_the_trials_and_the_best_score(phantom_dir, store_dir, tmp_path, monkeypatch, capsys):
+    one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 3)
+    train = fake_training(one)
+
+    def slow(job: Any, watch: Any) -> None:
+        job.log.parent.mkdir(exist_ok=True)
+        job.log.write_text(f"{job.name} trains\n", encoding="utf-8")
+        time.sleep(0.3)
+        train(job, watch)
+
+    monkeypatch.setattr("luna16_monai.jobs.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("luna16_monai.trials.run_job", slow)
+    told = tune(one)
+    shown = capsys.readouterr().err
+    assert ", 00000: trial 00000 trains" in shown
+    assert "trial 00002 trains" in shown
+    assert "3/3" in shown
+    first = max(score for _, score in scores(one.trial_dir("00000"), "cpm"))
+    assert f"best {first:.4f}; 00001: trial 00001 trains" in shown
+    assert told["best"]["score"] >= first
 
 
 @needs_optuna
