@@ -286,13 +286,25 @@ def test_search_here_tells_of_a_failed_trial_and_tries_it_again(phantom_dir, sto
 def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_dir, store_dir, tmp_path, capfd):
     output = tmp_path / "tune"
     ranges = {**RANGES, "network_def#channels": {"choice": [[2, 4, 4, 8]]}}
-    tiny = ["max_epochs=2", "samples_per_epoch=8", "batch_size=4", "num_workers=0", "validation_stride=3"]
-    tiny.append("shape_zyx=[16,16,16]")
+    tiny = ["max_epochs=2", "samples_per_epoch=60", "batch_size=4", "num_workers=0", "validation_stride=3"]
+    tiny += ["shape_zyx=[16,16,16]", "checkpoint_iterations=1"]
     words = ["tune", "--data", phantom_dir, "--store", store_dir, "--output", output, "--trials", 2, "--json", *where]
     words += ["--search", written(tmp_path, search(search=ranges)), "--threads", 1, "--device", "cpu", "--set", *tiny]
+    first = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "luna16_monai", *map(str, words)], cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not list(output.glob("trials/*/checkpoints/iteration_*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    begun = {path: path.read_text(encoding="utf-8") for path in output.glob("trials/*.json")}
+    capfd.readouterr()
     assert cli.main([str(word) for word in words]) == 0
     told = json.loads(capfd.readouterr().out)
-    assert told["trials"] == 2
+    # what was begun goes on as it was drawn, and counts once
+    assert told["trials"] == len(list(output.glob("trials/*.json"))) == 2
+    assert {path: path.read_text(encoding="utf-8") for path in begun} == begun
+    assert any("going on after iteration" in log.read_text(encoding="utf-8") for log in output.glob("logs/*.log"))
     assert {path.name for path in output.glob("*.*")} >= {"best.yaml", "trials.csv", "tune.json"}
     logs = {path: path.read_bytes() for path in (output / "logs").glob("*.log")}
     assert len(logs) == 2
@@ -305,4 +317,7 @@ def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_d
     call += ["--dataset_dir", str(phantom_dir), "--store_dir", str(store_dir), "--output_dir", str(tmp_path / "best")]
     call += [word for text in tiny for word in (f"--{text.split('=')[0]}", text.split("=")[1])]
     assert subprocess.run([*call, "--device", "cpu"], cwd=ROOT, check=False).returncode == 0
-    assert (tmp_path / "best" / "model.pt").is_file()
+    used = json.loads((tmp_path / "best" / "run.json").read_text(encoding="utf-8"))["settings"]
+    best = told["best"]["settings"]
+    assert used["learning_rate"] == best["learning_rate"]
+    assert (used["network_def"]["norm"], used["network_def"]["channels"]) == (best["network_def#norm"], [2, 4, 4, 8])
