@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from luna16_monai import cli
+from luna16_monai import cli, job_verbs
 from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_annotations, read_candidates, read_points
 from luna16_monai.crossval import Plan, audit_leakage, crossval, pool
@@ -238,6 +238,20 @@ def test_pool_gives_no_cpm_where_no_fold_has_one(faked):
 
 
 # --- whole ----------------------------------------------------------------------------------------------------------
+
+def test_a_training_on_two_gpus_has_the_cores_of_two_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+
+    def asked(*words: str) -> tuple[int, dict[str, Any]]:
+        options = cli._parser().parse_args(["crossval", "--output", "x", *words])
+        return job_verbs._threads(options), job_verbs._execute(options).keywords
+
+    assert asked("--workers", "2") == (8, {"workers": 2})
+    assert asked("--workers", "2", "--gpus", "2") == (4, {"workers": 2})
+    on_ray = {"address": "local", "dashboard": False}
+    assert asked("--ray", "local", "--gpus", "2", "--threads", "3") == (3, {**on_ray, "cpus": 6, "gpus": 2})
+    assert asked("--ray", "local", "--threads", "3") == (3, {**on_ray, "cpus": 3, "gpus": 0})
+
 
 
 def words(data: Path, store: Path, output: Path, *more: object) -> list[str]:
