@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Any
+from importlib.util import find_spec
 
 import pytest
 from test_crossval import TINY, plan
@@ -31,6 +33,12 @@ needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: make t
 
 def square(number: int) -> int:
     return number * number
+needs_dashboard = pytest.mark.skipif(
+    ray is None or find_spec("aiohttp_cors") is None,
+    reason="no Ray with a dashboard: make test-all, pip install '.[ray]'",
+)
+
+
 
 
 def refuse(number: int) -> None:
@@ -99,6 +107,20 @@ def test_prepare_survives_the_death_of_a_node(nodes, phantom_dir, store_dir, tmp
     killed = []
 
     def execute(task: Any, items: Any) -> Iterator[None]:
+@needs_dashboard
+@pytest.mark.slow
+def test_dashboard_listens_to_this_machine_alone():
+    with cluster.connected(cluster.LOCAL, dashboard=True) as ray_:
+        host, port = ray_._private.worker.get_dashboard_url().split(":")
+        with urllib.request.urlopen(f"http://{host}:{port}", timeout=60) as answer:
+            assert b"<html" in answer.read()
+        # /proc/net names local address and state; 0A is listening, 0100007F is 127.0.0.1
+        tables = [Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:] for name in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        listening = [row[1].split(":") for row in rows if row[3] == "0A"]
+        assert [address for address, number in listening if int(number, 16) == int(port)] == ["0100007F"]
+
+
         for done in cluster.run_tasks(task, items, made.address):
             if not killed:
                 # in the middle: one CT is done, both nodes are at work on others
