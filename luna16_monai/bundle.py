@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -18,10 +19,11 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY, MERGE_KEY
 
 from luna16_monai.errors import one_line
 
+TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 SECTIONS = {
     *("imports", "initialize", "run", "training", "evaluating", "finalize", "train", "validate"),
     *("bundle_root", "network_def", "is_not_rank0", "_meta_"),
-    *DEFAULT_MLFLOW_SETTINGS["configs"],  # type: ignore[misc]
+    *TRACKING,
 }
 Caller = TypeVar("Caller")
 BUNDLES = ("nodule_classification", "malignancy_classification")
@@ -50,6 +52,7 @@ def build_on(name: str, bundle: str | None = None) -> None:
     Nearly the same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
     A mapping of the running config that names no ``_target_`` changes single keys of the other's, however deep, and its
     keys that start with + lengthen the other's lists (a + at the very top is MONAI's, and lost in a single file).
+    What ``--tracking mlflow`` adds to engines is added to those of the other file.
 
     Args:
         name: of the other file.
@@ -64,8 +67,15 @@ def build_on(name: str, bundle: str | None = None) -> None:
     folder = workflow.config_root_path if bundle is None else bundle_dir(bundle) / "configs"
     below = ConfigParser.load_config_file(str(folder / name))
     imports = [*below.pop("imports", []), *config.get("imports", [])]
+    asked = any(key in config and config[key] == TRACKING[key] for key in ("tracking_uri", "run_name"))
+    if asked:
+        # --tracking mlflow found no engine in this file; its settings would take the place of the other file's
+        for key in [key for key in config if key in TRACKING and config[key] == TRACKING[key]]:
+            del config[key]
     # in place, since the workflow and its parser hold on to it
     config.update({**_laid_over(below, config), "imports": list(dict.fromkeys(imports))})
+    if asked:
+        ConfigWorkflow.patch_bundle_tracking(parser, copy.deepcopy(DEFAULT_MLFLOW_SETTINGS))
     parser.parse(reset=True)
 
 

@@ -30,7 +30,7 @@ from luna16_monai.cutouts import Store
 from luna16_monai.datalist import read_patients
 from luna16_monai.evaluation import Evaluation, evaluate, validation_truth
 from luna16_monai.files import write_json
-from luna16_monai.handlers import RUN
+from luna16_monai.handlers import RUN, trained_beside
 from luna16_monai.hits import FloatArray, IntArray
 from luna16_monai.jobs import Execute, Job, run_jobs
 from luna16_monai.results import Results, read_results, write_results
@@ -43,8 +43,8 @@ PLAN, AUDIT, SUBMISSION = "crossval.json", "leakage.json", "submission.csv"
 SPLITS = ("train", "validation", "test")
 # what a fold decides itself
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "run_dir", "test_subset", "join_patients"}
-# what would choose other scans to score than the fold's, or other weights than its own
-ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "init_weights", "resume_changed"}
+# what would choose other scans to score than the fold's
+ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "resume_changed"}
 CUTS = ("best_f1", "one_false_positive_per_scan")
 
 
@@ -116,6 +116,8 @@ class Plan:
             **data,
             "validation_subset": str(fold),
             "run_dir": str(folder),
+            # a bundle's train.yaml, which lies below, may name others to start from
+            "init_weights": str(folder / "model.pt"),
             "output_dir": str(folder / "test"),
         }
         train = [self.configs / "train.yaml", *self.overlays]
@@ -168,8 +170,8 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
         What metrics.json then holds, see `pool`.
 
     Raises:
-        ValueError: a subset has no CT in the store, the output folder holds another cross-validation, or scans of one
-            patient stand in two splits of a fold.
+        ValueError: a subset has no CT in the store, the weights to start from were trained on one of the tests, the
+            output folder holds another cross-validation, or scans of one patient stand in two splits of a fold.
         RuntimeError: a fold failed.
     """
     subsets = Store(plan.store_dir).subsets
@@ -178,6 +180,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
             f"no CT of subset {absent[0]} is in {plan.store_dir} (found: {sorted(set(subsets.values()), key=str)}): "
             "prepare it too, or name other --folds"
         )
+    _refuse_weights_that_saw_a_test(plan, subsets)
     _claim(plan)
     run_jobs([plan.job(fold) for fold in plan.folds], execute, progress)
     audit = audit_leakage(plan, subsets, read_patients(plan.data_dir))
@@ -185,6 +188,17 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
     if audit["problems"]:
         raise ValueError(f"{'; '.join(audit['problems'][:3])}: see {plan.output / AUDIT}; nothing was scored")
     return pool(plan, subsets, draws, seed)
+
+
+def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None]) -> None:
+    """As far as a run.json beside the ``init_weights`` tells."""
+    weights = plan.settings.get("init_weights")
+    for uid in trained_beside(None if weights in (None, "null") else weights):
+        if subsets.get(uid) in plan.folds:
+            raise ValueError(
+                f"init_weights {weights} were trained on series {uid} of subset {subsets[uid]}, which is to be scored: "
+                "name other weights, or leave that subset out of --folds"
+            )
 
 
 def _claim(plan: Plan) -> None:

@@ -97,8 +97,13 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _threads(options: argparse.Namespace) -> int:
-    """Of each process; the cores shared by the jobs that run at once, unless it is said."""
-    return options.threads or max(1, len(os.sched_getaffinity(0)) // max(1, options.workers or 1))
+    """Of each process; the cores shared by those that run at once, unless it is said."""
+    return options.threads or max(1, len(os.sched_getaffinity(0)) // ((options.workers or 1) * _processes(options)))
+
+
+def _processes(options: argparse.Namespace) -> int:
+    """Of each training: one for each of its GPUs."""
+    return max(1, options.gpus)
 
 
 def _execute(options: argparse.Namespace) -> Any:
@@ -106,7 +111,7 @@ def _execute(options: argparse.Namespace) -> Any:
     if options.ray:
         from luna16_monai import cluster
 
-        resources = {"cpus": _threads(options), "gpus": options.gpus}
+        resources = {"cpus": _threads(options) * _processes(options), "gpus": options.gpus}
         return partial(cluster.run_tasks, address=options.ray, dashboard=options.dashboard, **resources)
     from luna16_monai.workers import run_tasks
 

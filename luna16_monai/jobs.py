@@ -73,8 +73,13 @@ def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> No
     """
     todo = [job for job in jobs if not _is_done(job)]
     failed = []
+
+    def tell() -> str:
+        running = [job for job in todo if job.log.is_file() and not _is_done(job)]
+        return "; ".join(f"{job.name}: {last_line(job.log)[:60]}" for job in running[:3])
+
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="jobs", unit="job", disable=not progress)
-    with bar, logging_redirect_tqdm(), _shown(bar, todo):
+    with bar, logging_redirect_tqdm(), shown(bar, tell):
         for finished in jobs:
             if finished not in todo:
                 logger.info("%s: was finished before", finished.name)
@@ -133,6 +138,26 @@ def last_line(log: Path) -> str:
         stream.seek(max(0, log.stat().st_size - LAST_BYTES))
         lines = stream.read().decode(errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else ""
+
+
+@contextmanager
+def shown(bar: tqdm, tell: Callable[[], str]) -> Iterator[None]:
+    """Show beside a bar, every other second, what a function tells."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            bar.set_postfix_str(tell())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    if not bar.disable:
+        watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if watcher.is_alive():
+            watcher.join()
 
 
 def _is_done(job: Job) -> bool:
@@ -198,27 +223,6 @@ def _is_locked(path: Path, locks: contextlib.ExitStack) -> bool:
         return False
     locks.enter_context(stream)
     return True
-
-
-@contextmanager
-def _shown(bar: tqdm, jobs: Sequence[Job]) -> Iterator[None]:
-    """Show beside the bar what the running jobs said last."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            running = [job for job in jobs if job.log.is_file() and not _is_done(job)]
-            bar.set_postfix_str("; ".join(f"{job.name}: {last_line(job.log)[:60]}" for job in running[:3]))
-
-    watcher = threading.Thread(target=look, daemon=True)
-    if not bar.disable:
-        watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        if watcher.is_alive():
-            watcher.join()
 
 
 def main(words: Sequence[str]) -> None:

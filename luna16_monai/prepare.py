@@ -6,6 +6,7 @@ same work twice, and end with the same store.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -171,20 +172,37 @@ def prepare(
     return store
 
 
+class _Log(logging.FileHandler):
+    """A log that a full disk does not stop: the work itself tells of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Leave out what there is no room for."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
     """Prepare a CT and add to its log."""
     log_dir.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_dir / f"{ct.series_uid}.log", encoding="utf-8")
+    handler = _Log(log_dir / f"{ct.series_uid}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(min(root.level, logging.INFO))
+
+    def note(text: str) -> None:
+        # into the log alone: a terminal shows the bar, and the error
+        handler.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
+
     try:
-        logger.info("%s on %s", ct.path.name, platform.node())
+        note(f"{ct.path.name} on {platform.node()}")
         work(ct)
-        logger.info("finished")
+        note("finished")
     except Exception as error:
-        logger.error("failed: %s", one_line(error))
+        note(f"failed: {one_line(error)}")
         raise
     finally:
         root.removeHandler(handler)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("average_precision", "cpm")
 KINDS = ("uniform", "log_uniform", "choice")
-BEST, TABLE, CHART = "best.yaml", "trials.csv", "trials.svg"
+BEST, TABLE, CHART, LOGS = "best.yaml", "trials.csv", "trials.svg", "logs"
 SPACING = "spacing_zyx"
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "key_metric", SPACING}
 
@@ -150,8 +150,15 @@ class TunePlan:
     @property
     def max_epochs(self) -> int:
         """Of a trial that is not stopped."""
-        written = yaml.safe_load((self.bundle / "configs" / "train.yaml").read_text(encoding="utf-8"))
+        written: dict[str, Any] = {}
+        for path in self.configs:
+            written |= yaml.safe_load(path.read_text(encoding="utf-8"))
         return int(self.settings.get("max_epochs", written["max_epochs"]))
+
+    @property
+    def configs(self) -> list[Path]:
+        """What each trial trains by, the last one wins."""
+        return [self.bundle / "configs" / "train.yaml", *self.overlays]
 
     def trial_dir(self, trial: str) -> Path:
         """The output folder of a trial's training."""
@@ -168,11 +175,10 @@ class TunePlan:
             "output_dir": str(self.trial_dir(trial)),
             "resume": "true",
         }
-        configs = [self.bundle / "configs" / "train.yaml", *self.overlays]
         return Job(
             name=f"trial {trial}",
-            commands=(command("training", configs, {**self.settings, **told, **fixed}),),
-            log=self.output / "logs" / f"{trial}.log",
+            commands=(command("training", self.configs, {**self.settings, **told, **fixed}),),
+            log=self.output / LOGS / f"{trial}.log",
             done=None,
             folder=self.folder,
             threads=self.threads,
@@ -228,7 +234,7 @@ def run_trial(
         raise RuntimeError(failure)
     watch()
     if not reported:
-        raise RuntimeError(f"trial {trial}: no epoch has a {plan.search.metric}, see {plan.output / 'logs'}")
+        raise RuntimeError(f"trial {trial}: no epoch has a {plan.search.metric}, see {plan.output / LOGS}")
 
 
 def scores(folder: Path, metric: str) -> list[tuple[int, float]]:
@@ -250,7 +256,7 @@ def write_trials(plan: TunePlan) -> dict[str, Any]:
             epoch, score = max(found, key=lambda pair: pair[1])
             rows.append({**told, "score": score, "epoch": epoch, "epochs": found[-1][0]})
     if not rows:
-        raise RuntimeError(f"no trial got a score: see the logs in {plan.output / 'logs'}")
+        raise RuntimeError(f"no trial got a score: see the logs in {plan.output / LOGS}")
     rows.sort(key=lambda row: -row["score"])
     _write_best(plan, rows[0], len(rows))
     _write_table(plan, rows)

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from luna16_monai.cluster import connected
 from luna16_monai.cutouts import Store
 from luna16_monai.files import write_json
+from luna16_monai.jobs import last_line, shown
 from luna16_monai.prepare import Recipe, prepare
-from luna16_monai.trials import SPACING, TunePlan, run_trial, scores, write_trials
+from luna16_monai.trials import LOGS, SPACING, TunePlan, run_trial, scores, write_trials
 from luna16_monai.workers import run_tasks
 
 logger = logging.getLogger(__name__)
@@ -45,7 +48,7 @@ def tune(
         address: of a Ray cluster, see `cluster.connected`; None runs the trials on this machine, without Ray.
         workers: trials at once on this machine; a cluster runs as many as it has room for.
         dashboard: see `cluster.connected`.
-        progress: whether a bar is shown while a store is prepared.
+        progress: whether a bar is shown, on a cluster Ray Tune's own table.
 
     Returns:
         ``best`` (``trial``, ``score``, ``epoch``, ``settings``), ``metric``, ``trials``, and the files written.
@@ -62,11 +65,11 @@ def tune(
         )
     _claim(plan, "this machine" if address is None else "Ray")
     if address is None:
-        _search_here(plan, _prepare_stores(plan, progress), workers)
+        _search_here(plan, _prepare_stores(plan, progress), workers, progress)
     else:
         # Tune prints a banner, which is no result
         with connected(address, dashboard), contextlib.redirect_stdout(sys.stderr):
-            _search_on_ray(plan, _prepare_stores(plan, progress))
+            _search_on_ray(plan, _prepare_stores(plan, progress), progress)
     return write_trials(plan)
 
 
@@ -99,7 +102,7 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
     return stores
 
 
-def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int) -> None:
+def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progress: bool) -> None:
     """Optuna alone: its journal tells what was drawn and is open to several processes."""
     import optuna
 
@@ -116,9 +119,19 @@ def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int) -> No
         if name not in done | waiting:
             study.enqueue_trial(drawn, user_attrs={NAME: name})
     todo = range(len(done), plan.trials)
-    for failure in run_tasks(partial(_run_one_here, plan, dict(stores), len(known)), todo, workers):
-        if failure is not None:
-            logger.warning("a trial failed: %s", failure)
+
+    def tell() -> str:
+        values = [one.value for one in study.get_trials(deepcopy=False) if one.value is not None]
+        logs = sorted((plan.output / LOGS).glob("*.log"), key=lambda log: log.stat().st_mtime)[-max(1, workers) :]
+        best = [f"best {max(values):.4f}"] if values else []
+        return "; ".join([*best, *(f"{log.stem}: {last_line(log)[:60]}" for log in logs)])
+
+    bar = tqdm(total=plan.trials, initial=len(done), desc="trials", unit="trial", disable=not progress)
+    with bar, logging_redirect_tqdm(), shown(bar, tell):
+        for failure in run_tasks(partial(_run_one_here, plan, dict(stores), len(known)), todo, workers):
+            bar.update()
+            if failure is not None:
+                logger.warning("a trial failed: %s", failure)
 
 
 def _run_one_here(plan: TunePlan, stores: Mapping[str, Path], known: int, number: int) -> str | None:
@@ -166,7 +179,7 @@ def _pruner(plan: TunePlan) -> Any:
     )
 
 
-def _search_on_ray(plan: TunePlan, stores: Mapping[str, Path]) -> None:
+def _search_on_ray(plan: TunePlan, stores: Mapping[str, Path], progress: bool) -> None:
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
@@ -197,7 +210,7 @@ def _search_on_ray(plan: TunePlan, stores: Mapping[str, Path]) -> None:
                 name=folder.name,
                 storage_path=str(plan.output),
                 failure_config=ray_tune.FailureConfig(max_failures=RETRIES),
-                verbose=0,
+                verbose=int(progress),
             ),
         )
     for result in tuner.fit():

@@ -81,16 +81,13 @@ def run_prepare(options: argparse.Namespace) -> int:
     if options.config is not None:
         require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = data_folder(options), store_folder(options)
-    on_ray: dict[str, Any] = {}
+    execute = None
     if options.ray:
         from luna16_monai.cluster import run_tasks
 
         # each node has a current folder of its own
         data, store_dir = data.absolute(), store_dir.absolute()
-        on_ray = {
-            "execute": partial(run_tasks, address=options.ray, dashboard=options.dashboard),
-            "log_dir": store_dir / "logs",
-        }
+        execute = partial(run_tasks, address=options.ray, dashboard=options.dashboard)
     store = prepare(
         data,
         store_dir,
@@ -99,7 +96,8 @@ def run_prepare(options: argparse.Namespace) -> int:
         allow_missing=options.allow_missing,
         allow_symlinks=options.allow_symlinks,
         progress=shows_progress(options),
-        **on_ray,
+        execute=execute,
+        log_dir=store_dir / "logs",
     )
     result = {
         "store": str(store_dir),

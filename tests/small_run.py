@@ -77,6 +77,20 @@ class Recorder:
             self.write(f"{name} {engine.state.epoch} {key} {float(value).hex()}")
 
 
+class DiesOnce:
+    """Kills a rank with SIGKILL as it begins an iteration, but not after a restart of torchrun; for a config."""
+
+    def __init__(self, rank: int, iteration: int) -> None:
+        self.rank, self.iteration = rank, iteration
+
+    def attach(self, engine: Any) -> None:
+        if idist.get_rank() == self.rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self)
+
+    def __call__(self, engine: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def candidates(count: int) -> CandidateList:
     """Where the items would lie: item n of series s<n> at (n, 0, 0) mm."""
     rows = [(f"s{index}", float(index), 0.0, 0.0, float(index % 3 == 0)) for index in range(count)]

@@ -150,6 +150,10 @@ def test_phantom_prepare_and_verify_print_one_json_object_each(call, tmp_path):
 def test_prepare_and_verify_in_words(call, data, tmp_path):
     store = tmp_path / "store"
     assert call(*prepare(data, store, "--native")) == (0, f"prepare: 2 CTs in {store}\n", "")
+    logs = {log.stem: log.read_text(encoding="utf-8").splitlines() for log in (store / "logs").glob("*.log")}
+    assert {uid: [line.split()[2] for line in lines] for uid, lines in logs.items()} == {
+        uid: [f"{uid}.mhd", "finished"] for uid in ("a", "b")
+    }
     assert call("verify", "--store", store) == (0, f"verify: nothing wrong in {store}\n", "")
 
 

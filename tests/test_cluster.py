@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,12 @@ try:
 except ModuleNotFoundError:
     ray = None
 needs_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed: make test-all, or pip install '.[ray]'")
+
+
+needs_dashboard = pytest.mark.skipif(
+    ray is None or find_spec("aiohttp_cors") is None,
+    reason="no Ray with a dashboard: make test-all, pip install '.[ray]'",
+)
 
 
 def square(number: int) -> int:
@@ -60,6 +70,21 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
+def running(run_id: str, output_dir: Path) -> list[int]:
+    """The processes that run a part of a bundle into a folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_text(encoding="utf-8").split("\0")
+            if {run_id, str(output_dir)} <= set(words):
+                found.append(int(place.name))
+    return found
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
+
+
 def test_connected_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"ray is not installed, and --ray needs it: pip install 'luna16_m"):
@@ -80,6 +105,20 @@ def test_run_tasks_on_a_local_cluster_gives_results_and_errors_and_no_reports_of
         assert list(cluster.run_tasks(environment, [0])) == [("0", "1")]
         assert ray_._private.worker.get_dashboard_url() in (None, "")
     assert not ray_.is_initialized()
+
+
+@needs_dashboard
+@pytest.mark.slow
+def test_dashboard_listens_to_this_machine_alone():
+    with cluster.connected(cluster.LOCAL, dashboard=True) as ray_:
+        host, port = ray_._private.worker.get_dashboard_url().split(":")
+        with urllib.request.urlopen(f"http://{host}:{port}", timeout=60) as answer:
+            assert b"<html" in answer.read()
+        # /proc/net names local address and state; 0A is listening, 0100007F is 127.0.0.1
+        tables = [Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:] for name in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        listening = [row[1].split(":") for row in rows if row[3] == "0A"]
+        assert [address for address, number in listening if int(number, 16) == int(port)] == ["0100007F"]
 
 
 @needs_ray
@@ -129,7 +168,13 @@ def test_a_fold_survives_the_death_of_its_node(nodes, phantom_dir, store_dir, tm
         whole = threads.submit(crossval, other, execute, False, 20)
         wait_for(lambda: list((other.fold_dir(2) / "checkpoints").glob("iteration_*.pt")) or whole.done())
         assert not whole.done(), whole.result()
+        # held, so that it cannot end before its node's death has reached it
+        (training,) = running("training", other.fold_dir(2))
+        os.kill(training, signal.SIGSTOP)
+        before = parent_of(training)
         made.remove_node(victim, allow_graceful=False)
+        wait_for(lambda: parent_of(training) != before)
+        os.kill(training, signal.SIGCONT)
         made.add_node(num_cpus=1)
         whole.result()
     log = (tmp_path / "b" / "logs" / "fold_2.log").read_text(encoding="utf-8")

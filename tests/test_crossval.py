@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from luna16_monai import cli
+from luna16_monai import cli, job_verbs
 from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_annotations, read_candidates, read_points
 from luna16_monai.crossval import Plan, audit_leakage, crossval, pool
@@ -85,7 +87,8 @@ def test_plan_trains_without_the_subset_and_scores_it_once_afterwards(phantom_di
     assert (training["--init_weights"], training["--validation_stride"]) == ("a.pt", "3")
     # the scoring takes the same network and scans of the subset alone, all of their candidates, the fold's weights
     assert (scoring["--validation_subset"], scoring["--run_dir"]) == ("4", str(tmp_path / "fold_4"))
-    assert not {"--init_weights", "--validation_negatives", "--validation_stride", "--test_subset"} & set(scoring)
+    assert scoring["--init_weights"] == str(tmp_path / "fold_4" / "model.pt")
+    assert not {"--validation_negatives", "--validation_stride", "--test_subset"} & set(scoring)
     assert scoring["--shape_zyx"] == training["--shape_zyx"]
     assert job.done == tmp_path / "fold_4" / "test" / "metrics.json"
 
@@ -121,6 +124,18 @@ def test_crossval_refuses_a_folder_with_other_settings_or_other_things(phantom_d
     (tmp_path / "used" / "a").touch()
     with pytest.raises(FileExistsError, match="is not empty and holds no cross-validation"):
         crossval(plan(phantom_dir, store_dir, tmp_path / "used", (0,)), nothing, progress=False)
+
+
+def test_crossval_refuses_weights_that_were_trained_on_a_test(phantom_dir, store_dir, tmp_path):
+    test = next(uid for uid, subset in Store(store_dir).subsets.items() if subset == 4)
+    write_json(tmp_path / "before" / "run.json", {"data": {"train_series": [test]}})
+    settings = {**TINY, "init_weights": str(tmp_path / "before" / "model.pt")}
+    one, other = (plan(phantom_dir, store_dir, tmp_path / "cv", folds, settings=settings) for folds in ((1, 4), (1,)))
+    with pytest.raises(ValueError, match=rf"model.pt were trained on series {test} of subset 4, .* out of --folds"):
+        crossval(one, run_tasks, progress=False)
+    assert not (tmp_path / "cv").exists()
+    with pytest.raises(FileNotFoundError):  # nothing is run here, so nothing is there to audit
+        crossval(other, lambda *_: iter(()), progress=False)
 
 
 # --- the audit ------------------------------------------------------------------------------------------------------
@@ -224,6 +239,20 @@ def test_pool_gives_no_cpm_where_no_fold_has_one(faked):
     assert told["candidates"] > 0
 
 
+def test_a_training_on_two_gpus_has_the_cores_of_two_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+
+    def asked(*words: str) -> tuple[int, dict[str, Any]]:
+        options = cli._parser().parse_args(["crossval", "--output", "x", *words])
+        return job_verbs._threads(options), job_verbs._execute(options).keywords
+
+    assert asked("--workers", "2") == (8, {"workers": 2})
+    assert asked("--workers", "2", "--gpus", "2") == (4, {"workers": 2})
+    on_ray = {"address": "local", "dashboard": False}
+    assert asked("--ray", "local", "--gpus", "2", "--threads", "3") == (3, {**on_ray, "cpus": 6, "gpus": 2})
+    assert asked("--ray", "local", "--threads", "3") == (3, {**on_ray, "cpus": 3, "gpus": 0})
+
+
 # --- whole ----------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +279,9 @@ def test_crossval_of_two_folds_from_the_command_line(phantom_dir, store_dir, tmp
         people = [set(splits[name]["patients"]) for name in ("train", "validation", "test")]
         assert sum(map(len, people)) == len(set.union(*people))
         assert splits["test"]["series"] == [uid for uid in sorted(subsets) if subsets[uid] == int(fold)]
-    if (output / "report.html").is_file():
+    wanted = all(find_spec(name) for name in ("matplotlib", "jinja2"))
+    assert (output / "report.html").is_file() == wanted
+    if wanted:
         page = (output / "report.html").read_text(encoding="utf-8")
         assert "The scans are synthetic" in page
         assert 'id="folds"' in page
@@ -310,11 +341,27 @@ def test_crossval_of_all_ten_folds(tmp_path):
     assert told["pooled_folds"] == list(range(10))
     assert told["scans"] == 10
     assert told["candidates"] == len(read_candidates(data))
+    cpms = np.array([fold["cpm"] for fold in told["folds"].values()])
+    # t with nine degrees of freedom is 2.2622 at 97.5 %
+    reach = 2.2622 * cpms.std(ddof=1) / math.sqrt(10)
+    mean = told["mean_of_folds"]
+    assert [mean["cpm"], *mean["cpm_ci95"]] == pytest.approx(
+        [cpms.mean(), cpms.mean() - reach, cpms.mean() + reach], abs=1e-4
+    )
+    official = evaluate(
+        read_points(tmp_path / "cv" / "submission.csv", "probability"),
+        validation_truth(data, Store(store).series_uids, Store(store).subsets),
+        draws=50,
+    )
+    assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])
     assert len(list((tmp_path / "cv" / "logs").glob("fold_*.log"))) == 10
     audit = json.loads((tmp_path / "cv" / "leakage.json").read_text())
+    assert audit["problems"] == []
     tested = [uid for fold in audit["folds"].values() for uid in fold["test"]["series"]]
     assert len(tested) == len(set(tested)) == 10
-    assert audit["problems"] == []
+    for fold in audit["folds"].values():
+        split = [uid for name in ("train", "validation", "test") for uid in fold[name]["series"]]
+        assert sorted(split) == sorted(tested)
     shutil.rmtree(tmp_path / "cv" / "fold_3" / "test")
     before = (tmp_path / "cv" / "submission.csv").read_text()
     crossval(plan(data, store, tmp_path / "cv", tuple(range(10))), run_tasks, False, 50)

@@ -79,6 +79,17 @@ def test_run_jobs_finishes_the_others_before_it_tells_of_a_failure(tmp_path):
     assert (tmp_path / "done").exists()
 
 
+def test_run_jobs_shows_how_many_are_done_and_what_the_running_ones_said_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.05)
+    first = job(
+        tmp_path, f"import time; print('epoch 3 of 7', flush=True); time.sleep(0.5); {touch(tmp_path / 'done')}"
+    )
+    run_jobs([first, job(tmp_path, touch(tmp_path / "too"), name="two", done="too")], LOCAL)
+    shown = capsys.readouterr().err
+    assert "one: epoch 3 of 7" in shown
+    assert [f"{number}/2" in shown for number in (0, 1, 2)] == [True] * 3
+
+
 def test_run_job_calls_watch_meanwhile_and_ends_the_command_in_good_order_if_that_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.1)
     script = (

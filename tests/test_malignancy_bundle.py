@@ -6,11 +6,13 @@ import csv
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,12 @@ from luna16_monai.errors import one_line
 from luna16_monai.malignancy import write_readings
 from luna16_monai.networks import NoduleNet
 from luna16_monai.report import write_report
+from luna16_monai.tracking import disable_telemetry
 
 pytest.importorskip("sklearn", reason="the ruler needs the extra 'baselines'")
+needs_mlflow = pytest.mark.skipif(
+    find_spec("mlflow") is None, reason="MLflow is not installed: make test-all, or pip install '.[mlflow]'"
+)
 BUNDLE = Path(__file__).parents[1] / "bundles" / "malignancy_classification"
 CONFIGS = BUNDLE / "configs"
 
@@ -270,6 +276,56 @@ def test_training_refuses_weights_that_have_seen_the_validation(state, small, no
         workflow("train.yaml", settings)
     assert re.search("is in first_training and in validation: splits may not share a series", one_line(caught.value))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_crossval_scores_each_fold_by_the_weights_that_it_trained(small, tmp_path, capsys):
+    """The bundle's train.yaml names weights to start from, which are none to score by."""
+    keys = ("init_weights", "max_epochs", "samples_per_epoch", "batch_size", "num_workers", "validation_stride")
+    call = ["crossval", "--bundle", BUNDLE, "--data", small["dataset_dir"], "--store", small["store_dir"]]
+    call += ["--output", tmp_path / "cv", "--folds", 0, 5, "--device", "cpu", "--threads", 1, "--bootstrap", 20]
+    assert main([*map(str, call), "--json", "--set", *(f"{key}={small[key]}" for key in keys)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["pooled_folds"], told["mean_of_folds"], "cpm" in told) == ([0, 5], None, False)
+    assert told["folds"]["5"]["key_metric"] == "roc_auc_nodules"
+    fold = tmp_path / "cv" / "fold_5"
+    settings = {key: small[key] for key in ("dataset_dir", "store_dir", "device", "batch_size", "num_workers")}
+    settings |= {"run_dir": fold, "output_dir": tmp_path / "again", "validation_subset": 5}
+    words = ["-m", "monai.bundle", "run", "evaluating", "--config_file", CONFIGS / "evaluate.yaml"]
+    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
+    subprocess.run([sys.executable, "-W", "ignore", *map(str, words)], cwd=BUNDLE.parents[1], check=True)
+    one, other = ((folder / "submission.csv").read_text() for folder in (fold / "test", tmp_path / "again"))
+    assert one == other
+
+
+@needs_mlflow
+@pytest.mark.slow
+def test_tracking_writes_training_and_evaluation(small, tmp_path):
+    """MONAI adds its handlers before this bundle knows its engines, which are the first bundle's."""
+    run = tmp_path / "runs" / "malignancy_classification"
+    evaluation = {key: small[key] for key in ("dataset_dir", "store_dir", "device", "num_workers", "validation_stride")}
+    environment = {**os.environ, "LUNA16_RUNS": str(tmp_path / "runs"), "MLFLOW_TRACKING_URI": ""}
+    for run_id, name, settings in (("training", "train", small), ("evaluating", "evaluate", evaluation)):
+        words = ["-m", "monai.bundle", "run", run_id, "--config_file", str(CONFIGS / f"{name}.yaml")]
+        words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+        call = [sys.executable, "-W", "ignore", *words, "--tracking", "mlflow"]
+        done = subprocess.run(call, capture_output=True, encoding="utf-8", cwd=BUNDLE.parents[1], env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+    import mlflow
+
+    disable_telemetry()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlruns.db")
+    experiment = client.get_experiment_by_name("malignancy_classification")
+    evaluated, trained = client.search_runs([experiment.experiment_id])
+    assert trained.info.run_name.startswith("runs/malignancy_classification ")
+    assert evaluated.info.run_name.startswith("malignancy_classification/evaluation ")
+    assert {"train_loss", "train_loss_of_batch", "validation_roc_auc_nodules"} <= set(trained.data.metrics)
+    assert "evaluation_roc_auc" in evaluated.data.metrics
+    assert (trained.data.params["max_epochs"], trained.data.params["rule"]) == ("1", "median")
+    assert str(small["dataset_dir"]) not in str(trained.data.params)
+    files = {entry.path for entry in client.list_artifacts(trained.info.run_id)}
+    assert files == {"model.pt", "metrics.json", "submission.csv", "history.csv", "run.json"}
+    assert not list(run.rglob("config_*.json")), "MONAI's file of all settings, which names folders"
 
 
 # --- both bundles in a row ------------------------------------------------------------------------------------------

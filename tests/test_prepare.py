@@ -290,6 +290,10 @@ def test_prepare_tells_what_is_wrong_with_a_ct_whatever_process_reads_it(data, s
     assert main(["prepare", "--data", str(data), "--store", str(store), "--native", f"--workers={workers}"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.fullmatch(r"luna16: e\.zraw .*: .*", line)
+    logs = {log.stem: log.read_text(encoding="utf-8") for log in (store / "logs").iterdir()}
+    assert re.search(r" e\.mhd on .*\n.* failed: e\.zraw ", logs.pop("e"))
+    assert all(" finished\n" in log for log in logs.values())
+    shutil.rmtree(store / "logs")
     assert "e.json" not in contents(store)
     shutil.rmtree(data / "subset2")
     run(data, store)

@@ -231,7 +231,20 @@ def state() -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+def bundle_program(
+    output_dir: Path, settings: dict[str, Any], more: Sequence[Path] = (), restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """The bundle's training in two processes, with further config files on top."""
+    config = str([*FILES, *map(str, more)])
+    words = ["-m", "monai.bundle", "run", "training", "--config_file", config, "--output_dir", str(output_dir)]
+    words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    command = [*TORCHRUN, f"--max-restarts={restarts}", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", cwd=output_dir.parent, env=environment(), timeout=500
+    )
 
 
 def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir, store_dir, tmp_path):
@@ -240,11 +253,7 @@ def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir,
     # stride 4 holds out 31 candidates, so one comes twice to make the shares equal
     data = {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": 4}
     settings = {**data, "max_epochs": 1, "samples_per_epoch": 16, "batch_size": 4, "num_workers": 0}
-    words = ["-m", "monai.bundle", "run", "training", "--config_file", str(FILES), "--output_dir", str(run)]
-    words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-    done = subprocess.run(
-        [*TORCHRUN, *words], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, env=environment()
-    )
+    done = bundle_program(run, settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
     evaluation = {**data, "run_dir": str(run), "output_dir": str(tmp_path / "alone"), "num_workers": 0}
@@ -271,6 +280,35 @@ def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir,
     assert [path.name[:19] for path in (run / "checkpoints").iterdir()] == ["iteration_000000002"]
     for line in ("training in 2 processes (gloo)", "epoch 1 training: loss", "epoch 1 validation: loss"):
         assert done.stderr.count(line) == 1, line
+
+
+@pytest.mark.slow
+def test_bundle_goes_on_after_a_killed_rank_and_ends_the_same(phantom_dir, store_dir, tmp_path):
+    """Rank 1 dies in the second epoch's second of three iterations, one after the last checkpoint."""
+    settings = {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": 4}
+    settings |= {
+        "max_epochs": 2,
+        "samples_per_epoch": 24,
+        "batch_size": 4,
+        "num_workers": 0,
+        "checkpoint_iterations": 2,
+    }
+    dies = tmp_path / "dies.yaml"
+    dies.write_text("+train#handlers:\n- {_target_: small_run.DiesOnce, rank: 1, iteration: 5}\n", encoding="utf-8")
+    straight = bundle_program(tmp_path / "straight", settings)
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    killed = bundle_program(tmp_path / "killed", settings, [dies], restarts=1)
+    assert killed.returncode == 0, killed.stderr[-3000:]
+    assert "going on after iteration 4" in killed.stderr
+    one, other = (tmp_path / name for name in ("straight", "killed"))
+    for name in ("history.csv", "submission.csv", "metrics.json"):
+        assert (one / name).read_text(encoding="utf-8") == (other / name).read_text(encoding="utf-8"), name
+    states = [
+        torch.load(next(path.glob("checkpoints/iteration_000000006_*")), weights_only=True) for path in (one, other)
+    ]
+    # the one has the handler that kills
+    assert states[0].pop("config") != states[1].pop("config")
+    assert_same(*states)
 
 
 # --- ends of all kinds ----------------------------------------------------------------------------------------------

@@ -26,8 +26,13 @@ needs_mlflow = pytest.mark.skipif(
 )
 
 
-def train(settings: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", str(TRAIN_YAML)]
+def train(settings: dict[str, Any], processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-W", "ignore"]
+    files = [str(TRAIN_YAML)]
+    if processes > 1:
+        words += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        files.append(str(TRAIN_YAML.with_name("multi_gpu_train.yaml")))
+    words += ["-m", "monai.bundle", "run", "training", "--config_file", str(files)]
     for key, value in settings.items():
         words += [f"--{key}", str(value)]
     return subprocess.run(
@@ -173,6 +178,21 @@ def test_training_writes_parameters_scores_and_files_to_a_server(server, small):
     assert [step for step, _ in steps] == [1, 2]
     files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert files == {"model.pt", "metrics.json", "submission.csv", "history.csv", "run.json"}
+
+
+@needs_mlflow
+@pytest.mark.slow
+def test_of_two_processes_the_first_alone_writes(server, small):
+    done = train({**small, "samples_per_epoch": 16}, processes=2, MLFLOW_TRACKING_URI=server, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = runs(server)
+    assert (run.info.status, run.data.params["processes"]) == ("FINISHED", "2")
+    import mlflow
+
+    client = mlflow.MlflowClient(server)
+    # 16 cutouts in two processes of 4: two iterations an epoch, each told once
+    for name, expected in (("train_loss_of_batch", [1, 2, 3, 4]), ("validation_average_precision", [1, 2])):
+        assert [told.step for told in client.get_metric_history(run.info.run_id, name)] == expected, name
 
 
 @needs_mlflow

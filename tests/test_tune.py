@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from luna16_monai import cli
 from luna16_monai.bundle import bundle_dir
-from luna16_monai.trials import Search, TunePlan, run_trial, write_trials
+from luna16_monai.trials import Search, TunePlan, run_trial, scores, write_trials
 from luna16_monai.tune import tune
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,14 @@ def test_plan_refuses_what_a_trial_decides(tmp_path):
         plan(tmp_path, settings={"learning_rate": "1"})
     with pytest.raises(ValueError, match="key_metric is what each trial decides itself"):
         plan(tmp_path, settings={"key_metric": "loss"})
+
+
+def test_trials_have_the_epochs_of_an_overlay_unless_they_are_set(tmp_path):
+    overlay = tmp_path / "longer.yaml"
+    overlay.write_text("max_epochs: 30\n", encoding="utf-8")
+    assert plan(tmp_path).max_epochs == yaml.safe_load((OWN.parent / "train.yaml").read_text())["max_epochs"]
+    assert plan(tmp_path, overlays=(overlay,)).max_epochs == 30
+    assert plan(tmp_path, overlays=(overlay,), settings={"max_epochs": "2"}).max_epochs == 2
 
 
 def test_job_of_a_trial_trains_on_the_store_of_its_spacing(tmp_path):
@@ -235,6 +244,29 @@ def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
 
 
 @needs_optuna
+def test_search_here_shows_the_trials_and_the_best_score(phantom_dir, store_dir, tmp_path, monkeypatch, capsys):
+    one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 3)
+    train = fake_training(one)
+
+    def slow(job: Any, watch: Any) -> None:
+        job.log.parent.mkdir(exist_ok=True)
+        job.log.write_text(f"{job.name} trains\n", encoding="utf-8")
+        time.sleep(0.3)
+        train(job, watch)
+
+    monkeypatch.setattr("luna16_monai.jobs.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("luna16_monai.trials.run_job", slow)
+    told = tune(one)
+    shown = capsys.readouterr().err
+    assert ", 00000: trial 00000 trains" in shown
+    assert "trial 00002 trains" in shown
+    assert "3/3" in shown
+    first = max(score for _, score in scores(one.trial_dir("00000"), "cpm"))
+    assert f"best {first:.4f}; 00001: trial 00001 trains" in shown
+    assert told["best"]["score"] >= first
+
+
+@needs_optuna
 def test_search_here_tells_of_a_failed_trial_and_tries_it_again(phantom_dir, store_dir, tmp_path, monkeypatch, caplog):
     one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 3)
     train = fake_training(one)
@@ -254,13 +286,25 @@ def test_search_here_tells_of_a_failed_trial_and_tries_it_again(phantom_dir, sto
 def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_dir, store_dir, tmp_path, capfd):
     output = tmp_path / "tune"
     ranges = {**RANGES, "network_def#channels": {"choice": [[2, 4, 4, 8]]}}
-    tiny = ["max_epochs=2", "samples_per_epoch=8", "batch_size=4", "num_workers=0", "validation_stride=3"]
-    tiny.append("shape_zyx=[16,16,16]")
+    tiny = ["max_epochs=2", "samples_per_epoch=60", "batch_size=4", "num_workers=0", "validation_stride=3"]
+    tiny += ["shape_zyx=[16,16,16]", "checkpoint_iterations=1"]
     words = ["tune", "--data", phantom_dir, "--store", store_dir, "--output", output, "--trials", 2, "--json", *where]
     words += ["--search", written(tmp_path, search(search=ranges)), "--threads", 1, "--device", "cpu", "--set", *tiny]
+    first = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "luna16_monai", *map(str, words)], cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not list(output.glob("trials/*/checkpoints/iteration_*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    begun = {path: path.read_text(encoding="utf-8") for path in output.glob("trials/*.json")}
+    capfd.readouterr()
     assert cli.main([str(word) for word in words]) == 0
     told = json.loads(capfd.readouterr().out)
-    assert told["trials"] == 2
+    # what was begun goes on as it was drawn, and counts once
+    assert told["trials"] == len(list(output.glob("trials/*.json"))) == 2
+    assert {path: path.read_text(encoding="utf-8") for path in begun} == begun
+    assert any("going on after iteration" in log.read_text(encoding="utf-8") for log in output.glob("logs/*.log"))
     assert {path.name for path in output.glob("*.*")} >= {"best.yaml", "trials.csv", "tune.json"}
     logs = {path: path.read_bytes() for path in (output / "logs").glob("*.log")}
     assert len(logs) == 2
@@ -273,4 +317,7 @@ def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_d
     call += ["--dataset_dir", str(phantom_dir), "--store_dir", str(store_dir), "--output_dir", str(tmp_path / "best")]
     call += [word for text in tiny for word in (f"--{text.split('=')[0]}", text.split("=")[1])]
     assert subprocess.run([*call, "--device", "cpu"], cwd=ROOT, check=False).returncode == 0
-    assert (tmp_path / "best" / "model.pt").is_file()
+    used = json.loads((tmp_path / "best" / "run.json").read_text(encoding="utf-8"))["settings"]
+    best = told["best"]["settings"]
+    assert used["learning_rate"] == best["learning_rate"]
+    assert (used["network_def"]["norm"], used["network_def"]["channels"]) == (best["network_def#norm"], [2, 4, 4, 8])
