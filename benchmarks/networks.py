@@ -8,10 +8,12 @@ held out and scored once, at the end.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,26 @@ from luna16_monai.datalist import CandidateList, Split
 from luna16_monai.evaluation import compare, evaluate, read_truth
 from luna16_monai.files import write_json
 
+# what is trained first, to learn how fast a network is: a quarter of a minute or more
+TRIAL = {"the design's": 1024, "ResNet10": 128, "DenseNet121": 128}
 NETWORKS: dict[str, dict[str, Any] | None] = {
     "the design's": None,
     "ResNet10": {"_target_": "resnet10", "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2},
     "DenseNet121": {"_target_": "DenseNet121", "spatial_dims": 3, "in_channels": 1, "out_channels": 2},
 }
-STRIDE, BATCH, TRIAL = 3, 32, 128
+STRIDE, BATCH = 3, 32
 TRAIN = bundle_dir() / "configs" / "train.yaml"
 
 
 def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None, samples: int, **more: Any) -> float:
-    """Train one epoch of so many cutouts and validate; gives the cutouts a second of the training."""
+    """Train one epoch of so many cutouts and validate; gives the cutouts a second of the training.
+
+    The speed is that between the first and the last line of progress; where it is too fast for two lines, what the one
+    line says. It is kept in the folder, so that a second call trains nothing anew.
+    """
+    kept = output / "speed.json"
+    if kept.is_file():
+        return float(json.loads(kept.read_text(encoding="utf-8"))["cutouts_per_second"])
     settings = {
         "dataset_dir": data, "store_dir": store, "output_dir": output, "resume": "true", "validation_stride": STRIDE,
         "batch_size": BATCH, "samples_per_epoch": samples, "max_epochs": 1, "num_workers": 2, "learning_rate": 1e-3,
@@ -46,17 +57,20 @@ def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None,
         settings["network_def"] = network
     words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
     words += [word for key, value in settings.items() for word in (f"--{key}", value)]
-    rate = 0.0
+    seen: list[tuple[float, int, float]] = []
     with subprocess.Popen(
         [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            if found := re.search(r"training: .* (\d+) cutouts/s", line):
-                rate = float(found[1])
-    if process.returncode:
-        sys.exit(f"networks: the training in {output} ended with exit code {process.returncode}")
+            if found := re.search(r"training: batch (\d+) of .* (\d+) cutouts/s", line):
+                seen.append((time.monotonic(), int(found[1]), float(found[2])))
+    if process.returncode or not seen:
+        sys.exit(f"networks: the training in {output} ended with exit code {process.returncode}, or told no speed")
+    (begun, first, _), (ended, last, told) = seen[0], seen[-1]
+    rate = (last - first) * BATCH / (ended - begun) if last > first else told
+    write_json(kept, {"cutouts_per_second": rate})
     return rate
 
 
@@ -102,10 +116,10 @@ def main() -> None:
     submissions: dict[str, Path] = {}
     for name, network in NETWORKS.items():
         folder = options.output / name.replace("'", "").replace(" ", "_")
-        trial = train(data, store, folder / "trial", network, TRIAL, validation_negatives=16)
+        trial = train(data, store, folder / "trial", network, TRIAL[name], validation_negatives=16)
         samples = max(round(trial * options.minutes * 60 / BATCH), 2) * BATCH
         rate = train(data, store, folder, network, samples)
-        told[name] = (f"{parameters(network):,}", f"{samples:,}", f"{rate:.0f}")
+        told[name] = (f"{parameters(network):,}", f"{samples:,}", f"{rate:.1f}")
         submissions[name] = folder / "submission.csv"
     series = options.output / "the_designs" / "seriesuids.csv"
     truth = read_truth(data / "annotations.csv", data / "annotations_excluded.csv", series)
