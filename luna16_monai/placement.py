@@ -75,7 +75,7 @@ class ScanSettings:
     @property
     def overlap(self) -> float:
         """Share of the negatives, mimics apart, that are chosen to be as bright as the positives: 0 to 1."""
-        return self.difficulty / 2
+        return min(0.75 * self.difficulty, 1.0)
 
     @property
     def jitter_mm(self) -> float:

@@ -258,7 +258,7 @@ def test_write_phantom_tells_difficulties_apart(small_phantom, tmp_path):
 def test_scan_settings_difficulty_moves_each_knob():
     easy, usual, hard = (ScanSettings(difficulty=d) for d in (0.0, 1.0, 2.0))
     assert [s.likeness for s in (easy, usual, hard)] == [0.5, 1, 2]
-    assert [s.overlap for s in (easy, usual, hard)] == [0, 0.5, 1]
+    assert [s.overlap for s in (easy, usual, hard)] == [0, 0.75, 1]
     # the smallest nodule's radius is 1.6 mm: no farther at any difficulty
     assert [s.jitter_mm for s in (easy, usual, hard)] == [0, JITTER_MM, JITTER_MM]
     assert ScanSettings(difficulty=0.5).jitter_mm == JITTER_MM / 2
