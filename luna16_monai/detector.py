@@ -42,8 +42,8 @@ def choose_candidates(
 
     One mark in each nodule, in a fifth of them two, in one of 25 none (never in the first two). Of the negatives,
     plugs, scars, plaques and some excluded findings come first, up to 0.4 of all. Of the rest, a share that grows with
-    the difficulty, three quarters at 1, is as bright as the positives over 2 mm and over 5 mm: what real detectors list has
-    passed such a test. The others are blobs, and vessels, forks, crossings and airways, the thicker the likelier.
+    the difficulty, three quarters at 1, is as bright as the positives over 2 mm and over 5 mm: what real detectors list
+    has passed such a test. The others are blobs, and vessels, forks, crossings and airways, the thicker the likelier.
     Where these do not suffice, thin vessels and any places in the lung fill up.
 
     Raises:
