@@ -68,7 +68,7 @@ LONG = Plan(
     scans=200,
     stride=5,
     first={**SMALL_CUTOUTS, "max_epochs": 8, "samples_per_epoch": 16384, "val_interval": 8},
-    second={"max_epochs": 8, "samples_per_epoch": 8192, "learning_rate": 1e-3, "val_interval": 8},
+    second={"max_epochs": 7, "samples_per_epoch": 8192, "learning_rate": 1e-3, "val_interval": 7},
     malignancy={"max_epochs": 6, "samples_per_epoch": 4096, "learning_rate": 1e-3, "val_interval": 6},
     baselines=("mean_hu_centre", "size_brightness", "radial_profile", "component_shape"),
 )

@@ -145,7 +145,7 @@ def _nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -
         return lung.sample(rng, 1, min(radius_mm + 2, 0.7 * deepest))[0], "isolated"
     if fate < 0.72:
         radii = chest.vessel_radius_mm
-        vessel = rng.choice(np.flatnonzero((radii > 0.7) & (radii < 3.5)))
+        vessel = rng.choice(np.flatnonzero((radii > 1.1) & (radii < 3.5)))
         aside = np.cross(chest.vessel_direction_zyx[vessel], rng.standard_normal(3))
         aside *= (radii[vessel] + radius_mm * rng.uniform(0.35, 0.95)) / np.linalg.norm(aside)
         return chest.vessels_zyx[vessel] + aside, "vascular"
