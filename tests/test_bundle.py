@@ -451,8 +451,9 @@ def test_training_writes_the_scores_of_the_best_epoch(finished):
     metrics = json.loads((finished[0] / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["epoch"] in (1, 2)
     assert metrics["key_metric"] == "average_precision"
-    # three of eight series are held out, with 12 negatives and some positives each
-    assert (metrics["series"], metrics["candidates"] - metrics["positives"]) == (3, 36)
+    # three of eight series are held out, with four negatives to a positive
+    assert metrics["series"] == 3
+    assert metrics["candidates"] == 5 * metrics["positives"] > 0
     assert metrics["loss"] > 0
     for name in ("accuracy", "recall", "specificity", "roc_auc", "average_precision"):
         assert 0 <= metrics[name] <= 1
