@@ -106,7 +106,7 @@ def main() -> None:
     """Train, score, print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/networks"))
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training for each network")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training for each network")
     options = parser.parse_args()
     data, store = (
         Path(os.environ.get(name, default))
