@@ -14,7 +14,7 @@ BUNDLE = ROOT / "bundles" / "nodule_classification"
 
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight scans in LUNA16's layout, subset0 to subset7, 2 or 3 nodules each, four others for each. Not to be changed."""
+    """Eight scans in LUNA16's layout, subset0 to subset7, 4 negatives to each positive. Not to be changed."""
     from luna16_monai.phantom import write_phantom
     from luna16_monai.placement import ScanSettings
 
