@@ -191,7 +191,9 @@ def test_training_scores_malignant_against_benign_nodules_beside_a_ruler(finishe
     # the first network finds every nodule of which there is a candidate
     counts = told["end_to_end"]["counts"]
     assert counts["malignant"]["missed"] + counts["benign"]["missed"] == told["nodules"]["without_candidate"]
-    assert sum(counts["non_nodule"].values()) == 36
+    candidates = read_candidates(rated_dir)
+    others = candidates.select((candidates.values == 0) & (candidates.series_codes(held_out) >= 0))
+    assert sum(counts["non_nodule"].values()) == len(others) > 0
     assert (metrics["key_metric"], "cpm" in metrics) == ("roc_auc_nodules", False)
     rows = list(csv.DictReader((finished / "rated_nodules.csv").open(encoding="utf-8")))
     assert {row["seriesuid"] for row in rows} == set(held_out)

@@ -250,7 +250,7 @@ def bundle_program(
 def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir, store_dir, tmp_path):
     """From the weights it leaves, one process gets the same scores; and nothing was written twice."""
     run = tmp_path / "run"
-    # stride 4 holds out 31 candidates, so one comes twice to make the shares equal
+    # stride 4 holds out 35 candidates, so one comes twice to make the shares equal
     data = {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": 4}
     settings = {**data, "max_epochs": 1, "samples_per_epoch": 16, "batch_size": 4, "num_workers": 0}
     done = bundle_program(run, settings)
@@ -262,7 +262,7 @@ def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir,
     flow.initialize()
     flow.run()
     several, alone = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "alone"))
-    assert several["candidates"] == alone["candidates"] == 31
+    assert several["candidates"] == alone["candidates"] == 35
     for name in ("cpm", "roc_auc", "average_precision", "accuracy", "true_positives", "false_positives", "nodules"):
         assert several[name] == alone[name], name
     for name in ("loss", "loss_positive", "loss_negative"):
