@@ -58,8 +58,8 @@ SMALL_CUTOUTS = {"shape_zyx": [16, 24, 24], "margin_zyx": [8, 12, 12], "learning
 SHORT = Plan(
     scans=60,
     stride=3,
-    first={**SMALL_CUTOUTS, "max_epochs": 5, "samples_per_epoch": 4096, "val_interval": 5},
-    second={"max_epochs": 4, "samples_per_epoch": 1536, "learning_rate": 1e-3, "val_interval": 2},
+    first={**SMALL_CUTOUTS, "max_epochs": 12, "samples_per_epoch": 4096, "val_interval": 12},
+    second={"max_epochs": 4, "samples_per_epoch": 1536, "learning_rate": 1e-3, "val_interval": 4},
     malignancy={"max_epochs": 6, "samples_per_epoch": 1024, "learning_rate": 1e-3, "val_interval": 3},
 )
 # What the phantom's hardness is measured with, and what the bundle's weights come from: under 40 minutes of training
