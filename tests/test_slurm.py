@@ -79,4 +79,4 @@ def test_script_trains_on_its_machines(phantom_dir, store_dir, tmp_path, nodes, 
     run = tmp_path / "runs" / "nodule_classification"
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert record["processes"] == 2
-    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["candidates"] == 31
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["candidates"] == 35
