@@ -23,8 +23,8 @@ Floats = NDArray[np.floating]
 
 _LUNG_GRID = 4
 """Voxels per step of the coarse grid on which the lung's outline is kept."""
-_THIN_MM = 0.8
-"""Forks and crossings of thinner vessels are no candidates."""
+THIN_MM = 0.8
+"""Thinner vessels, their forks and crossings, are candidates only where nothing else is left."""
 
 
 def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
@@ -40,6 +40,13 @@ def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
         above *= weight
         out = np.add(below, above, out=below)
     return out
+
+
+def shrink_slices(image: NDArray[np.generic], fold: int) -> Floats:
+    """Mean of ``fold`` x ``fold`` voxels in each slice of a (z, y, x) array, float32; a rest of rows is left out."""
+    rows, columns = (n // fold for n in image.shape[1:])
+    whole = image[:, : rows * fold, : columns * fold]
+    return whole.reshape(-1, rows, fold, columns, fold).mean((2, 4), dtype=np.float32)
 
 
 def smooth_field(rng: np.random.Generator, shape_zyx: tuple[int, ...], size_mm: Floats, grain_mm: float) -> Floats:
@@ -80,10 +87,14 @@ class Lung:
         return np.asarray(self.shape_zyx) * self.spacing_zyx
 
     @property
-    def grid_shape_zyx(self) -> tuple[int, int, int]:
-        """The full volume's shape, rounded up to whole steps of the coarse grid: what to upsample that to."""
-        z, y, x = (n * _LUNG_GRID for n in self.distance_mm.shape)
-        return z, y, x
+    def edge_mm(self) -> float:
+        """Width over which what is drawn ends: a voxel's, and 0.7 at least."""
+        return max(0.7, float(self.spacing_zyx[2]))
+
+    def to_voxels(self, coarse: Floats) -> Floats:
+        """An array on the coarse grid, brought to the full volume's voxels."""
+        z, y, x = self.shape_zyx
+        return upsample(coarse, tuple(n * _LUNG_GRID for n in coarse.shape))[:z, :y, :x]
 
     def distance_at(self, points_zyx: Floats) -> Floats:
         """Signed distance in mm at points (n, 3): below 0 inside the lung."""
@@ -184,8 +195,7 @@ class Chest:
 def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Chest:
     """Draw one half of a chest of the given shape and spacing (mm), both in (z, y, x)."""
     lung = shape_lung(rng, shape_zyx, spacing_zyx)
-    wall = upsample(lung.distance_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape_zyx)]
-    edge = max(0.7, float(spacing_zyx[2]))
+    wall = lung.to_voxels(lung.distance_mm)
     vessel_share = np.zeros(shape_zyx, np.float32)
     airway_wall, airway_lumen = np.zeros((2, *shape_zyx), np.float32)
 
@@ -196,9 +206,9 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
         root = lung.hilum_zyx + rng.normal(0, 4, 3)
         tree = grow_tree(lung.sample(rng, leaves, 1.5), root, rng.uniform(0.29, 0.38))
         paths = wind_branches(rng, tree)
-        paint_tubes(vessel_share, paths.points_zyx, paths.radius_mm, spacing_zyx, edge)
+        paint_tubes(vessel_share, paths.points_zyx, paths.radius_mm, spacing_zyx, lung.edge_mm)
         if carries_airways:
-            bronchi.append(_paint_airways(rng, paths, airway_wall, airway_lumen, spacing_zyx, edge))
+            bronchi.append(_paint_airways(rng, paths, airway_wall, airway_lumen, spacing_zyx, lung.edge_mm))
         trees.append(tree)
         branches.append(paths)
 
@@ -211,7 +221,7 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
     image += (rng.uniform(-500, -250) - image) * (airway_wall * inside * 0.7)
     image += (rng.uniform(-950, -900) - image) * (airway_lumen * inside)
 
-    fork = [(t.children >= 2) & (t.radius_mm > _THIN_MM) for t in trees]
+    fork = [(t.children >= 2) & (t.radius_mm > THIN_MM) for t in trees]
     return Chest(
         image,
         wall,
@@ -221,7 +231,7 @@ def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
         np.concatenate([b.direction_zyx for b in branches]),
         np.concatenate([t.points_zyx[at] for t, at in zip(trees, fork, strict=True)]),
         np.concatenate([t.radius_mm[at] for t, at in zip(trees, fork, strict=True)]),
-        crossings(branches[0], branches[1], _THIN_MM),
+        crossings(branches[0], branches[1], THIN_MM),
         np.concatenate(bronchi),
     )
 
@@ -286,14 +296,13 @@ def _draw_wall(rng: np.random.Generator, lung: Lung, wall_mm: Floats, blood_hu: 
     cortex_hu, marrow_hu = rng.uniform(600, 950), rng.uniform(150, 300)
     _fill_bone(image, np.where(medial < 0, rib, 9), cortex_hu, marrow_hu)
 
-    heart = upsample(lung.heart_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape)]
-    diaphragm = upsample(lung.diaphragm_mm, lung.grid_shape_zyx)[tuple(slice(n) for n in shape)]
-    mediastinum = (medial > 0) & (wall_mm > 1.5) & (diaphragm > 0)
+    heart = lung.to_voxels(lung.heart_mm)
+    mediastinum = (medial > 0) & (wall_mm > 1.5) & (lung.to_voxels(lung.diaphragm_mm) > 0)
     image[mediastinum & ((heart < 4) | (coarse > -0.2))] = -95
     radius = rng.uniform(10, 14)
     from_aorta = np.hypot(medial - 0.5 * lung.half_axes_zyx[2], behind - 0.42 * lung.half_axes_zyx[1])
-    for vessel, edge in ((heart + 3, 1.0), (from_aorta - radius + 0 * z, 1.0)):
-        image += (blood_hu - image) * (np.clip(0.5 - vessel / edge, 0, 1) * (mediastinum | (vessel < 0)))
+    for surface in (heart + 3, from_aorta - radius):
+        image += (blood_hu - image) * (np.clip(0.5 - surface, 0, 1) * (mediastinum | (surface < 0)))
     from_spine = np.hypot((medial - 0.78 * lung.half_axes_zyx[2]) / 1.25, behind - 0.85 * lung.half_axes_zyx[1])
     vertebra = (z + rng.uniform(0, 28)) % 28 < 23
     _fill_bone(image, np.where(vertebra, from_spine - rng.uniform(13, 16), 9), cortex_hu, marrow_hu)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import ndtr
 
+from luna16_monai.anatomy import shrink_slices
 from luna16_monai.ct import open_ct
 from luna16_monai.detector import jitter, propose_blobs
 from luna16_monai.geometry import Geometry
@@ -150,7 +151,7 @@ def read_background(path: Path) -> Background:
     hu, spacing = ct.read(), np.array(ct.geometry.spacing_zyx)
     hu = np.clip(np.rint(hu), -32768, 32767).astype(np.int16) if hu.dtype != np.int16 else hu
     step = spacing * [1, 2, 2]
-    lungs = find_lungs(_pairs(hu), step)
+    lungs = find_lungs(shrink_slices(hu, 2), step)
     if lungs.sum() * step.prod() < _SMALLEST_LUNG_ML * 1000:
         raise ValueError(
             f"no lungs in {ct.name} (less than {_SMALLEST_LUNG_ML} ml of air enclosed by the body): "
@@ -166,7 +167,7 @@ def read_background(path: Path) -> Background:
 
     depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=step)[1:-1, 1:-1, 1:-1]
     voxels = np.argwhere(lungs)
-    pairs = _pairs(hu)
+    pairs = shrink_slices(hu, 2)
     inside = lungs.repeat(2, 1).repeat(2, 2)
     return Background(
         hu=hu,
@@ -384,12 +385,6 @@ def split_noise(hu: NDArray[np.int16], spacing_zyx: Floats) -> tuple[Floats, Flo
 def _usual(values: Floats) -> float:
     """The standard deviation, were it not for outliers."""
     return float(1.4826 * np.median(np.abs(values)))
-
-
-def _pairs(hu: NDArray[np.int16]) -> Floats:
-    """Mean of 2 x 2 voxels in each slice; an odd last row or column is left out."""
-    rows, columns = (n // 2 * 2 for n in hu.shape[1:])
-    return hu[:, :rows, :columns].reshape(-1, rows // 2, 2, columns // 2, 2).mean((2, 4), dtype=np.float32)
 
 
 def _box(mask: NDArray[np.bool_], margin: Sequence[int]) -> list[slice]:

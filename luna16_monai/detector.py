@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from luna16_monai.anatomy import Chest
+from luna16_monai.anatomy import THIN_MM, Chest, shrink_slices
 from luna16_monai.placement import CLEARANCE_MM, JITTER_MM, Nodule, ScanSettings, clearance, in_view
 
 Floats = NDArray[np.floating]
 
-THIN_MM = 0.8
-"""Thinner vessels are listed only where nothing else is left."""
 THICKNESS_BIAS = 2.0
 """A structure is listed with odds that grow with this power of its radius."""
 
@@ -81,9 +79,9 @@ def choose_candidates(
         thin = rng.permutation(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM])
         more = free(np.concatenate([np.delete(rest, alike, 0), thin]), off_limits)
         chosen = np.concatenate([chosen, more[: missing // 2]])
-    for _ in range(20):
-        anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
-        chosen = np.concatenate([chosen, free(anywhere, off_limits)])
+        for _ in range(20):
+            anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
+            chosen = np.concatenate([chosen, free(anywhere, off_limits)])
     if len(chosen) < negatives:
         raise ValueError(
             f"negatives_per_positive {settings.negatives_per_positive}: {len(chosen)} of {negatives} candidates "
@@ -136,10 +134,8 @@ def propose_blobs(image_hu: NDArray[np.generic], spacing_zyx: Floats, inside: ND
     Returns:
         Points (n, 3) in mm, at most ``limit`` and at least 4 mm apart, the strongest first.
     """
-    rows, columns = (n // 2 * 2 for n in image_hu.shape[1:])
-    pairs = np.clip(image_hu[:, :rows, :columns], -1000, 200).astype(np.float32)
-    pairs = pairs.reshape(-1, rows // 2, 2, columns // 2, 2).mean((2, 4))
-    outside = ~inside[:, :rows:2, :columns:2]
+    pairs = shrink_slices(np.clip(image_hu, -1000, 200), 2)
+    outside = ~inside[:, ::2, ::2][:, : pairs.shape[1], : pairs.shape[2]]
     step = spacing_zyx * [1, 2, 2]
     points, scores = [np.empty((0, 3))], [np.empty(0)]
     for sigma_mm in (1.8, 3.6):

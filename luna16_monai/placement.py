@@ -233,7 +233,7 @@ def _place_plugs(
             line, taper = np.concatenate([line, line[12] + arm]), np.concatenate([taper, np.full(12, 0.8 * radius)])
         look = choose_look(rng, bank, shape)
         look = replace(look, body_hu=settings.mimic_hu(look.body_hu))
-        edge = max(0.7, float(lung.spacing_zyx[2])) * settings.likeness
+        edge = lung.edge_mm * settings.likeness
         box, share = tube_share(line @ turn, taper, edge, point, lung.shape_zyx, lung.spacing_zyx)
         chest.image_hu[box] += nodule_increment(rng, look, share, chest.image_hu[box])
         placed.append(point)
@@ -282,6 +282,6 @@ def _add_ellipsoid(
     chest: Chest, point_zyx: Floats, half_axes_mm: Floats, turn: Floats, hu: float, softness: float
 ) -> None:
     lung = chest.lung
-    edge = max(0.7, float(lung.spacing_zyx[2])) * softness
+    edge = lung.edge_mm * softness
     box, share = ellipsoid_share(half_axes_mm, turn, edge, point_zyx, lung.shape_zyx, lung.spacing_zyx)
     chest.image_hu[box] += share * np.maximum(hu - chest.image_hu[box], 0)

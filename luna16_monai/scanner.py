@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, sparse
 
-from luna16_monai.anatomy import Chest, smooth_field, upsample
+from luna16_monai.anatomy import Chest, shrink_slices, smooth_field, upsample
 
 Floats = NDArray[np.floating]
 
@@ -70,7 +70,7 @@ def _move(rng: np.random.Generator, chest: Chest) -> Floats:
         steps = np.rint(shift_mm / lung.spacing_zyx).astype(int)
         if not steps.any():
             continue
-        reach = upsample(np.clip(1 - distance / 15, 0, 1), lung.grid_shape_zyx)[tuple(map(slice, image.shape))]
+        reach = lung.to_voxels(np.clip(1 - distance / 15, 0, 1))
         rows = np.ix_(*[np.clip(np.arange(n) - step, 0, n - 1) for n, step in zip(image.shape, steps, strict=True)])
         image = image + (0.5 * reach) * (image[rows] - image)
     return image
@@ -93,19 +93,16 @@ def beam_hardening(image_hu: Floats, spacing_mm: float, loss: float) -> Floats:
         spacing_mm: between rows and columns.
         loss: cm of water that a path through p cm of bone of 1000 HU seems shorter, for each cm² of p².
     """
-    slices, rows, columns = image_hu.shape
-    fold = max(1, rows // _HARDENING_CELLS)
-    cells = (slices, rows // fold, columns // fold)
-    bone = np.clip(image_hu[:, : cells[1] * fold, : cells[2] * fold] - _FIRST_BONE_HU, 0, 1200)
-    coarse = bone.reshape(slices, cells[1], fold, cells[2], fold).mean((2, 4))
+    fold = max(1, image_hu.shape[1] // _HARDENING_CELLS)
+    bone = shrink_slices(np.clip(image_hu - _FIRST_BONE_HU, 0, 1200), fold)
     cell_mm = spacing_mm * fold
-    project = _projection(*cells[1:])
+    project = _projection(*bone.shape[1:])
     # cm of bone of 1000 HU on each path
-    path = (project @ coarse.reshape(slices, -1).T).T.reshape(slices, _VIEWS, -1) * (cell_mm / 10 / 1000)
+    path = (project @ bone.reshape(len(bone), -1).T).T.reshape(len(bone), _VIEWS, -1) * (cell_mm / 10 / 1000)
     missing = path**2
     ramp = np.abs(fft.rfftfreq(missing.shape[2] * 2))
     filtered = fft.irfft(fft.rfft(missing, missing.shape[2] * 2, axis=2) * ramp, axis=2)[:, :, : missing.shape[2]]
-    back = (project.T @ filtered.reshape(slices, -1).T).T.reshape(cells) * (np.pi / _VIEWS)
+    back = (project.T @ filtered.reshape(len(bone), -1).T).T.reshape(bone.shape) * (np.pi / _VIEWS)
     shadow = upsample((-1000 * loss * 10 / cell_mm * back).astype(np.float32), image_hu.shape)
     return shadow - shadow.mean((1, 2), keepdims=True)
 
