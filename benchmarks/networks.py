@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.bundle import ConfigParser
 
 from luna16_monai.baselines import score_baselines
 from luna16_monai.bundle import bundle_dir
 from luna16_monai.candidates import read_points, write_points
 from luna16_monai.cutouts import Store
-from luna16_monai.datalist import CandidateList, Split
+from luna16_monai.datalist import Split
+from luna16_monai.demo import cutouts
 from luna16_monai.evaluation import compare, evaluate, read_truth
 from luna16_monai.files import write_json
 
@@ -80,11 +80,6 @@ def parameters(network: dict[str, Any] | None) -> int:
     if network is not None:
         config["network_def"] = network
     return sum(weight.numel() for weight in config.get_parsed_content("network_def").parameters())
-
-
-def cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
-    """All cutouts of a split, (n, z, y, x) HU."""
-    return np.stack([store.volume(item["series_uid"]).cutout(item["point_xyz"]) for item in candidates])
 
 
 def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:

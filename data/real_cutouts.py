@@ -4,7 +4,7 @@
 
 CUTOUTS holds .npy files (z, y, x) in HU, the candidate at voxel n // 2 of each axis, and a cutouts.csv (file, label,
 diameter_mm, spacing_z, spacing_y, spacing_x). Each is taken for a CT of its own and goes the way of `luna16 predict`:
-to the training's spacing, with the edge's voxels repeated where the box reaches beyond it.
+to the training's spacing, and filled up with air where the training's box is larger.
 """
 
 from __future__ import annotations

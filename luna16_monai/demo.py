@@ -180,7 +180,7 @@ def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dic
     metrics = json.loads(path.read_text(encoding="utf-8"))
     store = Store(store_dir)
     split = Split(data, store, validation_stride=plan.stride)
-    train, validation = (_cutouts(part, store) for part in (split.train, split.validation))
+    train, validation = (cutouts(part, store) for part in (split.train, split.validation))
     spacing = store.index["spacing_zyx"]
     scores = score_baselines(train, split.train.labels, validation, spacing, plan.baselines)
     table, submission = split.validation.table, read_points(output / "submission.csv", "probability")
@@ -194,7 +194,8 @@ def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dic
     return metrics
 
 
-def _cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
+def cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
+    """All cutouts of a split, (n, z, y, x) HU."""
     return np.stack([store.volume(item["series_uid"]).cutout(item["point_xyz"]) for item in candidates])
 
 

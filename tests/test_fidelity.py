@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from luna16_monai.candidates import read_points
+from luna16_monai.ct import open_ct
+
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 SCRIPTS = Path(__file__).parents[1] / "data"
 
@@ -20,7 +23,7 @@ def load(name):
 
 fidelity, montage = load("fidelity"), load("montage")
 sys.modules["montage"] = montage  # as it is called by the script beside it
-background_check = load("background_check")
+background_check, real_cutouts = load("background_check"), load("real_cutouts")
 
 
 def test_wasserstein_is_the_shift_of_a_histogram():
@@ -131,3 +134,21 @@ def test_steps_along_z_counts_the_middle_of_four_slices():
     # from -850 over -700 and 0 to 50: 700 of 900; the other fours cross their middle elsewhere
     assert len(steps) == 400
     assert steps[0].tolist() == pytest.approx([700, 900], abs=0.1)
+
+
+def test_write_as_cts_puts_each_candidate_in_the_middle_of_its_own_ct(tmp_path):
+    hu = np.full((32, 48, 48), -850, np.int16)
+    hu[16, 24, 24] = 77
+    np.save(tmp_path / "a.npy", hu)
+    (tmp_path / "cutouts.csv").write_text(
+        "file,label,diameter_mm,spacing_z,spacing_y,spacing_x\na.npy,1,6.74,2.5,0.6,0.5\na.npy,0,-1,1,0.7,0.7\n",
+        encoding="utf-8",
+    )
+    paths, names = real_cutouts.write_as_cts(tmp_path, tmp_path)
+    assert names == ["nodule, 6.7 mm", "class 0"]
+    points = read_points(tmp_path / "points.csv", "class")
+    # 24 x 0.5, 24 x 0.6 and 16 x 2.5 mm from the first voxel's centre
+    np.testing.assert_allclose(points.points_xyz, [[12, 14.4, 40], [16.8, 16.8, 16]], atol=1e-6)
+    for path, point in zip(paths, points.points_xyz, strict=True):
+        ct = open_ct(path)
+        assert ct.read()[tuple(np.rint(ct.geometry.voxel_from_world(point)).astype(int))] == 77
