@@ -12,9 +12,9 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +203,8 @@ def _devices(job: Job) -> Iterator[dict[str, str]]:
         with contextlib.ExitStack() as locks:
             taken: list[str] = []
             for name in there:
-                lock = job.log.parent / f".gpu_{socket.gethostname()}_{name}.lock"
+                # one place for all that this user runs on this machine
+                lock = Path(tempfile.gettempdir()) / f"luna16_{os.getuid()}_gpu_{name}.lock"
                 if len(taken) < job.gpus and _is_locked(lock, locks):
                     taken.append(name)
             if len(taken) == job.gpus:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -147,7 +148,9 @@ def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.05)
     tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.3)"
-    three = [replace(job(tmp_path, tell, name=name, done=None), gpus=1) for name in "abc"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # of different searches, say
+    three = [replace(job(tmp_path, tell, name=name, done=None), gpus=1, log=tmp_path / name / "log") for name in "abc"]
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(run_job, three)) == [None, None, None]
     # at once, so each has its own
