@@ -9,7 +9,6 @@ The bundle does the work by its own ``train.yaml`` and ``evaluate.yaml``; what i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -32,7 +31,7 @@ from luna16_monai.evaluation import Evaluation, evaluate, validation_truth
 from luna16_monai.files import write_json
 from luna16_monai.handlers import RUN, trained_beside
 from luna16_monai.hits import FloatArray, IntArray
-from luna16_monai.jobs import Execute, Job, run_jobs
+from luna16_monai.jobs import Execute, Job, claim, digests, run_jobs
 from luna16_monai.results import Results, read_results, write_results
 
 SUBSETS = range(10)
@@ -137,12 +136,11 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What two calls must agree on to go on with each other's folds; no folder of the machine."""
-        texts = {path.name: path.read_bytes() for path in (*sorted(self.configs.glob("*.yaml")), *self.overlays)}
         return {
             "bundle": self.bundle.name,
             "settings": dict(sorted(self.settings.items())),
             "overlays": [path.name for path in self.overlays],
-            "configs_sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+            "configs_sha256": digests([*sorted(self.configs.glob("*.yaml")), *self.overlays]),
         }
 
 
@@ -181,7 +179,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
             "prepare it too, or name other --folds"
         )
     _refuse_weights_that_saw_a_test(plan, subsets)
-    _claim(plan)
+    claim(plan.output / PLAN, plan.record(), "a cross-validation")
     run_jobs([plan.job(fold) for fold in plan.folds], execute, progress)
     audit = audit_leakage(plan, subsets, read_patients(plan.data_dir))
     write_json(plan.output / AUDIT, audit)
@@ -199,27 +197,6 @@ def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None
                 f"init_weights {weights} were trained on series {uid} of subset {subsets[uid]}, which is to be scored: "
                 "name other weights, or leave that subset out of --folds"
             )
-
-
-def _claim(plan: Plan) -> None:
-    """Write down what is being done, or check that it is what was begun in this folder."""
-    path, record = plan.output / PLAN, plan.record()
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in record if before.get(key) != record[key]]
-        if changed:
-            key, was, now = changed[0], before.get(changed[0]), record[changed[0]]
-            if isinstance(was, dict) and isinstance(now, dict):
-                inner = next(name for name in {**was, **now} if was.get(name) != now.get(name))
-                key, was, now = f"{key}, {inner}", was.get(inner), now.get(inner)
-            raise ValueError(
-                f"{plan.output} holds a cross-validation with other {key} ({was}, now {now}): name another --output, "
-                "or go on with the same"
-            )
-    elif plan.output.is_dir() and any(plan.output.iterdir()):
-        raise FileExistsError(f"{plan.output} is not empty and holds no cross-validation: name another --output")
-    else:
-        write_json(path, record)
 
 
 def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Mapping[str, str]) -> dict[str, Any]:

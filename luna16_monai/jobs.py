@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
+import json
 import logging
 import os
 import signal
@@ -17,14 +19,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from luna16_monai.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,48 @@ class Job:
 
 Execute = Callable[[Callable[[Job], str | None], Sequence[Job]], Iterator[str | None]]
 """Runs a function for each job somewhere, and gives the results as they are ready: `workers.run_tasks`, or Ray."""
+
+
+def claim(path: Path, record: Mapping[str, Any], what: str) -> None:
+    """Write down what is being done in a folder, or check that it is what was begun there.
+
+    Args:
+        path: of the JSON file; everything that is done lies beside it.
+        record: what two calls must agree on to go on with each other's jobs.
+        what: it is, for the errors: "a search".
+
+    Raises:
+        ValueError: something else was begun in the folder.
+        FileExistsError: other files are in it.
+    """
+    if path.is_file():
+        # as it would be read back: tuples are lists in JSON
+        now, before = json.loads(json.dumps(record)), json.loads(path.read_text(encoding="utf-8"))
+        for key in now:
+            if before.get(key) != now[key]:
+                raise ValueError(
+                    f"{path.parent} holds {what} with other {_difference(key, before.get(key), now[key])}: "
+                    "name another --output, or go on with the same"
+                )
+    elif path.parent.is_dir() and any(path.parent.iterdir()):
+        raise FileExistsError(
+            f"{path.parent} is not empty and holds no {what.split(maxsplit=1)[1]}: name another --output"
+        )
+    else:
+        write_json(path, dict(record))
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    """What differs between two values, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = next(name for name in {**was, **now} if was.get(name) != now.get(name))
+        key, was, now = f"{key}, {inner}", was.get(inner), now.get(inner)
+    return f"{key} ({was}, now {now})"
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> None:

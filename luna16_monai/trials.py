@@ -20,7 +20,7 @@ import yaml
 from luna16_monai.crossval import command
 from luna16_monai.files import atomic_write, write_json
 from luna16_monai.handlers import HISTORY, read_history
-from luna16_monai.jobs import Job, run_job
+from luna16_monai.jobs import Job, digests, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,7 @@ class TunePlan:
             "trials": self.trials,
             "settings": dict(sorted(self.settings.items())),
             "overlays": [path.name for path in self.overlays],
+            "configs_sha256": digests(self.configs),
             "seed": self.seed,
             "metric": self.search.metric,
             "search": dict(self.search.ranges),

@@ -23,8 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from luna16_monai.cluster import connected
 from luna16_monai.cutouts import Store
-from luna16_monai.files import write_json
-from luna16_monai.jobs import last_line, shown
+from luna16_monai.jobs import claim, last_line, shown
 from luna16_monai.prepare import Recipe, prepare
 from luna16_monai.trials import LOGS, SPACING, TunePlan, run_trial, scores, write_trials
 from luna16_monai.workers import run_tasks
@@ -63,7 +62,8 @@ def tune(
         raise ModuleNotFoundError(
             f"{missing[0]} is not installed, and tune needs it: pip install 'luna16_monai[tune]', with --ray [tune,ray]"
         )
-    _claim(plan, "this machine" if address is None else "Ray")
+    record = {**plan.record(), "runs_on": "this machine" if address is None else "Ray"}
+    claim(plan.output / PLAN, record, "a search")
     if address is None:
         _search_here(plan, _prepare_stores(plan, progress), workers, progress)
     else:
@@ -71,21 +71,6 @@ def tune(
         with connected(address, dashboard), contextlib.redirect_stdout(sys.stderr):
             _search_on_ray(plan, _prepare_stores(plan, progress), progress)
     return write_trials(plan)
-
-
-def _claim(plan: TunePlan, runs_on: str) -> None:
-    path, record = plan.output / PLAN, json.loads(json.dumps({**plan.record(), "runs_on": runs_on}))
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [key for key in record if before.get(key) != record[key]]:
-            raise ValueError(
-                f"{plan.output} holds a search with other {changed[0]} ({before.get(changed[0])}, now "
-                f"{record[changed[0]]}): name another --output, or go on with the same"
-            )
-    elif plan.output.is_dir() and any(plan.output.iterdir()):
-        raise FileExistsError(f"{plan.output} is not empty and holds no search: name another --output")
-    else:
-        write_json(path, record)
 
 
 def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from luna16_monai import jobs
-from luna16_monai.jobs import Job, last_line, run_job, run_jobs
+from luna16_monai.jobs import Job, claim, digests, last_line, run_job, run_jobs
 from luna16_monai.workers import run_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +142,26 @@ def test_a_job_waits_for_what_is_left_of_the_same_job(tmp_path):
     assert (tmp_path / "done").read_text() == "x"
     assert other.wait() == 0
     assert (tmp_path / "up").read_text() == "x"
+
+
+def test_claim_takes_a_folder_for_one_kind_of_work(tmp_path):
+    config, path = tmp_path / "config.yaml", tmp_path / "out" / "plan.json"
+    config.write_text("max_epochs: 1\n", encoding="utf-8")
+
+    def record(trials: int) -> dict[str, Any]:
+        return {"trials": trials, "configs_sha256": digests([config]), "channels": (8, 16)}
+
+    first = record(3)
+    path.parent.mkdir()
+    for _ in range(2):
+        claim(path, first, "a search")
+    with pytest.raises(ValueError, match=r"out holds a search with other trials \(3, now 4\): name another --output"):
+        claim(path, record(4), "a search")
+    config.write_text("max_epochs: 2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"with other configs_sha256, config\.yaml \([0-9a-f]{64}, now [0-9a-f]{64}\)"):
+        claim(path, record(3), "a search")
+    with pytest.raises(FileExistsError, match="out is not empty and holds no cross-validation: name another --output"):
+        claim(path.with_name("crossval.json"), first, "a cross-validation")
 
 
 def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch):
