@@ -20,11 +20,11 @@ demo: $(READY)
 demo-malignancy: $(READY)
 	$(BIN)/python -m luna16_monai.demo --output $(DEMO) --malignancy $(DEMO)-malignancy
 
-# 200 synthetic scans and 40 minutes of training: how hard the phantom is, and where the bundle's weights come from
+# 200 synthetic scans, 40 minutes in all: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
 	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines
 
-# the second bundle's weights, from the first one's run
+# the second bundle, trained on those 200 scans from that network; the weights it comes with are older
 phantom-malignancy: $(READY)
 	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
 

@@ -150,8 +150,8 @@ def check_settings() -> None:
     The command line hands over ``true``, ``false`` and ``null`` as text, and MONAI accepts any key in silence.
 
     Raises:
-        ValueError: names the key that nothing refers to, and the one that was probably meant; or a setting that held
-            a ``#``.
+        ValueError: names the key that nothing refers to, and the one that was probably meant; a setting that held a
+            ``#``; or ``max_epochs`` below 1.
     """
     parser = _running_parser()
     config: Any = parser.config
@@ -164,6 +164,8 @@ def check_settings() -> None:
                 f"{key} is {value}, where every # was turned into :: by MONAI, whose settings cannot hold it: give a "
                 "folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
             )
+    if isinstance(epochs := config.get("max_epochs"), int) and epochs < 1:
+        raise ValueError(f"max_epochs {epochs}: give 1 or more")
     referred = _references(config)
     known = sorted(referred & set(config) - SECTIONS)
     for key in config:

@@ -285,7 +285,7 @@ def _disk(data: Path, store: Path, runs: Path) -> Iterator[Check]:
             yield _check(name, False, found, f"less than {_gb(LEAST_DISK)}", "free some space, or name another disk's")
         elif what == "data" and not folder.exists() and free < LUNA16_DISK:
             cure = "name a folder on a larger disk, or fetch a part with luna16 download --subset"
-            yield _check(name, None, found, f"all of LUNA16 takes {_gb(LUNA16_DISK)}", cure)
+            yield _check(name, None, found, f"fetching all of LUNA16 takes {_gb(LUNA16_DISK)}", cure)
         else:
             yield _check(name, True, found)
 
@@ -298,7 +298,9 @@ def _data(data: Path) -> Iterator[Check]:
     from luna16_monai.metaimage import open_metaimage
 
     if not data.is_dir():
-        yield _check("data", None, None, f"there is no {data}", f"luna16 download --output {data}, or luna16 phantom")
+        yield _check(
+            "data", None, None, f"there is no {data}", "luna16 phantom; or luna16 download, and LUNA16_DATA for it"
+        )
         return
     found = _series(data)
     listed = read_series_list(data)

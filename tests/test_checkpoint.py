@@ -285,8 +285,12 @@ def test_best_score_survives_a_stop(tmp_path: Path) -> None:
 def test_claim_refuses_a_used_folder(tmp_path: Path) -> None:
     claim(tmp_path / "new", resume=False)
     claim(tmp_path / "new", resume=False)
+    # all that a run leaves which was refused for a setting
+    (tmp_path / "new" / "validation").mkdir()
+    (tmp_path / "new" / "events.out.tfevents.1.host.2.0").touch()
+    claim(tmp_path / "new", resume=False)
     (tmp_path / "new" / "model.pt").touch()
-    with pytest.raises(FileExistsError, match=r"is in use \(it holds model.pt\).*--resume true"):
+    with pytest.raises(FileExistsError, match=r"is in use \(it holds .*model.pt.*\).*--resume true"):
         claim(tmp_path / "new", resume=False)
     claim(tmp_path / "new", resume=True)
 

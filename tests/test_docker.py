@@ -132,13 +132,15 @@ try:
     pathlib.Path("/there").touch()
 except OSError as error:
     print(error.strerror)
+# what was exec'd is process 1 of its own, and sees nobody else's
+print(os.getpid(), [name for name in os.listdir("/proc") if name.isdigit()])
 import matplotlib.pyplot
 print(matplotlib.get_cachedir() == os.environ["MPLCONFIGDIR"], os.statvfs("/dev/shm").f_blocks * 4096 >> 20)
 """
 
 
 def test_entrypoint_needs_no_writable_root(tmp_path):
-    before = (*isolated("-rmn"), "sh", "-c", READ_ONLY, "read-only")
+    before = (*isolated("-rmnpf", "--mount-proc"), "sh", "-c", READ_ONLY, "read-only")
     done = subprocess.run(
         [*before, str(ENTRYPOINT), "python", "-c", DRAW],
         capture_output=True,
@@ -148,7 +150,7 @@ def test_entrypoint_needs_no_writable_root(tmp_path):
     )
     if "mount" in done.stderr:
         pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")
-    assert (done.returncode, done.stdout) == (0, "Read-only file system\nTrue 128\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "Read-only file system\n1 ['1']\nTrue 128\n"), done.stderr
 
 
 # --- installing -----------------------------------------------------------------------------------------------------
@@ -206,15 +208,30 @@ def test_install_asks_where():
     assert "VENV is not set: name the folder of the environment" in done.stderr
 
 
+def linted(linter: str, path: Path) -> subprocess.CompletedProcess[str]:
+    beside = Path(sys.executable).with_name(linter)
+    program = str(beside) if beside.exists() else shutil.which(linter)
+    if program is None:
+        pytest.skip(f"no {linter}: make setup installs it")
+    return subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("script", sorted(DOCKER.glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_plain_sh(script):
     assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
     assert os.access(script, os.X_OK)
     done = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    done = linted("shellcheck", script)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 # --- Dockerfile and compose.yaml ------------------------------------------------------------------------------------
+
+
+def test_dockerfile_is_clean():
+    done = linted("hadolint", DOCKER / "Dockerfile")
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_dockerfile_copies_what_is_there_and_nothing_that_is_left_out():
@@ -238,7 +255,8 @@ def test_dockerfile_runs_the_scripts_that_it_copies():
 
 def test_dockerfile_gives_up_root_after_the_last_step_that_needs_it():
     names = [step[0] for step in STEPS]
-    assert arguments("USER") == [["luna16"]]
+    assert arguments("USER") == [["1000"]]
+    assert "useradd --create-home --uid 1000 " in DOCKERFILE
     assert names.index("USER") > max(number for number, name in enumerate(names) if name in ("RUN", "COPY"))
     (variables,) = arguments("ENV")
     assert {"LUNA16_DATA=/data", "LUNA16_STORE=/runs/store", "LUNA16_RUNS=/runs", "VENV=/opt/venv"} <= set(variables)

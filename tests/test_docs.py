@@ -197,6 +197,15 @@ def test_settings_that_the_pages_give_to_the_bundle_are_there():
     assert seen > 8
 
 
+def test_config_files_that_the_pages_give_to_torchrun_are_there():
+    given = {
+        (page, file) for page, words in commands("torchrun") for file in re.findall(r"'([^']+\.yaml)'", " ".join(words))
+    }
+    written_out = {(page, file) for page, file in given if not file.startswith("...")}
+    assert len({page for page, _ in written_out}) == 2
+    assert {page: file for page, file in written_out if not (ROOT / file).is_file()} == {}
+
+
 def test_make_targets_that_the_pages_name_are_there():
     targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE))
     named = {target for path in PAGES for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", text(path), re.MULTILINE)}

@@ -294,7 +294,7 @@ def test_disk_is_looked_at_where_the_folder_will_be(tmp_path, monkeypatch):
     checks = list(doctor._disk(tmp_path / "a" / "b", tmp_path, tmp_path / "c"))
     assert seen == [tmp_path] * 3
     assert [check["ok"] for check in checks] == [None, True, True]
-    assert "all of LUNA16 takes 140.0 GB" in checks[0]["problem"]
+    assert "fetching all of LUNA16 takes 140.0 GB" in checks[0]["problem"]
     assert "--subset" in checks[0]["cure"]
 
 
