@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # the others wait for rank 0 while it scores and writes an epoch's results, and for the slowest cache to be filled
 PATIENCE = timedelta(minutes=30)
+LAST_BREATH = 0.2  # seconds
 
 
 def start(device: torch.device | str) -> None:
@@ -94,6 +95,9 @@ def finish() -> None:
     """Leave the group. A process that ends without it may crash at its very end, and count as failed."""
     if idist.get_world_size() > 1:
         idist.finalize()
+        # a thread of the group that still lets go of a tensor needs the interpreter for it, and aborts the process
+        # where that is ending (pytorch/pytorch issue 190489)
+        time.sleep(LAST_BREATH)
 
 
 def greatest(value: int) -> int:
