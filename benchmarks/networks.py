@@ -36,6 +36,12 @@ NETWORKS: dict[str, dict[str, Any] | None] = {
     "ResNet10": {"_target_": "resnet10", "spatial_dims": 3, "n_input_channels": 1, "num_classes": 2},
     "DenseNet121": {"_target_": "DenseNet121", "spatial_dims": 3, "in_channels": 1, "out_channels": 2},
 }
+TREES = {
+    "mean_hu_centre": "trees on the mean HU at the centre",
+    "size_brightness": "trees on size and brightness",
+    "radial_profile": "trees on the radial profile",
+    "component_shape": "trees on the shape of the central component",
+}
 STRIDE, BATCH = 3, 32
 TRAIN = bundle_dir() / "configs" / "train.yaml"
 
@@ -90,7 +96,7 @@ def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:
     scores = score_baselines(train_cutouts, split.train.labels, held_out, store.index["spacing_zyx"])
     table = split.validation.table
     uids = [table.series_uids[code] for code in table.series]
-    paths = {f"trees on the {name.replace('_', ' ')}": output / name / "submission.csv" for name in scores}
+    paths = {TREES[name]: output / name / "submission.csv" for name in scores}
     for path, probability in zip(paths.values(), scores.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_points(path, uids, table.points_xyz, probability, "probability")
