@@ -198,7 +198,7 @@ def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], na
     with _chart() as (figure, axes):
         for (title, (epochs, values)), colour in zip(lines.items(), (ONE, TWO, THREE), strict=False):
             axes.plot(epochs, values, "o-", color=colour, markersize=4, label=title)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend()

@@ -153,6 +153,10 @@ class TestWriteReport:
         assert charts.LIGHT["one"] in svg
         assert charts.LIGHT["two"] not in svg
 
+    def test_history_of_a_single_epoch_names_that_epoch_alone(self) -> None:
+        svg = charts.history_chart({"validation": ([4], [0.3])}, "scores", "score")
+        assert re.findall(r"<text[^>]*>([^<]*)", svg)[:2] == ["4", "epoch"]
+
     def test_report_of_5000_candidates_stays_below_15_mb(
         self, phantom_dir: Path, store_dir: Path, tmp_path: Path
     ) -> None:
