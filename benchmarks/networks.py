@@ -47,9 +47,10 @@ TRAIN = bundle_dir() / "configs" / "train.yaml"
 
 
 def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None, samples: int, **more: Any) -> float:
-    """Train one epoch of so many cutouts and validate; gives the cutouts a second between its lines of progress.
+    """Train one epoch of so many cutouts and validate; gives the cutouts a second of the training.
 
-    They are kept in the folder, so that a second call trains nothing anew.
+    The speed is that between the first and the last line of progress; where it is too fast for two lines, what the one
+    line says. It is kept in the folder, so that a second call trains nothing anew.
     """
     kept = output / "speed.json"
     if kept.is_file():
@@ -63,19 +64,19 @@ def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None,
         settings["network_def"] = network
     words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
     words += [word for key, value in settings.items() for word in (f"--{key}", value)]
-    seen: list[tuple[float, int]] = []
+    seen: list[tuple[float, int, float]] = []
     with subprocess.Popen(
         [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            if found := re.search(r"training: batch (\d+) of", line):
-                seen.append((time.monotonic(), int(found[1])))
-    if process.returncode or len(seen) < 2:
+            if found := re.search(r"training: batch (\d+) of .* (\d+) cutouts/s", line):
+                seen.append((time.monotonic(), int(found[1]), float(found[2])))
+    if process.returncode or not seen:
         sys.exit(f"networks: the training in {output} ended with exit code {process.returncode}, or told no speed")
-    (begun, first), (ended, last) = seen[0], seen[-1]
-    rate = (last - first) * BATCH / (ended - begun)
+    (begun, first, _), (ended, last, told) = seen[0], seen[-1]
+    rate = (last - first) * BATCH / (ended - begun) if last > first else told
     write_json(kept, {"cutouts_per_second": rate})
     return rate
 

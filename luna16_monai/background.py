@@ -151,7 +151,8 @@ def read_background(path: Path) -> Background:
     hu, spacing = ct.read(), np.array(ct.geometry.spacing_zyx)
     hu = np.clip(np.rint(hu), -32768, 32767).astype(np.int16) if hu.dtype != np.int16 else hu
     step = spacing * [1, 2, 2]
-    lungs = find_lungs(shrink_slices(hu, 2), step)
+    pairs = shrink_slices(hu, 2)
+    lungs = find_lungs(pairs, step)
     if lungs.sum() * step.prod() < _SMALLEST_LUNG_ML * 1000:
         raise ValueError(
             f"no lungs in {ct.name} (less than {_SMALLEST_LUNG_ML} ml of air enclosed by the body): "
@@ -159,7 +160,7 @@ def read_background(path: Path) -> Background:
         )
 
     z, y, x = _box(lungs, np.ceil(_MARGIN_MM / step).astype(int).tolist())
-    lungs = lungs[z, y, x]
+    lungs, pairs = lungs[z, y, x], pairs[z, y, x]
     low = (z.start, 2 * y.start, 2 * x.start)
     hu = np.ascontiguousarray(hu[z, low[1] : 2 * y.stop, low[2] : 2 * x.stop])
     affine = ct.geometry.affine.copy()
@@ -167,7 +168,6 @@ def read_background(path: Path) -> Background:
 
     depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=step)[1:-1, 1:-1, 1:-1]
     voxels = np.argwhere(lungs)
-    pairs = shrink_slices(hu, 2)
     inside = lungs.repeat(2, 1).repeat(2, 2)
     return Background(
         hu=hu,

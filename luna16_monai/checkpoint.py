@@ -75,8 +75,9 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    used = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if not resume and any(name != "validation" and not name.startswith("events.out.tfevents") for name in used):
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    used = [name for name in there if name != "validation" and not name.startswith("events.out.tfevents")]
+    if used and not resume:
         raise FileExistsError(
             f"output_dir {folder} is in use (it holds {', '.join(used[:5])}): continue that run with --resume true, "
             "or name another output_dir"

@@ -179,7 +179,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
             "prepare it too, or name other --folds"
         )
     _refuse_weights_that_saw_a_test(plan, subsets)
-    claim(plan.output / PLAN, plan.record(), "a cross-validation")
+    claim(plan.output / PLAN, plan.record(), "cross-validation")
     run_jobs([plan.job(fold) for fold in plan.folds], execute, progress)
     audit = audit_leakage(plan, subsets, read_patients(plan.data_dir))
     write_json(plan.output / AUDIT, audit)

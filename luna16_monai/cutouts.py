@@ -11,7 +11,6 @@ MONAI's transforms speak (x, y, z), everything from here on (z, y, x): the one t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from luna16_monai.candidates import PointTable
 from luna16_monai.ct import read_geometry
+from luna16_monai.files import sha256
 from luna16_monai.geometry import Geometry
 
 # blosc2's dependency greets every user with its number of threads
@@ -247,7 +247,7 @@ def verify(store_dir: Path, progress: bool = True) -> list[str]:
             wrong.append(f"{path}: missing: run luna16 prepare again")
         elif path.stat().st_size != entry["bytes"]:
             wrong.append(f"{path}: {path.stat().st_size} bytes instead of {entry['bytes']}: {cure}")
-        elif _checksum(path) != entry["sha256"]:
+        elif sha256(path) != entry["sha256"]:
             wrong.append(f"{path}: its checksum differs, so its voxels have changed: {cure}")
         if {**(read_entry(sidecar) or {}), "subset": entry["subset"]} != entry:
             wrong.append(f"{sidecar}: missing or not what {INDEX} says: {cure}")
@@ -280,11 +280,6 @@ def read_entry(sidecar: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _mm(point_xyz: ArrayLike) -> str:

@@ -54,7 +54,7 @@ class Plan:
 
 COMMON = {"batch_size": 32, "num_workers": 2}
 SMALL_CUTOUTS = {"shape_zyx": [16, 24, 24], "margin_zyx": [8, 12, 12], "learning_rate": 3e-3}
-# Chosen to end while one watches.
+# 7 and a half minutes in all on 2 cores.
 SHORT = Plan(
     scans=60,
     stride=3,

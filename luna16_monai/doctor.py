@@ -298,9 +298,8 @@ def _data(data: Path) -> Iterator[Check]:
     from luna16_monai.metaimage import open_metaimage
 
     if not data.is_dir():
-        yield _check(
-            "data", None, None, f"there is no {data}", "luna16 phantom; or luna16 download, and LUNA16_DATA for it"
-        )
+        cure = "luna16 phantom; or luna16 download, and set LUNA16_DATA to its folder"
+        yield _check("data", None, None, f"there is no {data}", cure)
         return
     found = _series(data)
     listed = read_series_list(data)

@@ -1,9 +1,10 @@
-"""Writing files so that nothing half-written ever stands under a final name."""
+"""Writing files so that nothing half-written ever stands under a final name; their checksum."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -50,6 +51,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             raise
         with _open_folder(path.parent) as folder:
             os.fsync(folder)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

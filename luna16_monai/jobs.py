@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from typing import IO, Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from luna16_monai.files import write_json
+from luna16_monai.files import sha256, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def claim(path: Path, record: Mapping[str, Any], what: str) -> None:
     Args:
         path: of the JSON file; everything that is done lies beside it.
         record: what two calls must agree on to go on with each other's jobs.
-        what: it is, for the errors: "a search".
+        what: it is, for the errors: "search".
 
     Raises:
         ValueError: something else was begun in the folder.
@@ -82,13 +81,11 @@ def claim(path: Path, record: Mapping[str, Any], what: str) -> None:
         for key in now:
             if before.get(key) != now[key]:
                 raise ValueError(
-                    f"{path.parent} holds {what} with other {_difference(key, before.get(key), now[key])}: "
+                    f"{path.parent} holds a {what} with other {_difference(key, before.get(key), now[key])}: "
                     "name another --output, or go on with the same"
                 )
     elif path.parent.is_dir() and any(path.parent.iterdir()):
-        raise FileExistsError(
-            f"{path.parent} is not empty and holds no {what.split(maxsplit=1)[1]}: name another --output"
-        )
+        raise FileExistsError(f"{path.parent} is not empty and holds no {what}: name another --output")
     else:
         write_json(path, dict(record))
 
@@ -103,7 +100,7 @@ def _difference(key: str, was: Any, now: Any) -> str:
 
 def digests(paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of each file, by its name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.name: sha256(path) for path in paths}
 
 
 def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> None:

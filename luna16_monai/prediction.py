@@ -5,7 +5,6 @@ All that can be refused is refused before the network runs, and nothing is writt
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 from luna16_monai import __version__
 from luna16_monai.candidates import PointTable, write_points
 from luna16_monai.explanation import explain, require_empty, write_explanations
+from luna16_monai.files import sha256
 from luna16_monai.inference import Classifier, score_in_turn
 from luna16_monai.structured_report import (
     THRESHOLD,
@@ -133,7 +133,7 @@ def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, thr
         names.append(str(about.get("name", one.bundle.resolve().name)))
         versions.append(str(about.get("version", "unknown")))
         for path in one.weights:
-            parameters.append(f"weights sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
+            parameters.append(f"weights sha256 {sha256(path)}")
     parameters.append(f"certainty is the {'calibrated' if calibrated else 'raw'} probability of a nodule")
     parameters.append(f"candidates from a probability of {threshold:g} on")
     if tta:

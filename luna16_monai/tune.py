@@ -63,7 +63,7 @@ def tune(
             f"{missing[0]} is not installed, and tune needs it: pip install 'luna16_monai[tune]', with --ray [tune,ray]"
         )
     record = {**plan.record(), "runs_on": "this machine" if address is None else "Ray"}
-    claim(plan.output / PLAN, record, "a search")
+    claim(plan.output / PLAN, record, "search")
     if address is None:
         _search_here(plan, _prepare_stores(plan, progress), workers, progress)
     else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +48,20 @@ def shared() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture
+def lint() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
+    """Runs a linter of the extra dev on a file; the test is skipped where it is not installed."""
+
+    def run(linter: str, path: Path) -> subprocess.CompletedProcess[str]:
+        beside = Path(sys.executable).with_name(linter)
+        program = str(beside) if beside.exists() else shutil.which(linter)
+        if program is None:
+            pytest.skip(f"no {linter}: make setup installs it")
+        return subprocess.run([program, str(path)], capture_output=True, encoding="utf-8", check=False)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

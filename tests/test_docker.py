@@ -208,29 +208,21 @@ def test_install_asks_where():
     assert "VENV is not set: name the folder of the environment" in done.stderr
 
 
-def linted(linter: str, path: Path) -> subprocess.CompletedProcess[str]:
-    beside = Path(sys.executable).with_name(linter)
-    program = str(beside) if beside.exists() else shutil.which(linter)
-    if program is None:
-        pytest.skip(f"no {linter}: make setup installs it")
-    return subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("script", sorted(DOCKER.glob("*.sh")), ids=lambda path: path.name)
-def test_scripts_are_plain_sh(script):
+def test_scripts_are_plain_sh(script, lint):
     assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
     assert os.access(script, os.X_OK)
     done = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    done = linted("shellcheck", script)
+    done = lint("shellcheck", script)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 # --- Dockerfile and compose.yaml ------------------------------------------------------------------------------------
 
 
-def test_dockerfile_is_clean():
-    done = linted("hadolint", DOCKER / "Dockerfile")
+def test_dockerfile_is_clean(lint):
+    done = lint("hadolint", DOCKER / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
 
 

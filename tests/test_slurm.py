@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +27,9 @@ SCONTROL = """#!/bin/bash
 """
 
 
-def test_script_is_clean():
+def test_script_is_clean(lint):
     subprocess.run(["bash", "-n", SCRIPT], check=True)
-    beside = Path(sys.executable).with_name("shellcheck")
-    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("no shellcheck: make setup installs it")
-    done = subprocess.run([shellcheck, SCRIPT], capture_output=True, text=True, encoding="utf-8")
+    done = lint("shellcheck", SCRIPT)
     assert done.returncode == 0, done.stdout
 
 
