@@ -31,19 +31,22 @@ from monai.engines.utils import default_prepare_batch
 from monai.transforms import Compose, Spacingd
 from torch import nn
 
-from luna16_monai.augmentation import Augmentation
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.candidates import read_candidates
-from luna16_monai.cutouts import Store, prepare_volume
-from luna16_monai.datalist import CandidateList, RatioSampler, SeededCacheDataset, Split
-from luna16_monai.export import OpenVinoNetwork
-from luna16_monai.files import write_json
-from luna16_monai.geometry import Geometry
-from luna16_monai.networks import NoduleNet, on_device
-from luna16_monai.phantom import write_mhd
-from luna16_monai.prepare import Recipe
-from luna16_monai.seeds import configure_torch
-from luna16_monai.transforms import LoadCutoutd
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.ct.metaimage import write_mhd
+from luna16_monai.dataset.augmentation import Augmentation
+from luna16_monai.dataset.cache import SeededCacheDataset
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.dataset.cutouts import LoadCutoutd
+from luna16_monai.dataset.sampler import RatioSampler
+from luna16_monai.dataset.splits import Split
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.machine.files import write_json
+from luna16_monai.networks.backends import OpenVinoNetwork, on_device
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.training.seeds import configure_torch
 
 SHAPE = (32, 48, 48)
 BATCH, WARM_UP, ITERATIONS, CANDIDATES, WORKERS = 64, 2, 6, 960, 2

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from luna16_monai.candidates import write_points
-from luna16_monai.cutouts import INDEX, Store
-from luna16_monai.files import write_json
+from luna16_monai.machine.files import write_json
+from luna16_monai.store.index import INDEX
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.points import write_points
 
 SERIES, POSITIVES, CACHE_GB = 888, 1557, 0.5
 TRAIN = "bundles/nodule_classification/configs/train.yaml"

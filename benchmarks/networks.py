@@ -20,14 +20,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from luna16_monai.baselines import score_baselines
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.candidates import read_points, write_points
-from luna16_monai.cutouts import Store
-from luna16_monai.datalist import Split
-from luna16_monai.demo import cutouts
-from luna16_monai.evaluation import compare, evaluate, read_truth
-from luna16_monai.files import write_json
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli.demo import cutouts
+from luna16_monai.dataset.splits import Split
+from luna16_monai.evaluation.baselines import score_baselines
+from luna16_monai.evaluation.submission import compare, evaluate, read_truth
+from luna16_monai.machine.files import write_json
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.points import read_points, write_points
 
 # the cutouts by which its speed is learned: about a minute's
 TRIAL = {"the design's": 3072, "ResNet10": 384, "DenseNet121": 384}

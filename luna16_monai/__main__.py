@@ -2,6 +2,6 @@
 
 import sys
 
-from luna16_monai.cli import main
+from luna16_monai.cli.main import main
 
 sys.exit(main())

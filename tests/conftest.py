@@ -18,8 +18,8 @@ BUNDLE = ROOT / "bundles" / "nodule_classification"
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight scans in LUNA16's layout, subset0 to subset7, 4 negatives to each positive. Not to be changed."""
-    from luna16_monai.phantom import write_phantom
-    from luna16_monai.placement import ScanSettings
+    from luna16_monai.phantom.data_set import write_phantom
+    from luna16_monai.phantom.nodules import ScanSettings
 
     output = tmp_path_factory.mktemp("data") / "phantom"
     settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives_per_positive=4.0)
@@ -30,7 +30,8 @@ def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store_dir(phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantom, prepared at the bundle's spacing of 1.25 x 0.7 x 0.7 mm. Not to be changed."""
-    from luna16_monai.prepare import Recipe, prepare
+    from luna16_monai.store.preparation import Recipe
+    from luna16_monai.store.prepare import prepare
 
     output = tmp_path_factory.mktemp("store") / "store"
     prepare(phantom_dir, output, Recipe.read(BUNDLE / "configs" / "prepare.yaml"), workers=1, progress=False)

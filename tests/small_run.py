@@ -31,13 +31,19 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, RandFlipd, RandGaussianNoised
 from tables import point_table
 
-from luna16_monai import handlers, ranks, seeds
-from luna16_monai.augmentation import Augmentation
-from luna16_monai.bundle import explain_errors
-from luna16_monai.checkpoint import Checkpoints, claim, start_worker
-from luna16_monai.datalist import CandidateList, RatioSampler, SeededCacheDataset
-from luna16_monai.networks import NoduleNet
-from luna16_monai.scores import CandidateScores, is_better, key_metric
+from luna16_monai.bundle.config import explain_errors
+from luna16_monai.dataset.augmentation import Augmentation
+from luna16_monai.dataset.cache import SeededCacheDataset
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.dataset.sampler import RatioSampler
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.training import distributed as distributed
+from luna16_monai.training import distributed as ranks
+from luna16_monai.training import handlers, seeds
+from luna16_monai.training import seeds as handlers_seeds
+from luna16_monai.training.checkpoints import Checkpoints, start_worker
+from luna16_monai.training.metrics import CandidateScores, is_better, key_metric
+from luna16_monai.training.start import claim
 
 SHAPE = (8, 8, 8)
 EPOCHS, SAMPLES, BATCH = 3, 30, 4  # 8 batches an epoch, the last one smaller
@@ -138,13 +144,13 @@ def build(
     evaluator = SupervisedEvaluator(
         torch.device(device), DataLoader(validation, batch_size=5, sampler=shared), network,
         postprocessing=post, decollate=False, key_val_metric=key_metric("average_precision", scores),
-        metric_cmp_fn=is_better("average_precision"), amp=amp, val_handlers=[handlers.SharedBuffers(network)],
+        metric_cmp_fn=is_better("average_precision"), amp=amp, val_handlers=[distributed.SharedBuffers(network)],
     )  # fmt: skip
     trainer = SupervisedTrainer(
         torch.device(device), EPOCHS, loader, wrapped, optimizer, torch.nn.CrossEntropyLoss(), postprocessing=post,
         decollate=False, key_train_metric=key_metric("average_precision", train_scores),
         train_handlers=[
-            handlers.EpochSeeds(sampler, SEED, BATCH),
+            handlers_seeds.EpochSeeds(sampler, SEED, BATCH),
             handlers.FiniteLoss(str(output_dir), candidates(len(train))),
             ValidationHandler(1, evaluator),
             LrScheduleHandler(scheduler, print_lr=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from luna16_monai.candidates import PointTable
+from luna16_monai.tables.points import PointTable
 
 
 def point_table(rows: list[tuple[str, float, float, float, float]]) -> PointTable:

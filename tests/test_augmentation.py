@@ -19,8 +19,8 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 
-from luna16_monai.augmentation import Augmentation, DeviceAugmentation, FusedAugmentation, resample_axial
-from luna16_monai.datalist import SeededCacheDataset
+from luna16_monai.dataset.augmentation import Augmentation, DeviceAugmentation, FusedAugmentation, resample_axial
+from luna16_monai.dataset.cache import SeededCacheDataset
 
 
 def transforms(std: float = 25.0, **affine: Any) -> list[Any]:

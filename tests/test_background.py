@@ -7,23 +7,22 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.special import ndtr
 
-from luna16_monai.background import (
+from luna16_monai.ct.lungs import find_lungs
+from luna16_monai.ct.metaimage import write_mhd
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.phantom.background import (
     Background,
     blurred_share,
-    estimate_blur,
-    estimate_noise_growth,
-    find_lungs,
     insert_nodule,
     read_background,
-    split_noise,
     write_background_phantom,
 )
-from luna16_monai.candidates import read_annotations, read_candidates, read_excluded
-from luna16_monai.geometry import Geometry
-from luna16_monai.lesions import Look, load_shape_bank, nodule_share
-from luna16_monai.phantom import plan_scans, write_mhd
-from luna16_monai.placement import ScanSettings
-from luna16_monai.synthesis import draw_scan
+from luna16_monai.phantom.data_set import plan_scans
+from luna16_monai.phantom.estimates import estimate_blur, estimate_noise_growth, split_noise
+from luna16_monai.phantom.lesions import Look, load_shape_bank, nodule_share
+from luna16_monai.phantom.nodules import ScanSettings
+from luna16_monai.phantom.scan import draw_scan
+from luna16_monai.tables.luna16 import read_annotations, read_candidates, read_excluded
 
 SHARED = Path(os.environ.get("LUNA16_SHARED", "../shared"))
 

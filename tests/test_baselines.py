@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from luna16_monai.baselines import baseline_features, score_baselines
+from luna16_monai.evaluation.baselines import baseline_features, score_baselines
 
 SPACING = (1.25, 0.7, 0.7)
 

@@ -24,10 +24,11 @@ from monai.data import get_track_meta, set_track_meta
 from monai.networks.nets import DenseNet121
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from luna16_monai import bundle
-from luna16_monai.candidates import read_points
-from luna16_monai.errors import one_line, root_cause
-from luna16_monai.networks import NoduleNet
+from luna16_monai.bundle import config as bundle
+from luna16_monai.bundle import folders as bundle_folders
+from luna16_monai.machine.errors import one_line, root_cause
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.tables.points import read_points
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
@@ -224,9 +225,9 @@ def test_explain_errors_says_the_root_cause_in_the_last_line(state, capsys):
 
 
 def test_bundle_dir_finds_the_bundle_and_names_it_when_there_is_none():
-    assert bundle.bundle_dir() == CONFIGS.parent
+    assert bundle_folders.bundle_dir() == CONFIGS.parent
     with pytest.raises(FileNotFoundError, match="no bundle malignancy: name nodule_classification or malignancy_class"):
-        bundle.bundle_dir("malignancy")
+        bundle_folders.bundle_dir("malignancy")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, precision_recall_curve
 
-from luna16_monai.calibration import (
+from luna16_monai.evaluation.calibration import (
     Calibration,
     best_f1_threshold,
     brier_score,

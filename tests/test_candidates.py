@@ -17,19 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import point_table
 
-from luna16_monai.candidates import (
-    PointTable,
-    duplicate_rows,
+from luna16_monai.tables.hits import lies_on
+from luna16_monai.tables.luna16 import (
     find_table,
-    lies_on,
     read_annotations,
     read_candidates,
     read_excluded,
-    read_points,
     read_series_list,
     read_series_uids,
-    write_points,
 )
+from luna16_monai.tables.points import PointTable, duplicate_rows, read_points, write_points
 
 HEADER = "seriesuid,coordX,coordY,coordZ,class"
 # Two series, three rows; the second series stands first.
@@ -39,7 +36,7 @@ TABLE = f"{HEADER}\n1.3.9,-10.5,20,-300.25,0\n1.3.6,1,2,3,1\n1.3.9,4,5,6,1\n"
 MEASURE = """
 import json, pickle, re, sys
 from pathlib import Path
-from luna16_monai.candidates import read_candidates
+from luna16_monai.tables.luna16 import read_candidates
 table = read_candidates(Path(sys.argv[1]))
 columns = (table.series, table.points_xyz, table.values, table.lines)
 print(json.dumps({

@@ -23,9 +23,11 @@ import torch
 from ignite.engine import Events
 from monai.data import set_track_meta
 
-from luna16_monai import seeds
-from luna16_monai.checkpoint import Checkpoints, claim, load_initial_weights
-from luna16_monai.networks import NoduleNet
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.networks.weights import load_initial_weights
+from luna16_monai.training import seeds
+from luna16_monai.training.checkpoints import Checkpoints
+from luna16_monai.training.start import claim
 
 
 class Crash(Exception):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from scans import random_hu, write_scan
 
-from luna16_monai import __version__, cli
-from luna16_monai.candidates import write_points
+from luna16_monai import __version__
+from luna16_monai.cli import main as cli
+from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +109,7 @@ def test_an_error_that_is_not_of_the_input_ends_with_1(call, data, tmp_path, mon
     def burn(*_: object) -> None:
         raise OSError(5, "the disk burns")
 
-    monkeypatch.setattr("luna16_monai.prepare.prepare_volume", burn)
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", burn)
     assert call(*prepare(data, tmp_path / "store")) == (1, "", "luna16: [Errno 5] the disk burns\n")
 
 
@@ -121,7 +122,7 @@ def test_an_interruption_says_how_to_go_on(call, data, tmp_path, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("luna16_monai.prepare.prepare_volume", interrupt)
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", interrupt)
     code, out, err = call(*prepare(data, tmp_path / "store"))
     assert (code, out) == (130, "")
     assert err == "luna16: interrupted; the same command goes on where it stopped\n"

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from test_crossval import TINY, plan
 
-from luna16_monai import cluster
-from luna16_monai.crossval import crossval
-from luna16_monai.cutouts import Store
-from luna16_monai.prepare import Recipe, prepare
-from luna16_monai.workers import run_tasks
+from luna16_monai.experiments.crossval import crossval
+from luna16_monai.machine import cluster
+from luna16_monai.machine.processes import run_tasks
+from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.prepare import prepare
+from luna16_monai.store.reading import Store
 
 ROOT = Path(__file__).parents[1]
 try:

@@ -19,15 +19,18 @@ import numpy as np
 import pytest
 import torch
 
-from luna16_monai import cli, job_verbs
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.candidates import read_annotations, read_candidates, read_points
-from luna16_monai.crossval import Plan, audit_leakage, crossval, pool
-from luna16_monai.cutouts import Store
-from luna16_monai.evaluation import evaluate, validation_truth
-from luna16_monai.files import write_json
-from luna16_monai.results import write_results
-from luna16_monai.workers import run_tasks
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli import experiments as job_verbs
+from luna16_monai.cli import main as cli
+from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.experiments.crossval import crossval, pool
+from luna16_monai.experiments.folds import Plan, audit_leakage
+from luna16_monai.machine.files import write_json
+from luna16_monai.machine.processes import run_tasks
+from luna16_monai.runs.results import write_results
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_annotations, read_candidates
+from luna16_monai.tables.points import read_points
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -329,9 +332,10 @@ def test_crossval_goes_on_after_a_kill_and_ends_as_if_nothing_had_happened(phant
 
 @pytest.mark.slow
 def test_crossval_of_all_ten_folds(tmp_path):
-    from luna16_monai.phantom import write_phantom
-    from luna16_monai.placement import ScanSettings
-    from luna16_monai.prepare import Recipe, prepare
+    from luna16_monai.phantom.data_set import write_phantom
+    from luna16_monai.phantom.nodules import ScanSettings
+    from luna16_monai.store.preparation import Recipe
+    from luna16_monai.store.prepare import prepare
 
     data, store = tmp_path / "data", tmp_path / "store"
     settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives_per_positive=4.0)

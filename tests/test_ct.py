@@ -33,7 +33,9 @@ from pydicom.uid import (
 )
 from scipy.spatial.transform import Rotation
 
-from luna16_monai.ct import CTFile, CTReader, find_cts, open_ct, read_geometry, series_uid
+from luna16_monai.ct.folders import CTFile, find_cts
+from luna16_monai.ct.opening import open_ct, read_geometry, series_uid
+from luna16_monai.store.reader import CTReader
 
 # 4 x 5 x 6 voxels (z, y, x), no two alike.
 VOXELS = (np.arange(120, dtype=np.int16) * 17 - 1024).reshape(4, 5, 6)
@@ -649,7 +651,7 @@ def test_find_cts_follows_links_that_stay_in_the_folder(tmp_path):
 # --- MONAI ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reader", [CTReader, CTReader(), "luna16_monai.ct.CTReader"])
+@pytest.mark.parametrize("reader", [CTReader, CTReader(), "luna16_monai.store.reader.CTReader"])
 @pytest.mark.parametrize("name", ["scan.mhd", "scan.nii.gz", "series"])
 def test_ct_reader_gives_monai_axes_and_a_ras_affine(tmp_path, reader, name):
     path = write_dicom(tmp_path / name) if name == "series" else write_ct(tmp_path / name)

@@ -18,10 +18,13 @@ from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 from scans import FLIPPED, ORIGIN_XYZ, SHAPE_ZYX, SPACING_XYZ, random_hu, write_scan
 from tables import point_table
 
-from luna16_monai.ct import CTReader, find_cts
-from luna16_monai.cutouts import AIR_HU, Store, Volume, prepare_volume, verify
-from luna16_monai.geometry import Geometry
-from luna16_monai.prepare import Recipe, prepare
+from luna16_monai.ct.folders import find_cts
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.volume import AIR_HU, Volume
+from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.prepare import prepare
+from luna16_monai.store.reader import CTReader
+from luna16_monai.store.reading import Store, verify
 
 CUTOUT_ZYX = (32, 48, 48)
 PREPARE_YAML = Path(__file__).parents[1] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
@@ -301,7 +304,7 @@ def test_store_is_pickled_without_what_it_opened(native_store):
 
 
 def test_store_keeps_a_limited_number_of_volumes_open(native_store, monkeypatch):
-    monkeypatch.setattr("luna16_monai.cutouts.OPEN_VOLUMES", 1)
+    monkeypatch.setattr("luna16_monai.store.reading.OPEN_VOLUMES", 1)
     store = Store(native_store)
     first = store.volume("plain")
     store.volume("flipped")

@@ -21,22 +21,16 @@ from monai.data import DataLoader
 from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussianNoised, ScaleIntensityRanged
 from tables import point_table
 
-from luna16_monai.candidates import PointTable, read_annotations, read_candidates, read_series_list, write_points
-from luna16_monai.checkpoint import start_worker
-from luna16_monai.cutouts import Store
-from luna16_monai.datalist import (
-    CandidateList,
-    RatioSampler,
-    SeededCacheDataset,
-    Split,
-    read_patients,
-    refuse_leakage,
-    sample_negatives,
-    set_aside,
-    split_by_stride,
-    split_by_subset,
-)
-from luna16_monai.transforms import LoadCutoutd
+from luna16_monai.dataset.cache import SeededCacheDataset
+from luna16_monai.dataset.candidates import CandidateList, sample_negatives
+from luna16_monai.dataset.cutouts import LoadCutoutd
+from luna16_monai.dataset.sampler import RatioSampler
+from luna16_monai.dataset.splits import Split, refuse_leakage, set_aside, split_by_stride, split_by_subset
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.lidc import read_patients
+from luna16_monai.tables.luna16 import read_annotations, read_candidates, read_series_list
+from luna16_monai.tables.points import PointTable, write_points
+from luna16_monai.training.checkpoints import start_worker
 
 SHAPE_ZYX = (32, 48, 48)
 CUTOUT_BYTES = 2 * 32 * 48 * 48

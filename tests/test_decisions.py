@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luna16_monai.candidates import read_candidates, read_points
-from luna16_monai.decisions import COLUMNS, Decisions, candidate_key, login_name
+from luna16_monai.review.decisions import COLUMNS, Decisions, candidate_key, login_name
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import read_points
 
 
 def rows(path: Path) -> list[dict[str, str]]:

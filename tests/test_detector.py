@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from luna16_monai.anatomy import THIN_MM, draw_chest
-from luna16_monai.detector import _alike, _structures
+from luna16_monai.phantom.anatomy import THIN_MM, draw_chest
+from luna16_monai.phantom.candidates import _alike, _structures
 
 SPACING = np.array([2.0, 1.0, 1.0])
 

@@ -23,9 +23,10 @@ import pytest
 import yaml
 from scans import random_hu, write_scan
 
-from luna16_monai import __version__, cli
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.geometry import Geometry
+from luna16_monai import __version__
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli import main as cli
+from luna16_monai.geometry.grid import Geometry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from luna16_monai import cutouts, doctor
-from luna16_monai.doctor import examine, told
+from luna16_monai.setup import doctor
+from luna16_monai.setup.doctor import examine, told
+from luna16_monai.store import index as cutouts_index
 
 KEYS = ["name", "ok", "found", "problem", "cure"]
 
@@ -378,7 +379,7 @@ def test_tables_of_the_first_version_will_do(data):
 
 
 def test_store_format_and_index_are_those_of_the_store():
-    assert (doctor.STORE_INDEX, doctor.STORE_FORMAT) == (cutouts.INDEX, cutouts.FORMAT)
+    assert (doctor.STORE_INDEX, doctor.STORE_FORMAT) == (cutouts_index.INDEX, cutouts_index.FORMAT)
 
 
 def change_index(store: Path, **changes: Any) -> None:

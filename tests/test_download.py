@@ -25,12 +25,13 @@ import numpy as np
 import pytest
 from scans import write_scan
 
-from luna16_monai import archives
-from luna16_monai import download as module
-from luna16_monai.archives import unpack
-from luna16_monai.candidates import read_annotations, read_candidates, read_excluded, read_series_list
-from luna16_monai.ct import find_cts
-from luna16_monai.download import download
+from luna16_monai.ct.folders import find_cts
+from luna16_monai.setup import archives
+from luna16_monai.setup import download as module
+from luna16_monai.setup import fetching as module_fetching
+from luna16_monai.setup.archives import unpack
+from luna16_monai.setup.download import download
+from luna16_monai.tables.luna16 import read_annotations, read_candidates, read_excluded, read_series_list
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 CONTENT = {
@@ -325,7 +326,7 @@ def test_download_gives_up_after_pauses_that_grow(mirror, output, pauses):
 
 
 def test_download_does_not_give_up_while_something_comes(mirror, output, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(module_fetching, "BLOCK", 10)
     mirror.faults["subset0.zip"] = [fault(upto=10 * number) for number in range(1, 10)]
     fetch(mirror, output)
     assert mirror.fetched("subset0.zip") == [10 * number for number in range(10)]
@@ -449,8 +450,8 @@ def test_download_follows_a_redirect_and_keeps_its_range(mirror, output, large):
 def test_redirects_never_give_up_encryption():
     request = module.urllib.request.Request("https://example.org/a")
     with pytest.raises(ValueError, match=r"https://example.org/a leads to http://example.org/b, without encryption"):
-        module._Redirects().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
-    followed = module._Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.org/b")
+        module_fetching._Redirects().redirect_request(request, None, 302, "Found", {}, "http://example.org/b")
+    followed = module_fetching._Redirects().redirect_request(request, None, 302, "Found", {}, "https://example.org/b")
     assert followed.full_url == "https://example.org/b"
 
 
@@ -520,7 +521,7 @@ def test_download_tells_the_room_in_gigabytes(mirror, output, monkeypatch):
 KILLED = """
 import sys
 from pathlib import Path
-from luna16_monai.download import download
+from luna16_monai.setup.download import download
 download(Path(sys.argv[1]), [0], sys.argv[2], progress=False)
 """
 

@@ -7,7 +7,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from luna16_monai.errors import DEAD_WORKER, one_line, root_cause
+from luna16_monai.machine.errors import DEAD_WORKER, one_line, root_cause
 
 
 def refuse(item: object) -> object:

@@ -20,12 +20,14 @@ from monai.bundle import create_workflow
 from scipy.special import expit
 from tables import point_table
 
-from luna16_monai import cli, evaluation
-from luna16_monai.candidates import write_points
-from luna16_monai.evaluation import NO_EXCLUDED, Truth, calibrate, evaluate, read_subsets, thresholds, validation_truth
-from luna16_monai.files import write_json
-from luna16_monai.networks import NoduleNet
-from luna16_monai.results import read_results, write_results
+from luna16_monai.cli import main as cli
+from luna16_monai.evaluation import submission as evaluation
+from luna16_monai.evaluation.calibration import calibrate, thresholds
+from luna16_monai.evaluation.submission import NO_EXCLUDED, Truth, evaluate, read_subsets, validation_truth
+from luna16_monai.machine.files import write_json
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.runs.results import read_results, write_results
+from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).resolve().parents[1]
 EVALUATE = ROOT / "bundles" / "nodule_classification" / "configs" / "evaluate.yaml"

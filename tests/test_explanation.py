@@ -14,11 +14,12 @@ from scipy.special import logit
 from tables import point_table
 from torch import nn
 
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.candidates import write_points
-from luna16_monai.cli import main
-from luna16_monai.cutouts import Volume
-from luna16_monai.explanation import (
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli.main import main
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.inference.classifier import Classifier
+from luna16_monai.inference.occlusion import (
     AGAINST,
     FOR,
     STRONGEST,
@@ -28,9 +29,8 @@ from luna16_monai.explanation import (
     full_colour,
     write_explanations,
 )
-from luna16_monai.geometry import Geometry
-from luna16_monai.inference import Classifier
-from luna16_monai.networks import NoduleNet
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.tables.points import write_points
 
 UID = "1.2.3"
 POINT = (0.0, 0.0, 0.0)
@@ -132,7 +132,7 @@ def test_write_explanations_names_each_picture_in_the_table(tmp_path):
 
 
 def test_predict_explains_the_most_probable(ct, weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("luna16_monai.explanation.OVERLAP", 0.0)
+    monkeypatch.setattr("luna16_monai.inference.occlusion.OVERLAP", 0.0)
     points = [(0.0, 0.0, 0.0), (5.0, 0.0, 0.0), (10.0, 0.0, 5.0)]
     write_points(tmp_path / "points.csv", [UID] * 3, points, np.zeros(3), "class")
     words = ["predict", "--ct", ct, "--candidates", tmp_path / "points.csv", "--output", tmp_path / "p.csv"]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from luna16_monai.bundle import bundle_dir, copy_bundle
-from luna16_monai.cli import main
-from luna16_monai.export import OpenVinoNetwork, WithProbabilities, import_openvino
-from luna16_monai.inference import Classifier, load_weights
-from luna16_monai.networks import NoduleNet
+from luna16_monai.bundle.folders import bundle_dir, copy_bundle
+from luna16_monai.cli.main import main
+from luna16_monai.inference.classifier import Classifier
+from luna16_monai.networks.backends import OpenVinoNetwork, WithProbabilities, import_openvino, load_weights
+from luna16_monai.networks.nodule_net import NoduleNet
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (32, 48, 48)
@@ -109,7 +109,7 @@ def test_openvino_scores_as_torch_does(trained):
 
 def test_import_openvino_keeps_it_from_calling_home():
     code = (
-        "import sys; from luna16_monai.export import import_openvino; import_openvino();"
+        "import sys; from luna16_monai.networks.export import import_openvino; import_openvino();"
         "assert sys.modules['openvino_telemetry'] is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

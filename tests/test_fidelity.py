@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from luna16_monai.candidates import read_points
-from luna16_monai.ct import open_ct
+from luna16_monai.ct.opening import open_ct
+from luna16_monai.tables.points import read_points
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 SCRIPTS = Path(__file__).parents[1] / "data"

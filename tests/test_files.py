@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from luna16_monai.files import atomic_write, remove_abandoned, write_json
+from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 
 # Writes half a file, says so, and waits to be killed.
 WRITER = """
 import sys, time
 from pathlib import Path
-from luna16_monai.files import atomic_write
+from luna16_monai.machine.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luna16_monai import froc, hits
-from luna16_monai.hits import Findings, Marks, MarkStatus, Match
+from luna16_monai.evaluation import froc
+from luna16_monai.evaluation import match as hits
+from luna16_monai.evaluation.match import MarkStatus, Match
+from luna16_monai.tables.hits import Findings, Marks
 
 SHARED = Path(__file__).resolve().parents[1] / os.environ.get("LUNA16_SHARED", "../shared")
 Row = tuple[int, float, float]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from luna16_monai.geometry import Geometry, is_orthonormal
+from luna16_monai.geometry.grid import Geometry, is_orthonormal
 
 SHAPE_ZYX = (4, 5, 6)
 # A LUNA16-like scan: spacing (0.5, 0.5, 2) mm in (x, y, z), first voxel at (-100, -50, -300).

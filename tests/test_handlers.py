@@ -15,12 +15,15 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from tables import point_table
 
-from luna16_monai import bundle
-from luna16_monai.datalist import CandidateList
-from luna16_monai.evaluation import Truth
-from luna16_monai.handlers import BestEpoch, FiniteLoss, History, ResultFiles, RunRecord, read_history, trained_series
-from luna16_monai.results import read_results
-from luna16_monai.scores import CandidateScores
+from luna16_monai.bundle import config as bundle
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.evaluation.submission import Truth
+from luna16_monai.runs.history import read_history
+from luna16_monai.runs.record import trained_series
+from luna16_monai.runs.results import read_results
+from luna16_monai.training.handlers import FiniteLoss
+from luna16_monai.training.metrics import CandidateScores
+from luna16_monai.training.results import BestEpoch, History, ResultFiles, RunRecord
 
 # six scans with a nodule of 6 mm at the origin each, a candidate on it and one 60 mm away
 SERIES = tuple(f"1.{number}" for number in range(6))

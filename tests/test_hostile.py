@@ -29,12 +29,12 @@ from monai.bundle import ConfigParser
 from monai.data import set_track_meta
 from scans import random_hu, write_scan
 
-from luna16_monai.bundle import called_names, is_packaged
-from luna16_monai.checkpoint import load_initial_weights, read_weights
-from luna16_monai.cli import main
-from luna16_monai.cutouts import verify
-from luna16_monai.errors import is_dead_worker, one_line
-from luna16_monai.networks import NoduleNet
+from luna16_monai.bundle.folders import called_names, is_packaged
+from luna16_monai.cli.main import main
+from luna16_monai.machine.errors import is_dead_worker, one_line
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.networks.weights import load_initial_weights, read_weights
+from luna16_monai.store.reading import verify
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "luna16_monai"
@@ -119,8 +119,9 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 LIMITED = """
 import resource, sys, time, zipfile
 from pathlib import Path
-from luna16_monai.candidates import read_points, read_series_uids
-from luna16_monai.metaimage import open_metaimage
+from luna16_monai.tables.points import read_points
+from luna16_monai.tables.luna16 import read_series_uids
+from luna16_monai.ct.metaimage import open_metaimage
 read = {
     "ct": lambda path: open_metaimage(path).read(),
     "points": lambda path: read_points(path, "class"),
@@ -359,8 +360,8 @@ def test_prepare_runs_a_config_from_elsewhere_only_on_request(data, tmp_path, ca
     assert line.startswith(f"luna16: {own} does not come with luna16_monai and may run any code (it calls Compose, ")
     for name in (
         "LoadImaged",
-        "luna16_monai.ct.CTReader",
-        "luna16_monai.spacing.SeparableSpacingd",
+        "luna16_monai.store.reader.CTReader",
+        "luna16_monai.store.resampling.SeparableSpacingd",
         "__import__('pathlib')",
     ):
         assert name in line
@@ -383,7 +384,7 @@ def test_predict_runs_a_bundle_from_elsewhere_only_on_request(data, tmp_path, ca
     assert main([str(word) for word in words]) == 2
     line = told(capsys)
     assert "does not come with luna16_monai and may run any code" in line
-    assert "luna16_monai.networks.NoduleNet" in line
+    assert "luna16_monai.networks.nodule_net.NoduleNet" in line
     assert main([*map(str, words), "--trust-bundle"]) == 2
     assert "no file" in capsys.readouterr().err
 

@@ -13,13 +13,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.candidates import read_candidates, read_points, write_points
-from luna16_monai.cli import main
-from luna16_monai.ct import find_cts, read_geometry, series_uid
-from luna16_monai.cutouts import Store, prepare_volume
-from luna16_monai.inference import Classifier, PreparedInMemory, read_calibration, score_in_turn
-from luna16_monai.networks import NoduleNet
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli.main import main
+from luna16_monai.ct.folders import find_cts
+from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.inference.classifier import Classifier, score_in_turn
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.runs.record import read_calibration
+from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.preparation import prepare_volume
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import read_points, write_points
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +156,7 @@ def test_score_in_turn_prepares_each_ct_once_for_bundles_that_prepare_it_alike(
         prepared.append(path.stem)
         return prepare_volume(path, *rest)
 
-    monkeypatch.setattr("luna16_monai.inference.prepare_volume", prepare)
+    monkeypatch.setattr("luna16_monai.inference.classifier.prepare_volume", prepare)
     scored = score_in_turn([classifier, second], table.select(rows), [phantom_dir])
     assert sorted(prepared) == sorted(table.series_uids[:2])
     for one in scored:

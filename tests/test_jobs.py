@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from luna16_monai import jobs
-from luna16_monai.jobs import Job, claim, digests, last_line, run_job, run_jobs
-from luna16_monai.workers import run_tasks
+from luna16_monai.machine import jobs
+from luna16_monai.machine.claims import claim, digests
+from luna16_monai.machine.jobs import Job, last_line, run_job, run_jobs
+from luna16_monai.machine.processes import run_tasks
 
 ROOT = Path(__file__).parents[1]
 LOCAL = partial(run_tasks, workers=1)
@@ -116,7 +117,7 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path):
         f"os.rename({str(tmp_path / 'pid')!r} + '_', {str(tmp_path / 'pid')!r}); time.sleep(60)"
     )
     program = (
-        "from pathlib import Path; from luna16_monai.jobs import Job, run_job; import sys\n"
+        "from pathlib import Path; from luna16_monai.machine.jobs import Job, run_job; import sys\n"
         f"run_job(Job('a', ((sys.executable, '-c', {script!r}),), Path({str(tmp_path / 'a.log')!r}), None, Path.cwd()))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
@@ -135,7 +136,7 @@ def test_a_job_waits_for_what_is_left_of_the_same_job(tmp_path):
     """The log stays locked as long as a command lives, and a second call then finds the work done."""
     one = job(tmp_path, f"import time; {touch(tmp_path / 'up')}; time.sleep(1); {touch(tmp_path / 'done')}")
     words = f"Job('one', {one.commands!r}, Path({str(one.log)!r}), Path({str(one.done)!r}), Path.cwd())"
-    program = f"from pathlib import Path; from luna16_monai.jobs import Job, run_job; run_job({words})"
+    program = f"from pathlib import Path; from luna16_monai.machine.jobs import Job, run_job; run_job({words})"
     other = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     wait_for(tmp_path / "up")
     assert run_job(one) is None
@@ -187,7 +188,7 @@ def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch
 
 def test_main_refuses_a_parent_that_is_gone():
     done = subprocess.run(
-        [sys.executable, "-m", "luna16_monai.jobs", "1", "true"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "luna16_monai.machine.jobs", "1", "true"], capture_output=True, text=True, cwd=ROOT
     )
     assert (done.returncode, done.stderr) == (1, "the process that started this one is gone\n")
 

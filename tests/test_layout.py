@@ -43,11 +43,11 @@ IMPORTS = {name: imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) 
 
 def test_imported_finds_every_form_of_an_import():
     source = (
-        "import luna16_monai.files\n"
+        "import luna16_monai.machine.files\n"
         "import luna16_monai.ct as reading, os\n"
         "from luna16_monai import __version__, hits\n"
-        "from luna16_monai.cutouts import Store\n"
-        "def later():\n    from luna16_monai.prepare import prepare\n"
+        "from luna16_monai.store.reading import Store\n"
+        "def later():\n    from luna16_monai.store.prepare import prepare\n"
         "from monai import bundle\n"
     )
     assert imported(source) == {"files", "ct", "hits", "cutouts", "prepare"}

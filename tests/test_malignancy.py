@@ -9,24 +9,12 @@ import numpy as np
 import pytest
 from tables import point_table
 
-from luna16_monai.candidates import read_annotations, write_points
-from luna16_monai.lesions import load_shape_bank
-from luna16_monai.malignancy import (
-    BENIGN,
-    LEFT_OUT,
-    MALIGNANT,
-    UNRATED,
-    MalignancyKinds,
-    Readings,
-    judge,
-    lidc_readings,
-    match_readings,
-    nearest_nodule,
-    read_readings,
-    readings_for,
-    shape_ratings,
-    write_readings,
-)
+from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, UNRATED, MalignancyKinds, judge, match_readings
+from luna16_monai.phantom.lesions import load_shape_bank
+from luna16_monai.tables.hits import nearest_nodule
+from luna16_monai.tables.lidc import Readings, lidc_readings, read_readings, readings_for, shape_ratings, write_readings
+from luna16_monai.tables.luna16 import read_annotations
+from luna16_monai.tables.points import write_points
 
 
 def readings(rows: list[tuple[str, float, float]]) -> Readings:

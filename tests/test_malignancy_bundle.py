@@ -23,16 +23,17 @@ import yaml
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 from monai.data import get_track_meta, set_track_meta
 
-from luna16_monai.bundle import bundle_dir, copy_bundle
-from luna16_monai.candidates import read_annotations, read_candidates, read_points, write_points
-from luna16_monai.cli import main
-from luna16_monai.ct import find_cts
-from luna16_monai.datalist import split_by_stride
-from luna16_monai.errors import one_line
-from luna16_monai.malignancy import write_readings
-from luna16_monai.networks import NoduleNet
-from luna16_monai.report import write_report
-from luna16_monai.tracking import disable_telemetry
+from luna16_monai.bundle.folders import bundle_dir, copy_bundle
+from luna16_monai.cli.main import main
+from luna16_monai.ct.folders import find_cts
+from luna16_monai.dataset.splits import split_by_stride
+from luna16_monai.machine.errors import one_line
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.report.page import write_report
+from luna16_monai.tables.lidc import write_readings
+from luna16_monai.tables.luna16 import read_annotations, read_candidates
+from luna16_monai.tables.points import read_points, write_points
+from luna16_monai.training.tracking import disable_telemetry
 
 pytest.importorskip("sklearn", reason="the ruler needs the extra 'baselines'")
 needs_mlflow = pytest.mark.skipif(

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from luna16_monai import metaimage
-from luna16_monai.metaimage import MAX_HEADER_BYTES, inflate, open_metaimage
+from luna16_monai.ct import checks as metaimage_checks
+from luna16_monai.ct.checks import inflate
+from luna16_monai.ct.metaimage import MAX_HEADER_BYTES, open_metaimage
 
 # 2 x 3 x 4 voxels (z, y, x), 48 bytes as int16.
 VOXELS = np.arange(-1000, -976, dtype=np.int16).reshape(2, 3, 4)
@@ -354,7 +355,7 @@ def test_open_metaimage_allocates_nothing_for_a_header_that_lies(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_inflate_streams_in_chunks_of_any_size(monkeypatch, chunk):
-    monkeypatch.setattr(metaimage, "_CHUNK", chunk)
+    monkeypatch.setattr(metaimage_checks, "_CHUNK", chunk)
     content = bytes(1000) + os.urandom(200)
     packed = zlib.compress(content)
     assert inflate(io.BytesIO(packed), 1200, "x.zraw").tobytes() == content

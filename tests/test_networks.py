@@ -11,10 +11,11 @@ import torch
 from monai.networks.nets import DenseNet121
 from torch import nn
 
-from luna16_monai.cutouts import Store
-from luna16_monai.datalist import Split
-from luna16_monai.networks import NoduleNet, freeze, on_device
-from luna16_monai.transforms import LoadCutoutd
+from luna16_monai.dataset.cutouts import LoadCutoutd
+from luna16_monai.dataset.splits import Split
+from luna16_monai.networks.backends import on_device
+from luna16_monai.networks.nodule_net import NoduleNet, freeze
+from luna16_monai.store.reading import Store
 
 
 def parameters(network: nn.Module) -> int:

@@ -15,12 +15,13 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from luna16_monai.candidates import read_candidates
-from luna16_monai.cutouts import Store
-from luna16_monai.evaluation import calibrate, evaluate, validation_truth
-from luna16_monai.hits import MarkStatus
-from luna16_monai.networks import NoduleNet
-from luna16_monai.results import write_results
+from luna16_monai.evaluation.calibration import calibrate
+from luna16_monai.evaluation.match import MarkStatus
+from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.runs.results import write_results
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_candidates
 
 pytest.importorskip("matplotlib", reason="the notebooks need the extra 'report'")
 ROOT = Path(__file__).parents[1]

@@ -9,16 +9,18 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from luna16_monai.anatomy import upsample
-from luna16_monai.baselines import score_baselines
-from luna16_monai.candidates import read_annotations, read_candidates, read_excluded, read_points, read_series_list
-from luna16_monai.detector import jitter, propose_blobs
-from luna16_monai.geometry import Geometry
-from luna16_monai.lesions import choose_look, ellipsoid_share, load_shape_bank, nodule_share, random_turn
-from luna16_monai.phantom import plan_scans, write_data_set, write_mhd, write_phantom
-from luna16_monai.placement import CLEARANCE_MM, JITTER_MM, Nodule, ScanSettings
-from luna16_monai.roc import roc_auc
-from luna16_monai.synthesis import Scan, draw_scan, finish_scan
+from luna16_monai.ct.metaimage import write_mhd
+from luna16_monai.evaluation.baselines import score_baselines
+from luna16_monai.evaluation.roc import roc_auc
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.phantom.anatomy import upsample
+from luna16_monai.phantom.candidates import jitter, propose_blobs
+from luna16_monai.phantom.data_set import plan_scans, write_data_set, write_phantom
+from luna16_monai.phantom.lesions import choose_look, ellipsoid_share, load_shape_bank, nodule_share, random_turn
+from luna16_monai.phantom.nodules import CLEARANCE_MM, JITTER_MM, Nodule, ScanSettings
+from luna16_monai.phantom.scan import Scan, draw_scan, finish_scan
+from luna16_monai.tables.luna16 import read_annotations, read_candidates, read_excluded, read_series_list
+from luna16_monai.tables.points import read_points
 
 SCANS, SEED = 4, 1
 SMALL = ScanSettings(slices=(32, 36), rows=64, nodules=(2, 3), negatives_per_positive=5.0)

@@ -18,12 +18,13 @@ import pytest
 import torch
 from scans import random_hu, write_scan
 
-import luna16_monai.prepare as prepare_module
-from luna16_monai.candidates import write_points
-from luna16_monai.cli import main
-from luna16_monai.cutouts import Store, verify
-from luna16_monai.files import atomic_write
-from luna16_monai.prepare import Recipe, prepare
+import luna16_monai.store.prepare as prepare_module
+from luna16_monai.cli.main import main
+from luna16_monai.machine.files import atomic_write
+from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.prepare import prepare
+from luna16_monai.store.reading import Store, verify
+from luna16_monai.tables.points import write_points
 
 PREPARE_YAML = Path(__file__).parents[1] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
 NATIVE = Recipe.read(PREPARE_YAML, None)
@@ -382,7 +383,7 @@ def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, stor
     path.write_text(PREPARE_YAML.read_text(encoding="utf-8").replace("axcodes: LPS", "axcodes: L"))
     path.write_text(
         path.read_text(encoding="utf-8").replace(
-            "_target_: luna16_monai.spacing.SeparableSpacingd", "_target_: Spacingdd"
+            "_target_: luna16_monai.store.resampling.SeparableSpacingd", "_target_: Spacingdd"
         )
     )
     with pytest.raises(ValueError, match=r"the transform list cannot be built \(.*Spacingdd.*\): mend it"):

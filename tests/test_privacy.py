@@ -26,9 +26,10 @@ from pydicom.dataset import Dataset, FileDataset
 from scans import random_hu, write_scan
 from test_ct import UID, VOXELS, write_dicom, write_nifti
 
-from luna16_monai.cli import main
-from luna16_monai.ct import CTReader, open_ct
-from luna16_monai.networks import NoduleNet
+from luna16_monai.cli.main import main
+from luna16_monai.ct.opening import open_ct
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.store.reader import CTReader
 
 ROOT = Path(__file__).parents[1]
 TRAIN_YAML = ROOT / "bundles" / "nodule_classification" / "configs" / "train.yaml"

@@ -28,12 +28,15 @@ from tables import point_table
 from test_checkpoint import assert_same
 from torch import nn
 
-from luna16_monai import ranks, seeds
-from luna16_monai.candidates import read_points
-from luna16_monai.datalist import CandidateList
-from luna16_monai.handlers import EpochSeeds, FiniteLoss, SharedBuffers
-from luna16_monai.networks import share_batch_norm
-from luna16_monai.scores import CandidateScores
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.networks.backends import share_batch_norm
+from luna16_monai.tables.points import read_points
+from luna16_monai.training import distributed as ranks
+from luna16_monai.training import seeds
+from luna16_monai.training.distributed import SharedBuffers
+from luna16_monai.training.handlers import FiniteLoss
+from luna16_monai.training.metrics import CandidateScores
+from luna16_monai.training.seeds import EpochSeeds
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"

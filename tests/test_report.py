@@ -15,17 +15,19 @@ import pytest
 from browser import MISSING, PROGRAM, Browser
 from tables import point_table
 
-from luna16_monai import cli
-from luna16_monai.calibration import Calibration
-from luna16_monai.candidates import PointTable, read_candidates
-from luna16_monai.cutouts import Store
-from luna16_monai.evaluation import Truth, calibrate, evaluate, thresholds, validation_truth
-from luna16_monai.files import write_json
-from luna16_monai.report import Example, choose_examples, write_report
-from luna16_monai.results import read_results, write_results
+from luna16_monai.cli import main as cli
+from luna16_monai.evaluation.calibration import Calibration, calibrate, thresholds
+from luna16_monai.evaluation.submission import Truth, evaluate, validation_truth
+from luna16_monai.machine.files import write_json
+from luna16_monai.report.gallery import Example, choose_examples
+from luna16_monai.report.page import write_report
+from luna16_monai.runs.results import read_results, write_results
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import PointTable
 
 pytest.importorskip("matplotlib", reason="the report needs the extra 'report'")
-charts = pytest.importorskip("luna16_monai.charts")
+charts = pytest.importorskip("luna16_monai.report.charts")
 pytest.importorskip("jinja2", reason="the report needs the extra 'report'")
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -23,10 +23,11 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandFlipd, RandGaussianSmoothd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from luna16_monai.candidates import read_points
-from luna16_monai.cli import main
-from luna16_monai.networks import NoduleNet
-from luna16_monai.prepare import Recipe, prepare
+from luna16_monai.cli.main import main
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.prepare import prepare
+from luna16_monai.tables.points import read_points
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reuse.md").read_text(encoding="utf-8")

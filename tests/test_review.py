@@ -20,10 +20,12 @@ from browser import MISSING, PROGRAM, Browser
 from PIL import Image
 from scans import FLIPPED, random_hu, write_scan
 
-from luna16_monai import cli
-from luna16_monai.candidates import read_candidates, read_points, write_points
-from luna16_monai.decisions import Decisions
-from luna16_monai.review import FORBIDDEN, Review, ReviewServer
+from luna16_monai.cli import main as cli
+from luna16_monai.review.decisions import Decisions
+from luna16_monai.review.server import FORBIDDEN, ReviewServer
+from luna16_monai.review.session import Review
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import read_points, write_points
 
 ROOT = Path(__file__).parents[1]
 UID = "1.2.3"

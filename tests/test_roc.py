@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from luna16_monai.roc import compare_roc_auc, roc_auc
+from luna16_monai.evaluation.roc import compare_roc_auc, roc_auc
 
 LABEL = np.array([0, 0, 1, 1])
 

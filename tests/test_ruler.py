@@ -13,12 +13,15 @@ import pytest
 import torch
 from tables import point_table
 
-from luna16_monai.candidates import write_points
-from luna16_monai.cutouts import Volume
-from luna16_monai.datalist import CandidateList
-from luna16_monai.geometry import Geometry
-from luna16_monai.malignancy import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds, write_readings
-from luna16_monai.ruler import MalignancyResults, end_to_end, measure_nodules, read_rated_nodules, score_ruler
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds
+from luna16_monai.malignancy.scores import MalignancyResults, end_to_end
+from luna16_monai.malignancy.size_baseline import measure_nodules, score_ruler
+from luna16_monai.runs.results import read_rated_nodules
+from luna16_monai.tables.lidc import write_readings
+from luna16_monai.tables.points import write_points
 
 pytest.importorskip("sklearn", reason="the ruler needs the extra 'baselines'")
 SERIES = tuple(f"1.{number}" for number in range(8))

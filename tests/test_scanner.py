@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from luna16_monai.anatomy import draw_chest
-from luna16_monai.scanner import _move, beam_hardening, drawn_per_slice, scan_chest
+from luna16_monai.phantom.anatomy import draw_chest
+from luna16_monai.phantom.scanner import _move, beam_hardening, drawn_per_slice, scan_chest
 
 SHAPE = (32, 64, 64)
 

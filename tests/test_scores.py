@@ -12,9 +12,9 @@ import torch
 from monai.metrics import compute_roc_auc
 from tables import point_table
 
-from luna16_monai.datalist import CandidateList
-from luna16_monai.evaluation import Truth
-from luna16_monai.scores import CandidateScores, classification_scores, is_better, key_metric, lower_is_better
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.evaluation.submission import Truth
+from luna16_monai.training.metrics import CandidateScores, classification_scores, is_better, key_metric, lower_is_better
 
 # two scans; a nodule of 6 mm at the origin of scan 1.1, with two candidates on it
 CANDIDATES = [("1.1", 0.0, 0, 0, 1), ("1.1", 1.0, 0, 0, 1), ("1.1", 60.0, 0, 0, 0), ("1.2", 0.0, 0, 0, 0)]

@@ -11,7 +11,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LARGE_TENSOR = """
 import re
 import torch
-from luna16_monai import seeds
+from luna16_monai.training import seeds
 
 seeds.configure_torch(deterministic=False)
 tensor = torch.ones(64 << 20, dtype=torch.uint8)

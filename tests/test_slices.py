@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luna16_monai.cutouts import Volume
-from luna16_monai.geometry import Geometry
-from luna16_monai.slices import LUNG_WINDOW_HU, NORMALS, cut_slices, slices_through, steps_across
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, cut_slices, slices_through, steps_across
+from luna16_monai.geometry.volume import Volume
 
 SIDE = 21
 

@@ -4,8 +4,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacingd
 
-from luna16_monai import spacing
-from luna16_monai.spacing import SeparableSpacingd, interpolate_axes
+from luna16_monai.store import resampling as spacing
+from luna16_monai.store.resampling import SeparableSpacingd, interpolate_axes
 
 TURNED = np.array([[0.0, -0.8, 0.0, 5.0], [0.6, 0.0, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
 OBLIQUE = np.diag([0.8, 0.6, 2.0, 1.0]) @ np.array(

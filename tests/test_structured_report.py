@@ -18,14 +18,14 @@ from tables import point_table
 from test_ct import CANARY, UID, write_dicom
 
 from luna16_monai import __version__
-from luna16_monai.candidates import read_points
-from luna16_monai.cli import main
-from luna16_monai.networks import NoduleNet
+from luna16_monai.cli.main import main
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.tables.points import read_points
 
 pytest.importorskip("highdicom", reason="the report needs the extra 'dicom'")
 from highdicom.sr import srread
 
-from luna16_monai.structured_report import Algorithm, read_source, write_structured_report
+from luna16_monai.inference.structured_report import Algorithm, read_source, write_structured_report
 
 FRAME, STUDY = f"{UID}.2", f"{UID}.3"
 ALGORITHM = Algorithm("Network", "1.0", ("weights sha256 00",))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from luna16_monai import tracking
-from luna16_monai.tracking import default_store, run_name
+from luna16_monai.training import tracking
+from luna16_monai.training.tracking import default_store, run_name
 
 ROOT = Path(__file__).parents[1]
 TRAIN_YAML = ROOT / "bundles" / "nodule_classification" / "configs" / "train.yaml"
@@ -150,7 +150,7 @@ def test_adapted_handlers_stay_off_on_other_ranks(monkeypatch, rank):
     config = handlers()
     assert tracking._adapted(config)
     adapted = config["train"]["handlers"][1]
-    assert (adapted["_target_"], adapted["prefix"]) == ("luna16_monai.tracking.Tracking", "train")
+    assert (adapted["_target_"], adapted["prefix"]) == ("luna16_monai.training.tracking.Tracking", "train")
     parts = {"imports": ["$import torch"], "is_not_rank0": DEFAULT_MLFLOW_SETTINGS["configs"]["is_not_rank0"]}
     silent = {"_target_": "dict", "_disabled_": adapted["_disabled_"]}
     built = ConfigParser({**parts, "handlers": [silent]}).get_parsed_content("handlers")

@@ -16,9 +16,10 @@ from monai.transforms import Compose, RandAffined, RandFlipd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from luna16_monai.cutouts import Store
-from luna16_monai.datalist import CandidateList, Split
-from luna16_monai.transforms import LoadCutoutd
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.dataset.cutouts import LoadCutoutd
+from luna16_monai.dataset.splits import Split
+from luna16_monai.store.reading import Store
 
 TRAIN_YAML = Path(__file__).parents[1] / "bundles" / "nodule_classification" / "configs" / "train.yaml"
 SHAPE_ZYX = (32, 48, 48)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from luna16_monai.trees import Branches, Tree, crossings, grow_tree, paint_tubes, wind_branches
+from luna16_monai.phantom.trees import Branches, Tree, crossings, grow_tree, paint_tubes, wind_branches
 
 
 def line_of(start, end, radius, branch=0, count=61):

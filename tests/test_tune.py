@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from luna16_monai import cli
-from luna16_monai.bundle import bundle_dir
-from luna16_monai.trials import Search, TunePlan, run_trial, scores, write_trials
-from luna16_monai.tune import tune
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.cli import main as cli
+from luna16_monai.experiments.search import Search, TunePlan
+from luna16_monai.experiments.tune import run_trial, scores, tune, write_trials
 
 ROOT = Path(__file__).parents[1]
 OWN = bundle_dir() / "configs" / "tune.yaml"
@@ -156,7 +156,7 @@ def test_run_trial_tells_each_epoch_once(tmp_path, monkeypatch):
         watch()
         (folder / "history.csv").write_text(rows + "2,validation,1,0.5\n")
 
-    monkeypatch.setattr("luna16_monai.trials.run_job", run_job)
+    monkeypatch.setattr("luna16_monai.experiments.tune.run_job", run_job)
     drawn = {"learning_rate": 0.001, "network_def#norm": "null", "augmentation": 1.0}
     run_trial(one, "t", drawn, {}, told.append)
     assert told == [{"epoch": 1, "cpm": 0.25}, {"epoch": 2, "cpm": 0.5}]
@@ -220,7 +220,7 @@ def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
             raise KeyboardInterrupt
         train(job, watch)
 
-    monkeypatch.setattr("luna16_monai.trials.run_job", dies)
+    monkeypatch.setattr("luna16_monai.experiments.tune.run_job", dies)
     with pytest.raises(KeyboardInterrupt):
         tune(one, progress=False)
     stopped = json.loads((one.output / "trials" / "00005.json").read_text(encoding="utf-8"))
@@ -254,8 +254,8 @@ def test_search_here_shows_the_trials_and_the_best_score(phantom_dir, store_dir,
         time.sleep(0.3)
         train(job, watch)
 
-    monkeypatch.setattr("luna16_monai.jobs.SECONDS_BETWEEN_LOOKS", 0.05)
-    monkeypatch.setattr("luna16_monai.trials.run_job", slow)
+    monkeypatch.setattr("luna16_monai.machine.jobs.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("luna16_monai.experiments.tune.run_job", slow)
     told = tune(one)
     shown = capsys.readouterr().err
     assert ", 00000: trial 00000 trains" in shown
@@ -271,11 +271,12 @@ def test_search_here_tells_of_a_failed_trial_and_tries_it_again(phantom_dir, sto
     one = TunePlan(bundle_dir(), phantom_dir, store_dir, tmp_path / "out", Search("cpm", 1, 2, RANGES), 3)
     train = fake_training(one)
     monkeypatch.setattr(
-        "luna16_monai.trials.run_job", lambda job, watch: "no room" if "00001" in job.name else train(job, watch)
+        "luna16_monai.experiments.tune.run_job",
+        lambda job, watch: "no room" if "00001" in job.name else train(job, watch),
     )
     assert tune(one, progress=False)["trials"] == 2
     assert "a trial failed: no room" in caplog.text
-    monkeypatch.setattr("luna16_monai.trials.run_job", train)
+    monkeypatch.setattr("luna16_monai.experiments.tune.run_job", train)
     assert tune(one, progress=False)["trials"] == 3
 
 

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from luna16_monai.workers import run_tasks
+from luna16_monai.machine.processes import run_tasks
 
 # Two workers that sleep; the parent prints their ids and waits.
 PARENT = """
-from luna16_monai.workers import run_tasks
+from luna16_monai.machine.processes import run_tasks
 if __name__ == "__main__":
     from tests.test_workers import say_and_sleep
     list(run_tasks(say_and_sleep, [0, 1], workers=2))

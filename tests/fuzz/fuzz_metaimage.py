@@ -15,7 +15,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["luna16_monai"]):
-    from luna16_monai.metaimage import MAX_INFLATION, MetaImage, open_metaimage
+    from luna16_monai.ct.checks import MAX_INFLATION
+    from luna16_monai.ct.metaimage import MetaImage, open_metaimage
 
 import numpy as np
 import SimpleITK as sitk

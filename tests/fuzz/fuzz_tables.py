@@ -14,14 +14,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["luna16_monai", "csv"]):
-    from luna16_monai.candidates import (
-        PointTable,
-        duplicate_rows,
-        read_candidates,
-        read_points,
-        read_series_uids,
-        write_points,
-    )
+    from luna16_monai.tables.luna16 import read_candidates, read_series_uids
+    from luna16_monai.tables.points import PointTable, duplicate_rows, read_points, write_points
 
 import numpy as np
 

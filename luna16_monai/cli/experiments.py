@@ -1,0 +1,162 @@
+"""The verbs that run many trainings: ``crossval`` and ``tune``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from luna16_monai.bundle.folders import require_trust
+from luna16_monai.cli.console import data_folder, shows_progress, store_folder, tell, warn
+from luna16_monai.experiments.search import CHART, TunePlan
+from luna16_monai.machine.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+def run_crossval(options: argparse.Namespace) -> int:
+    """Run ``luna16 crossval``; its exit code."""
+    from luna16_monai.experiments.crossval import crossval
+    from luna16_monai.experiments.folds import Plan
+    from luna16_monai.report.page import write_report
+    from luna16_monai.store.reading import Store
+
+    bundle = _trained_bundle(options)
+    store_dir = store_folder(options)
+    folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
+    plan = Plan(
+        bundle,
+        data_folder(options),
+        store_dir,
+        options.output,
+        tuple(folds),
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+    )
+    result = crossval(plan, _execute(options), shows_progress(options), options.bootstrap, options.seed)
+    if find_spec("matplotlib") and find_spec("jinja2"):
+        write_report(options.output, options.output / "report.html", store_dir)
+    else:
+        print("luna16: no report.html: pip install 'luna16_monai[report]', then luna16 report --run", file=sys.stderr)
+    warn(result.get("warnings", ()))
+    return tell(options, result, _told_folds(result, options.output))
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    """Run ``luna16 tune``; its exit code."""
+    from luna16_monai.experiments.search import Search, TunePlan
+    from luna16_monai.experiments.tune import tune
+
+    bundle = _trained_bundle(options)
+    plan = TunePlan(
+        bundle,
+        data_folder(options),
+        store_folder(options),
+        options.output,
+        Search.read(options.search or bundle / "configs" / "tune.yaml"),
+        options.trials,
+        _settings(options),
+        tuple(options.overlay or ()),
+        _threads(options),
+        options.gpus,
+        options.seed,
+    )
+    result = tune(plan, options.ray, options.workers or 1, options.dashboard, shows_progress(options))
+    best, metric = result["best"], result["metric"]
+    line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
+    return tell(options, result, f"{line}: {options.output / 'best.yaml'}")
+
+
+def _trained_bundle(options: argparse.Namespace) -> Path:
+    """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
+    from luna16_monai.bundle.folders import bundle_dir, called_names
+
+    bundle = options.bundle or bundle_dir()
+    files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
+    for path in (*files, *(options.overlay or ())):
+        if path.is_file():
+            import yaml
+
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if path in files or called_names(config):
+                require_trust(path, config, options.trust_bundle)
+    return bundle
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    """What --set, --seed and --device ask of each training."""
+    settings = {"seed": str(options.seed)}
+    if options.device != "auto":
+        settings["device"] = options.device
+    for text in options.set or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set {text}: key=value was expected, such as max_epochs=20")
+        settings[key] = value
+    return settings
+
+
+def _threads(options: argparse.Namespace) -> int:
+    """Of each process; the cores shared by those that run at once, unless it is said."""
+    return options.threads or max(1, len(os.sched_getaffinity(0)) // ((options.workers or 1) * _processes(options)))
+
+
+def _processes(options: argparse.Namespace) -> int:
+    """Of each training: one for each of its GPUs."""
+    return max(1, options.gpus)
+
+
+def _execute(options: argparse.Namespace) -> Any:
+    """Where jobs run: in processes of this machine, one at a time unless it is said otherwise; or on a cluster."""
+    if options.ray:
+        from luna16_monai.machine import cluster
+
+        resources = {"cpus": _threads(options) * _processes(options), "gpus": options.gpus}
+        return partial(cluster.run_tasks, address=options.ray, dashboard=options.dashboard, **resources)
+    from luna16_monai.machine.processes import run_tasks
+
+    return partial(run_tasks, workers=options.workers or 1)
+
+
+def _told_folds(result: dict[str, Any], output: Path) -> str:
+    lines = [f"crossval: {len(result['folds'])} folds in {output}"]
+    if "cpm" in result:
+        interval = "" if result["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*result["cpm_ci95"])
+        lines.append(f"  CPM {result['cpm']:.4f}{interval} on all {result['scans']} scans, pooled")
+        mean = result["mean_of_folds"]
+        interval = "" if mean["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*mean["cpm_ci95"])
+        lines.append(f"  CPM {mean['cpm']:.4f}{interval} as the mean of the folds, each on its own scans")
+        lines += [
+            f"    fold {name}: {fold['cpm']:.4f} on {fold['scans']} scans" for name, fold in result["folds"].items()
+        ]
+    else:
+        scores = "average precision {average_precision:.4f}, ROC AUC {roc_auc:.4f}".format(**result)
+        lines.append(f"  {scores}, pooled; no fold has a CPM, see its log")
+    return "\n".join(lines)
+
+
+def _write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
+    try:
+        from luna16_monai.report import charts
+    except ModuleNotFoundError:
+        logger.warning("no %s: it needs matplotlib: pip install 'luna16_monai[report]'", CHART)
+        return False
+    ranges = plan.search.ranges
+    drawn = {name: [row["drawn"][name] for row in rows] for name in ranges}
+    numbers = {
+        name: ("log", *one["log_uniform"]) if "log_uniform" in one else ("linear", *one["uniform"])
+        for name, one in ranges.items()
+        if "choice" not in one
+    }
+    chart = charts.trials_chart(drawn, [row["score"] for row in rows], plan.search.metric, numbers)
+    with atomic_write(plan.output / CHART) as stream:
+        stream.write(charts.standalone(chart).encode())
+    return True

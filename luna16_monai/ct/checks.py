@@ -1,0 +1,108 @@
+"""Checks of voxel data before they are trusted: file sizes, voxel types, and inflation of compressed data."""
+
+from __future__ import annotations
+
+import math
+import stat
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+# 1024 x 1024 x 2048; LUNA16's largest scan has 512 x 512 x 764.
+MAX_VOXELS = 2**31
+# Deflate can't do better than 1032 to 1 (zlib's technical notes, "maximum compression factor").
+MAX_INFLATION = 1032
+_CHUNK = 1 << 20
+_DAMAGED = "the file is damaged, fetch or write it anew"
+
+
+def check_file(path: Path, data_dir: Path, allow_symlinks: bool, what: str = "") -> None:
+    """Check that a path is a regular file, not reached through a symbolic link that leaves the data folder.
+
+    Args:
+        path: the file.
+        data_dir: the folder that links must not leave.
+        allow_symlinks: whether they may leave it.
+        what: the file in words, for the message; default: its name.
+
+    Raises:
+        FileNotFoundError: nothing is there (a dangling link counts as nothing).
+        ValueError: a folder, a pipe or a device, or a link that leaves `data_dir` without `allow_symlinks`.
+    """
+    what = what or path.name
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise FileNotFoundError(f"{what} is missing ({error.strerror}): check the path, or fetch it again") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{what} is no regular file: give the file of a CT")
+    if not allow_symlinks and not path.resolve().is_relative_to(data_dir.resolve()):
+        raise ValueError(
+            f"{what} is reached through a symbolic link that leaves the data folder {data_dir.resolve().name!r}: "
+            "pass --allow-symlinks (allow_symlinks=True) if you trust it"
+        )
+
+
+def check_voxels(shape: tuple[int, ...], dtype: DTypeLike, compressed_bytes: int | None, name: str) -> None:
+    """Check, before anything is allocated, that so many voxels can be meant.
+
+    Args:
+        shape: voxels along each axis.
+        dtype: of one voxel.
+        compressed_bytes: size of the compressed file they come from; None where they are not compressed.
+        name: the file, for the message.
+
+    Raises:
+        ValueError: more than MAX_VOXELS, or more than a compressed file of this size can hold.
+    """
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise ValueError(f"{name} asks for {voxels} voxels, the limit is {MAX_VOXELS}: {_DAMAGED}")
+    if compressed_bytes is not None and _voxel_bytes(shape, dtype) > compressed_bytes * MAX_INFLATION:
+        raise ValueError(
+            f"{name} asks for {_voxel_bytes(shape, dtype)} bytes, more than {compressed_bytes} compressed bytes can "
+            f"hold: {_DAMAGED}"
+        )
+
+
+def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray[np.uint8]:
+    """Inflate the rest of a file into exactly `size` bytes, never more, and verify the stream's checksum.
+
+    Args:
+        file: where the compressed stream starts and, at its end, the file ends.
+        size: bytes expected.
+        name: the file, for the message.
+        gzip: whether the stream is gzip (CRC-32) rather than zlib (Adler-32).
+
+    Raises:
+        ValueError: too few or too many bytes, a broken or unfinished stream, a wrong checksum, bytes after the end.
+    """
+    out = np.empty(size, np.uint8)
+    filled = 0
+    stream = zlib.decompressobj(zlib.MAX_WBITS + (16 if gzip else 0))
+    try:
+        while not stream.eof:
+            # What the cap on the output left unread comes before fresh bytes.
+            pending = stream.unconsumed_tail or file.read(_CHUNK)
+            # One byte more than is wanted, so that an overlong stream shows.
+            part = stream.decompress(pending, min(_CHUNK, size - filled + 1))
+            if filled + len(part) > size:
+                raise ValueError(f"{name} is too long: it inflates to more than the {size} bytes its header says")
+            out[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
+            if not pending and not part:
+                break
+    except zlib.error as error:
+        raise ValueError(f"{name} can't be inflated ({error}): {_DAMAGED}") from error
+    if not stream.eof or filled < size:
+        raise ValueError(f"{name} is too short: it inflates to {filled} bytes, its header says {size}: {_DAMAGED}")
+    if stream.unused_data or file.read(1):
+        raise ValueError(f"{name} is too long: bytes follow the end of the compressed voxels: {_DAMAGED}")
+    return out
+
+
+def _voxel_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize

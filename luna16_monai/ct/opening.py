@@ -1,0 +1,117 @@
+"""Open a CT: MetaImage, NIfTI or a folder of DICOM files, to HU voxels and their geometry.
+
+`open_ct` looks at headers only and refuses what can't be trusted; its result reads the voxels. Whatever the format:
+HU stay int16 where that holds every value exactly; NaN, infinite and complex voxels, sheared axes and sizes that the
+file can't hold are refused. MONAI's stock readers do none of this, and none of them reads .mhd without the itk package.
+The same as a MONAI reader is ``luna16_monai.store.reader.CTReader``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luna16_monai.ct import dicom
+from luna16_monai.ct.checks import check_file
+from luna16_monai.ct.metaimage import open_metaimage
+from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.geometry.grid import Geometry
+
+SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class CT:
+    """A scan whose headers have passed, its voxels not read yet.
+
+    Args:
+        name: file or folder, for messages.
+        geometry: where the voxels lie.
+        load: reads the voxels as stored, (z, y, x).
+    """
+
+    name: str
+    geometry: Geometry
+    load: Callable[[], NDArray[Any]]
+
+    def read(self) -> NDArray[Any]:
+        """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
+
+        Raises:
+            ValueError: voxels that are NaN or infinite, or a file that is damaged.
+        """
+        return _hounsfield(self.load(), self.name)
+
+
+def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:
+    """Check the headers of a CT without reading its voxels.
+
+    Args:
+        path: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files of one series.
+        data_dir: the folder that symbolic links must not leave; default: the one that holds the files.
+        allow_symlinks: whether they may leave it.
+
+    Raises:
+        FileNotFoundError: the path, or the data file that a .mhd names, does not exist.
+        ValueError: another type of file, or a header that can't be trusted; the message names the file.
+    """
+    if path.is_dir():
+        return CT(path.name, *dicom.open_series(path, data_dir or path, allow_symlinks))
+    suffix = _suffix(path)
+    if suffix in (".mhd", ".mha"):
+        image = open_metaimage(path, data_dir, allow_symlinks)
+        return CT(path.name, image.geometry, image.read)
+    check_file(path, data_dir or path.parent, allow_symlinks)
+    if suffix in (".nii", ".nii.gz"):
+        return CT(path.name, *_open_nifti(path))
+    raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
+
+
+def read_geometry(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> Geometry:
+    """Return where the voxels of a CT lie, without reading them; arguments and errors as `open_ct`."""
+    return open_ct(path, data_dir, allow_symlinks).geometry
+
+
+def series_uid(path: Path, allow_symlinks: bool = False) -> str:
+    """Return a scan's series: DICOM's SeriesInstanceUID for a folder, else the file's stem.
+
+    Raises:
+        ValueError: a folder without DICOM files, or with a file that is no DICOM image or has no valid UID, or that is
+            reached through a symbolic link that leaves the folder, without `allow_symlinks`.
+    """
+    if path.is_dir():
+        return dicom.series_uid(path, allow_symlinks)
+    return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+
+
+def _suffix(path: Path) -> str:
+    """The ending that makes a file a CT, in lower case; empty where there is none."""
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
+    """The same values in the smallest of int16, float32, float64 that holds each exactly."""
+    if voxels.dtype == np.int16:
+        return voxels
+    if voxels.dtype.kind == "f":
+        finite = np.isfinite(voxels)
+        if not finite.all():
+            first = np.unravel_index(int(np.argmin(finite)), finite.shape)
+            raise ValueError(
+                f"{name}: {int((~finite).sum())} voxels are NaN or infinite, the first at (z, y, x) = "
+                f"{tuple(map(int, first))}: convert the scan anew"
+            )
+    limits = np.iinfo(np.int16)
+    if limits.min <= voxels.min() and voxels.max() <= limits.max:
+        whole = voxels.astype(np.int16)
+        if np.array_equal(whole, voxels):
+            return whole
+    with np.errstate(over="ignore"):
+        single = voxels.astype(np.float32)
+    # Compared in float64, which is exact up to 2**53.
+    return single if np.array_equal(single.astype(np.float64), voxels) else voxels.astype(np.float64)

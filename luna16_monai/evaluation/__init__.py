@@ -1,0 +1,10 @@
+"""LUNA16's official scores, without torch or MONAI.
+
+- ``submission``: evaluate and compare submissions
+- ``match``: what becomes of each mark
+- ``froc``: FROC and CPM
+- ``roc``: ROC AUC and average precision
+- ``bootstrap``: resampling of scans
+- ``calibration``: calibrated probabilities, operating points
+- ``baselines``: simple classifiers to compare with
+"""

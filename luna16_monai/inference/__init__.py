@@ -1,0 +1,9 @@
+"""A network on anybody's CT.
+
+- ``classifier``: a bundle's network, points to probabilities
+- ``views``: test-time flips and turns
+- ``predict``: the work of ``luna16 predict``
+- ``occlusion``: which voxels a probability depends on
+- ``structured_report``: predictions as a DICOM structured report
+- ``writer``: the table that ``run inference`` writes
+"""

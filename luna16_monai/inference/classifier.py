@@ -1,0 +1,148 @@
+"""From CTs and points to probabilities: the bundle's network on anybody's scan.
+
+The same code as in training: the recipe of ``prepare.yaml`` makes the volume (in memory instead of in a store), the
+same ``Volume.cutout`` takes the box, the same transforms of the bundle's YAML make the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import get_track_meta, set_track_meta
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.dataset.cutouts import VolumeSource
+from luna16_monai.inference.views import _views
+from luna16_monai.runs.record import read_calibration
+from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.tables.points import PointTable
+
+
+class Classifier:
+    """A bundle's network and preprocessing, for any CT.
+
+    Args:
+        bundle: the bundle's folder.
+        device: where the network runs.
+        weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
+        backend: as `load_weights`.
+
+    Attributes:
+        calibration: of the probabilities; None where it is not known, as for an ensemble.
+
+    Raises:
+        FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
+        ValueError: the weights belong to another network.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        device: torch.device | str = "cpu",
+        weights: Sequence[Path] = (),
+        backend: str = "auto",
+    ) -> None:
+        config = bundle / "configs" / "inference.yaml"
+        if not config.is_file():
+            raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
+        self.bundle, self.device = bundle, device
+        self.config = ConfigParser.load_config_file(str(config))
+        # paths, not texts, in which MONAI would read # as ::
+        self.config.update(bundle_root=bundle, device=str(device), backend=backend)
+        parts = [{"weights": path} for path in weights] or [{}]
+        parsers = [ConfigParser({**self.config, **part}) for part in parts]
+        self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
+        self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
+        self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
+
+    def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
+        """CTs, as the bundle's recipe makes them."""
+        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"])
+
+    @property
+    def recipe(self) -> Path:
+        """The transforms that make a volume of a CT: those that the bundle's inference.yaml names for its volumes."""
+        return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
+
+    def probabilities(
+        self, table: PointTable, volumes: PreparedInMemory, tta: bool = False, batch_size: int = 32
+    ) -> NDArray[np.float64]:
+        """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
+
+        Args:
+            table: the points; their values do not matter.
+            volumes: the CTs.
+            tta: average over flips and quarter turns, 16 views.
+            batch_size: cutouts scored at once.
+
+        Returns:
+            (n,) in the order of the table's rows.
+
+        Raises:
+            ValueError: a point's series is not among the CTs, or it lies outside its scan.
+        """
+        volumes.require_inside(table)
+        order = np.argsort(table.series, kind="stable")
+        result = np.empty(len(table))
+        for start in range(0, len(table), batch_size):
+            rows = order[start : start + batch_size]
+            result[rows] = self.score(self.images(table, rows, volumes), tta).numpy()
+        return result
+
+    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], volumes: VolumeSource) -> Tensor:
+        """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
+        candidates = CandidateList(table, positives_first=False)
+        preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
+        tracked = get_track_meta()
+        set_track_meta(False)
+        try:
+            return torch.stack([preprocessing(candidates[row])["image"] for row in rows])
+        finally:
+            set_track_meta(tracked)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, tta: bool = False) -> Tensor:
+        """Score a batch (n, 1, z, y, x) float32 HU; gives (n,) float64."""
+        images = images.to(self.device)
+        views = list(_views(images)) if tta else [images]
+        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in views]
+        return torch.stack(scored).mean(0).cpu()
+
+
+def score_in_turn(
+    classifiers: Sequence[Classifier], table: PointTable, paths: Sequence[Path], tta: bool = False
+) -> list[NDArray[np.float64]]:
+    """Score points with several bundles; each CT is prepared once for all that prepare it alike.
+
+    Args:
+        classifiers: the bundles.
+        table: the points.
+        paths: the CTs.
+        tta: as `Classifier.probabilities`.
+
+    Returns:
+        (n,) for each classifier.
+
+    Raises:
+        ValueError: a point's series is not among the CTs, or it lies outside its scan.
+    """
+    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    volumes = []
+    for one in classifiers:
+        way = (str(one.recipe.resolve()), str(one.config["spacing_zyx"]))
+        if way not in shared:
+            shared[way] = one.volumes(paths)
+            shared[way].require_inside(table)
+        volumes.append(shared[way])
+    scored = [np.empty(len(table)) for _ in classifiers]
+    for code in np.unique(table.series):
+        rows = np.flatnonzero(table.series == code)
+        for one, prepared, result in zip(classifiers, volumes, scored, strict=True):
+            result[rows] = one.probabilities(table.select(rows), prepared, tta)
+    return scored

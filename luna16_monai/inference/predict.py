@@ -1,0 +1,146 @@
+"""``luna16 predict``: candidates of CTs scored, and written in the forms that were asked for.
+
+All that can be refused is refused before the network runs, and nothing is written until all of it is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luna16_monai import __version__
+from luna16_monai.inference.classifier import Classifier, score_in_turn
+from luna16_monai.inference.occlusion import explain, require_empty, write_explanations
+from luna16_monai.inference.structured_report import (
+    THRESHOLD,
+    Algorithm,
+    read_source,
+    require_threshold,
+    write_structured_report,
+)
+from luna16_monai.machine.files import sha256
+from luna16_monai.tables.points import PointTable, write_points
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What else is written than the table.
+
+    Attributes:
+        dicom_sr: the file of a DICOM structured report.
+        threshold: from which probability on a candidate is in it; of the calibrated one where there is one.
+        explain: a folder for the explanations.
+        explain_top: of how many candidates, the most probable ones.
+    """
+
+    dicom_sr: Path | None = None
+    threshold: float = THRESHOLD
+    explain: Path | None = None
+    explain_top: int = 10
+
+
+def predict(
+    classifiers: Sequence[Classifier],
+    cts: Sequence[Path],
+    table: PointTable,
+    points: PointTable,
+    output: Path,
+    tta: bool = False,
+    wanted: Wanted | None = None,
+    progress: bool = False,
+    malignancy: Classifier | None = None,
+) -> dict[str, Any]:
+    """Score a table's candidates, and write the results.
+
+    Args:
+        classifiers: their probabilities are averaged.
+        cts: CT files, folders of DICOM files, or a data folder.
+        table: the candidates as they were given; so the output tells them.
+        points: the same in LPS.
+        output: the CSV.
+        tta: average over flips and quarter turns.
+        wanted: what else is written.
+        progress: show a bar.
+        malignancy: the second bundle, whose probabilities are a column of their own.
+
+    Returns:
+        ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
+        ``explained`` (how many there are).
+
+    Raises:
+        ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
+            explanation by several bundles.
+        ModuleNotFoundError: highdicom is missing.
+    """
+    wanted = wanted or Wanted()
+    source = None
+    if wanted.dicom_sr is not None:
+        require_threshold(wanted.threshold)
+        if len(cts) != 1:
+            raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
+        source = read_source(cts[0])
+        points.require_series([source.series_uid], "the series of --dicom-sr")
+    if wanted.explain is not None:
+        require_empty(wanted.explain)
+        if len(classifiers) != 1 or wanted.explain_top < 1:
+            raise ValueError(
+                f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
+                "least one candidate"
+            )
+    both = classifiers if malignancy is None else [*classifiers, malignancy]
+    scored = score_in_turn(both, points, cts, tta)
+    probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
+    calibration = classifiers[0].calibration if len(classifiers) == 1 else None
+    more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
+    if malignancy is not None:
+        more["malignancy"] = scored[-1]
+    explanations = None
+    if wanted.explain is not None:
+        top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
+        by_series = top[np.argsort(points.series[top], kind="stable")]
+        volumes = classifiers[0].volumes(cts)
+        made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
+        explanations = [made[row] for row in top]
+
+    uids = [table.series_uids[code] for code in table.series]
+    write_points(output, uids, table.points_xyz, probability, "probability", **more)
+    result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
+    if source is not None and wanted.dicom_sr is not None:
+        told = replace(points, values=more.get("calibrated_probability", probability))
+        algorithm = describe(classifiers, calibration is not None, tta, wanted.threshold)
+        result["dicom_sr"] = str(wanted.dicom_sr)
+        result["reported"] = write_structured_report(wanted.dicom_sr, source, told, wanted.threshold, algorithm)
+    if explanations is not None and wanted.explain is not None:
+        write_explanations(wanted.explain, explanations)
+        result["explained"] = len(explanations)
+    return result
+
+
+def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, threshold: float) -> Algorithm:
+    """What a report says of the algorithm: names and versions, and what the probabilities depend on.
+
+    The weights by their checksums, which name no folder and tell two trainings apart.
+    """
+    names, versions, parameters = [], [], []
+    for one in classifiers:
+        metadata = one.bundle / "configs" / "metadata.json"
+        about = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else {}
+        names.append(str(about.get("name", one.bundle.resolve().name)))
+        versions.append(str(about.get("version", "unknown")))
+        for path in one.weights:
+            parameters.append(f"weights sha256 {sha256(path)}")
+    parameters.append(f"certainty is the {'calibrated' if calibrated else 'raw'} probability of a nodule")
+    parameters.append(f"candidates from a probability of {threshold:g} on")
+    if tta:
+        parameters.append("averaged over 16 flips and quarter turns")
+    parameters.append("for research, not for clinical use")
+    return Algorithm(
+        ", ".join(dict.fromkeys(names))[:64],
+        f"luna16_monai {__version__}, bundle {', '.join(dict.fromkeys(versions))}"[:64],
+        tuple(parameters),
+    )

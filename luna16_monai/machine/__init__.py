@@ -1,0 +1,9 @@
+"""Files, processes and jobs of the machine.
+
+- ``files``: whole files or none
+- ``errors``: an error as one line
+- ``claims``: a folder belongs to its settings
+- ``processes``: worker processes
+- ``cluster``: tasks on a Ray cluster
+- ``jobs``: long jobs as commands
+"""

@@ -1,0 +1,66 @@
+"""Doing a task for many items in worker processes, which end with the process that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import TypeVar
+
+from luna16_monai.machine.errors import root_cause
+
+Item = TypeVar("Item")
+
+Result = TypeVar("Result")
+
+
+def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
+    """Do a task for each item; the results come as they are ready.
+
+    Args:
+        task: can be pickled, as the items can.
+        items: what to do.
+        workers: processes; None takes one a core, and where one is enough it is this one.
+
+    Raises:
+        RuntimeError: a worker process died.
+    """
+    workers = min(workers if workers is not None else os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from map(task, items)
+        return
+    # spawned, not forked: a fork of a process that already runs torch's threads may hang
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    try:
+        for done in as_completed([pool.submit(partial(_do, task), item) for item in items]):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"one of {workers} worker processes died, perhaps for want of memory: run the same command again with "
+            "fewer workers, what is finished stays"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _do(task: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return task(item)
+    except Exception as error:
+        # the causes of an error do not travel from one process to another, so the root goes alone
+        raise root_cause(error) from None
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,7 @@
+"""Networks, their weights, and other formats.
+
+- ``nodule_net``: the classifier
+- ``weights``: reading and loading weights
+- ``backends``: device, compiled torch, OpenVINO
+- ``export``: TorchScript, ONNX, OpenVINO
+"""

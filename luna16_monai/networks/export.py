@@ -1,0 +1,133 @@
+"""A trained network in the formats of other programs: TorchScript, ONNX, OpenVINO.
+
+TorchScript is MONAI's own export, with the logits alone; the other two give ``logits`` and ``probabilities``. All take
+``image`` (batch, 1, z, y, x) float32 HU, clipped to what the network was trained on, of any batch size.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ckpt_export
+from torch import nn
+
+from luna16_monai.machine.files import atomic_write
+from luna16_monai.networks.backends import _MISSING, OUTPUTS, WithProbabilities, _converted, import_openvino
+
+
+def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights: Path, kind: str, output: Path) -> None:
+    """Write a bundle's network in one of the formats; nothing is left under the final name where that fails.
+
+    Args:
+        network: with its weights, gives logits.
+        config: the bundle's inference.yaml.
+        bundle: its folder.
+        weights: where the network's weights came from.
+        kind: ``torchscript``, ``onnx`` or ``openvino``.
+        output: the file; OpenVINO's has a ``.bin`` beside it.
+
+    Raises:
+        ValueError: the output's name does not fit.
+        ModuleNotFoundError: a package that the format needs is missing.
+    """
+    shape_zyx = config["shape_zyx"]
+    if kind == "torchscript":
+        export_torchscript(bundle, weights, output)
+    elif kind == "openvino":
+        export_openvino(network, shape_zyx, output)
+    else:
+        about = {
+            "description": "lung nodule classification of CT cutouts; for research, not for clinical use",
+            "input": "image (batch, 1, z, y, x) float32 HU clipped to -1000..1000, the candidate in the middle",
+            "spacing_zyx_mm": json.dumps(config["spacing_zyx"]),
+            "classes": json.dumps(["non-nodule", "nodule"]),
+        }
+        export_onnx(network, shape_zyx, output, about)
+
+
+def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
+    """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside."""
+    # it tells its arguments on standard output, where --json prints its object alone
+    logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "model.ts"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ckpt_export(
+                "network_def",
+                filepath=str(written),
+                ckpt_file=str(weights),
+                meta_file=str(bundle / "configs" / "metadata.json"),
+                config_file=str(bundle / "configs" / "inference.yaml"),
+            )
+        _copy(written, output)
+
+
+def export_onnx(network: nn.Module, shape_zyx: Sequence[int], output: Path, about: dict[str, str]) -> None:
+    """Write a network as ONNX.
+
+    Args:
+        network: gives logits.
+        shape_zyx: voxels of a cutout.
+        output: the file.
+        about: what the file says of itself.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
+    # two cutouts, since a batch of one would be taken for a constant
+    example = torch.zeros(2, 1, *shape_zyx)
+    # torch warns that torchvision, which nothing here needs, is not installed; the others tell each pass
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # of torch's own use of what torch has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            WithProbabilities(network).eval(),
+            (example,),
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+    model: Any = program.model_proto  # type: ignore[union-attr]
+    onnx.helper.set_model_props(model, about)
+    onnx.checker.check_model(model)
+    with atomic_write(output) as stream:
+        stream.write(model.SerializeToString())
+
+
+def export_openvino(network: nn.Module, shape_zyx: Sequence[int], output: Path) -> None:
+    """Write a network as OpenVINO's ``.xml``, with its weights in a ``.bin`` beside it, in float32.
+
+    Raises:
+        ValueError: the output is not named ``.xml``.
+        ModuleNotFoundError: openvino is missing.
+    """
+    if output.suffix != ".xml":
+        raise ValueError(f"{output.name}: OpenVINO writes two files, name the one that ends in .xml")
+    openvino = import_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / output.name
+        openvino.save_model(_converted(openvino, network, shape_zyx), written, compress_to_fp16=False)
+        _copy(written.with_suffix(".bin"), output.with_suffix(".bin"))
+        _copy(written, output)
+
+
+def _copy(written: Path, output: Path) -> None:
+    with atomic_write(output) as stream:
+        stream.write(written.read_bytes())

@@ -1,0 +1,148 @@
+"""The network: a small 3-D CNN that looks at one cutout and tells nodule from non-nodule.
+
+It follows the design of "Deep Learning with PyTorch" (Stevens, Antiga, Viehmann, 2020), chapter 11: a batch
+normalisation as tail, four blocks of two convolutions and a max-pool, one linear layer as head. Its blocks are
+MONAI's ``Convolution``; what varies (width, norm, dropout, bias) is an argument, not another class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+MODULES_A_BLOCK = 4
+
+
+class NoduleNet(nn.Module):
+    """Classify cutouts of CT voxels in HU.
+
+    With the default arguments it has 222,220 parameters, and (32, 48, 48) voxels become (2, 3, 3) before the head.
+
+    Args:
+        spatial_shape_zyx: voxels of a cutout; each side is halved once a block.
+        in_channels: channels of the image.
+        num_classes: outputs of the head; class 1 is "nodule".
+        channels: width of each block, so its length is the number of blocks.
+        norm: a MONAI norm ("BATCH", "INSTANCE", ...) after each convolution, or None as designed.
+        dropout: probability after each convolution, 0 as designed.
+        dropout_dim: 1 drops single values, 3 drops whole channels.
+        bias: whether the convolutions have one.
+        return_probabilities: as designed, forward returns (logits, probabilities); False gives the logits tensor
+            alone, as every MONAI network does. The weights are the same.
+
+    Raises:
+        ValueError: the cutout is too small for the number of blocks.
+    """
+
+    # constant for TorchScript, which then compiles one of the two returns
+    __constants__ = ("return_probabilities",)
+
+    def __init__(
+        self,
+        spatial_shape_zyx: Sequence[int] = (32, 48, 48),
+        in_channels: int = 1,
+        num_classes: int = 2,
+        channels: Sequence[int] = (8, 16, 32, 64),
+        norm: str | None = None,
+        dropout: float = 0.0,
+        dropout_dim: int = 1,
+        bias: bool = True,
+        return_probabilities: bool = True,
+    ) -> None:
+        super().__init__()
+        smallest = min(spatial_shape_zyx) // 2 ** len(channels)
+        if smallest < 1:
+            raise ValueError(
+                f"cutouts of {tuple(spatial_shape_zyx)} voxels vanish after {len(channels)} poolings: "
+                "use fewer channels entries or larger cutouts"
+            )
+        self.return_probabilities = return_probabilities
+        self.tail = nn.BatchNorm3d(in_channels)
+        blocks: list[nn.Module] = []
+        common: dict[str, Any] = {"norm": norm, "dropout": dropout or None, "dropout_dim": dropout_dim, "bias": bias}
+        for width_in, width in zip((in_channels, *channels), channels, strict=False):
+            blocks += [
+                Convolution(3, width_in, width, kernel_size=3, adn_ordering="NAD", act="RELU", **common),
+                # ReLU and max-pool commute: after the pooling it costs an eighth, and gives the same
+                Convolution(3, width, width, kernel_size=3, adn_ordering="ND", **common),
+                nn.MaxPool3d(2),
+                nn.ReLU(),
+            ]
+        self.backbone = nn.Sequential(*blocks)
+        self.trainable_blocks: int | None = None
+        features = channels[-1] * math.prod(side // 2 ** len(channels) for side in spatial_shape_zyx)
+        self.head = nn.Linear(features, num_classes)
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Score a batch.
+
+        Args:
+            image: (batch, channel, z, y, x) float32, HU.
+
+        Returns:
+            logits (batch, classes), and with ``return_probabilities`` their softmax beside them.
+        """
+        logits = self.head(self.backbone(self.tail(image)).flatten(1))
+        if self.return_probabilities:
+            return logits, torch.softmax(logits, dim=1)
+        return logits
+
+    def train(self, mode: bool = True) -> NoduleNet:
+        """Switch to training; what is frozen stays as it is in scoring, so that its statistics do not move."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def freeze(self, trainable_blocks: int) -> None:
+        """Train the head and the last blocks alone; see `freeze`."""
+        blocks = len(self.backbone) // MODULES_A_BLOCK
+        if not 0 <= trainable_blocks <= blocks:
+            raise ValueError(
+                f"trainable_blocks {trainable_blocks}: the network has {blocks} blocks; give 0 (the head alone) to "
+                f"{blocks}, or null for everything"
+            )
+        self.trainable_blocks = trainable_blocks
+        for part in self._frozen():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def _frozen(self) -> list[nn.Module]:
+        if self.trainable_blocks is None:
+            return []
+        blocks = list(self.backbone)
+        return [self.tail, *blocks[: len(blocks) - MODULES_A_BLOCK * self.trainable_blocks]]
+
+
+def freeze(network: nn.Module, trainable_blocks: int | None) -> nn.Module:
+    """Keep the first part of a network as it is, for fine-tuning.
+
+    Args:
+        network: is changed, not copied.
+        trainable_blocks: 0 trains the head alone, N also the last N blocks; None trains everything, the tail too.
+
+    Raises:
+        ValueError: the network has fewer blocks, or is not made of blocks.
+    """
+    if trainable_blocks is not None:
+        if not isinstance(network, NoduleNet):
+            raise ValueError(
+                f"trainable_blocks {trainable_blocks}: {type(network).__name__} is not made of blocks as NoduleNet is: "
+                "set it to null"
+            )
+        network.freeze(trainable_blocks)
+    return network
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming initialisation (He et al., 2015, arXiv 1502.01852), for convolutions and the head."""
+    if isinstance(module, nn.Conv3d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,57 @@
+"""Read weights, and load them into a network as its first ones."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
+    """Read tensors and plain values, and nothing else: what would run code is refused.
+
+    Args:
+        file: a path, or an open file.
+        name: the file, for the message; default: its path.
+
+    Raises:
+        ValueError: it holds something else, or is damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file the unpickler may raise anything
+        raise ValueError(
+            f"{name or file} holds no plain weights, or is damaged ({type(error).__name__}): name a file that this "
+            "program wrote"
+        ) from error
+
+
+def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
+    """Start from the weights in a file; None leaves the network as it is.
+
+    A head of another size, as for other classes or a larger cutout, stays as it was initialised; the log says so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the weights belong to another network.
+    """
+    if path is None:
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
+    weights = read_weights(path)
+    own = network.state_dict()
+    fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
+    try:
+        network.load_state_dict({**weights, **{key: own[key] for key in fresh}})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"init_weights {path} belong to another network: {reason}") from error
+    if fresh:
+        logger.info("init_weights: the head has another size and starts fresh, all else goes on from %s", path)

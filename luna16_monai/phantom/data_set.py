@@ -1,0 +1,257 @@
+"""The embedded synthetic data set, in LUNA16's own layout, so that everything runs before anything is downloaded.
+
+This module plans the set, writes it and takes an interrupted one up where it stopped; ``luna16_monai.synthesis``
+draws one scan. A scan depends on the seed and its own number alone: any number of worker processes writes the same
+data set.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from luna16_monai.ct.metaimage import write_mhd
+from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.processes import run_tasks
+from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
+from luna16_monai.phantom.nodules import ScanSettings
+from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
+from luna16_monai.tables.lidc import READINGS, shape_ratings, write_readings
+from luna16_monai.tables.points import write_points
+
+RECIPE = 2
+"""Version of what a seed gives; raised with any change of the voxels or tables."""
+SUBSETS = 10
+"""LUNA16 has ten, 0 to 9."""
+_MANIFEST = "phantom.json"
+_UNFINISHED = ".unfinished"
+
+
+def write_phantom(
+    output: Path,
+    scans: int = 60,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+    settings: ScanSettings | None = None,
+) -> dict[str, Any]:
+    """Write the synthetic data set in LUNA16's layout.
+
+    Beside LUNA16's own files stand ``patients.csv`` (seriesuid, patient_id), ``nodules.csv`` (each nodule's kind,
+    location, number in the bank of shapes, and its ratings of texture and malignancy), ``nodule_readings.csv`` (what
+    each reader of the real nodule with this shape said of its malignancy) and ``phantom.json``.
+
+    Args:
+        output: the folder; made if need be. What an interrupted call left there is taken up.
+        scans: how many.
+        seed: the same seed gives the same tables everywhere, and the same voxels within 1 HU.
+        workers: processes; None for one a core.
+        progress: show a bar on standard error, if that is a terminal.
+        settings: what a scan holds; None for the defaults.
+
+    Returns:
+        ``output``, ``scans``, ``nodules``, ``excluded``, ``candidates``, ``positives`` and ``cached``: whether the
+        set was complete already.
+
+    Raises:
+        ValueError: the folder holds another data set, or a number is out of range.
+        RuntimeError: a worker process died.
+    """
+    settings = settings or ScanSettings()
+    plans = plan_scans(scans, seed, load_shape_bank())
+    recipe = {"kind": "synthetic", "recipe": RECIPE, "seed": seed, "scans": scans, **asdict(settings)}
+    return write_data_set(output, recipe, plans, partial(draw_scan, seed=seed, settings=settings), workers, progress)
+
+
+def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[ScanPlan]:
+    """Name the scans, spread them over subsets, and deal the real patients' shapes out to them.
+
+    No real patient's shapes go to two synthetic patients. Where there are more scans than real patients, scans share a
+    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed.
+
+    Raises:
+        ValueError: less than one scan, or a negative seed.
+    """
+    if scans < 1:
+        raise ValueError(f"scans {scans}: give 1 or more")
+    if seed < 0:
+        raise ValueError(f"seed {seed}: give 0 or more")
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+    donors = rng.permutation(np.unique(bank.patient))
+    patients = min(scans, len(donors))
+    owner = {donor: i % patients for i, donor in enumerate(donors.tolist())}
+    owner_of_shape = np.array([owner[donor] for donor in bank.patient.tolist()])
+    names = rng.permutation(patients)
+    # patients 0, 1, ... have the one scan more, if any: dealt out in that order, subsets differ by one or two scans
+    return [
+        ScanPlan(
+            number=number,
+            series_uid=f"2.25.{int.from_bytes(rng.bytes(16), 'big')}",
+            patient_id=f"PHANTOM-{names[number % patients]:04d}",
+            subset=number % patients % SUBSETS,
+            shapes=tuple(np.flatnonzero(owner_of_shape == number % patients).tolist()),
+        )
+        for number in range(scans)
+    ]
+
+
+def write_data_set(
+    output: Path,
+    recipe: dict[str, Any],
+    plans: Sequence[ScanPlan],
+    draw: Callable[[ScanPlan], Scan],
+    workers: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Draw and write the planned scans, then the tables, then the manifest that marks the set as complete.
+
+    A finished scan leaves its findings in a hidden folder; a later call with the same recipe draws only what is
+    missing. Arguments, result and errors as in `write_phantom`; ``draw`` is called in other processes.
+    """
+    output = Path(output)
+    recipe = json.loads(json.dumps(recipe))
+    if (summary := _finished(output, recipe, plans)) is not None:
+        return {"output": str(output), **summary, "cached": True}
+    unfinished = output / _UNFINISHED
+    _claim(output, unfinished, recipe)
+    findings = {plan.series_uid: f for plan in plans if (f := _read_findings(output, plan)) is not None}
+    pending = [plan for plan in plans if plan.series_uid not in findings]
+    work = run_tasks(partial(_write_scan, output=output, draw=draw), pending, workers)
+    bar = tqdm(
+        work, "phantom", total=len(plans), initial=len(findings), unit="scan", disable=None if progress else True
+    )
+    findings.update(bar)
+    summary = _write_tables(output, plans, findings)
+    for left_by_a_killed_writer in output.glob("subset?/.*.tmp"):
+        left_by_a_killed_writer.unlink(missing_ok=True)
+    write_json(output / _MANIFEST, {**recipe, "summary": summary})
+    shutil.rmtree(unfinished)
+    return {"output": str(output), **summary, "cached": False}
+
+
+def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, Findings]:
+    scan = draw(plan)
+    header = _header_path(output, plan)
+    write_mhd(header, scan.hu, scan.geometry)
+    write_json(_findings_path(output, plan), {"bytes": scan.hu.nbytes, **asdict(scan.findings)})
+    return plan.series_uid, scan.findings
+
+
+def _finished(output: Path, recipe: dict[str, Any], plans: Sequence[ScanPlan]) -> dict[str, Any] | None:
+    """The summary of a complete data set of this recipe; None where there is none."""
+    manifest = output / _MANIFEST
+    if not manifest.is_file():
+        return None
+    found = json.loads(manifest.read_text("utf-8"))
+    summary = found.pop("summary", None)
+    if found != recipe:
+        raise ValueError(f"{output} holds a phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}")
+    tables = all((output / table).is_file() for table in _TABLES)
+    volumes = all(h.is_file() and h.with_suffix(".raw").is_file() for h in (_header_path(output, p) for p in plans))
+    return summary if tables and volumes else None
+
+
+_TABLES = (
+    "annotations.csv",
+    "annotations_excluded.csv",
+    "candidates_V2.csv",
+    "seriesuids.csv",
+    "patients.csv",
+    "nodules.csv",
+    READINGS,
+)
+_ANOTHER = "remove the folder, or choose another one"
+
+
+def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
+    """Mark a folder as one that a phantom of this recipe is being written to.
+
+    Raises:
+        ValueError: it holds something else, such as the real data set.
+    """
+    claim = unfinished / "recipe.json"
+    if claim.is_file():
+        found = json.loads(claim.read_text("utf-8"))
+        if found != recipe:
+            raise ValueError(
+                f"{output} holds an unfinished phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}"
+            )
+        return
+    if not (output / _MANIFEST).is_file():
+        foreign = sorted(p.name for pattern in ("*.csv", "subset*", "*.zip", "*.mhd") for p in output.glob(pattern))
+        if foreign:
+            raise ValueError(
+                f"{output} holds {foreign[0]}, which is not a phantom's: choose another folder for the phantom"
+            )
+    write_json(claim, recipe)
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys)
+
+
+def _header_path(output: Path, plan: ScanPlan) -> Path:
+    return output / f"subset{plan.subset}" / f"{plan.series_uid}.mhd"
+
+
+def _findings_path(output: Path, plan: ScanPlan) -> Path:
+    return output / _UNFINISHED / f"{plan.series_uid}.json"
+
+
+def _read_findings(output: Path, plan: ScanPlan) -> Findings | None:
+    """What an earlier call found out about a scan, if it is written."""
+    path, header = _findings_path(output, plan), _header_path(output, plan)
+    raw = header.with_suffix(".raw")
+    if not (path.is_file() and header.is_file() and raw.is_file()):
+        return None
+    content = json.loads(path.read_text("utf-8"))
+    return Findings(**content) if content.pop("bytes") == raw.stat().st_size else None
+
+
+def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, Findings]) -> dict[str, int]:
+    """Write the tables of the whole set, series by series in the order of their identifiers; returns what they hold."""
+    by_uid = sorted(plans, key=lambda plan: plan.series_uid)
+    uids = [plan.series_uid for plan in by_uid]
+
+    def rows(part: str) -> tuple[list[str], list[list[Any]]]:
+        pairs = [(uid, row) for uid in uids for row in getattr(findings[uid], part)]
+        return [uid for uid, _ in pairs], [row for _, row in pairs]
+
+    def table(name: str, part: str, value: str, *more: str) -> list[list[Any]]:
+        series, values = rows(part)
+        columns = {column: [row[4 + i] for row in values] for i, column in enumerate(more)}
+        write_points(output / name, series, [row[:3] for row in values], [row[3] for row in values], value, **columns)
+        return values
+
+    nodules = table("annotations.csv", "nodules", "diameter_mm")
+    table("nodules.csv", "nodules", "diameter_mm", "kind", "location", "shape", "texture", "malignancy")
+    ratings, series = shape_ratings(), rows("nodules")[0]
+    rated = [ratings[row[6]] for row in nodules]
+    write_readings(output / READINGS, series, [row[2] for row in nodules], [row[3] for row in nodules], rated)
+    excluded = table("annotations_excluded.csv", "excluded", "diameter_mm")
+    candidates = table("candidates_V2.csv", "candidates", "class")
+    _write_rows(output / "seriesuids.csv", [[uid] for uid in uids])
+    _write_rows(output / "patients.csv", [["seriesuid", "patient_id"], *([p.series_uid, p.patient_id] for p in by_uid)])
+    return {
+        "scans": len(plans),
+        "nodules": len(nodules),
+        "excluded": len(excluded),
+        "candidates": len(candidates),
+        "positives": sum(row[3] for row in candidates),
+    }
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)

@@ -1,0 +1,142 @@
+"""What reviewers decided about candidates: one CSV, whole at any time, that several of them may write at once.
+
+Its first columns are those of LUNA16's candidates, so training reads it as it is; who decided and when follows. Every
+change reads the file, changes one row and replaces it, all under a lock beside it: so the last decision about a
+candidate wins, and nobody's about another is lost. The lock has a file of its own, since the table is replaced each
+time. Rejected: one row a click, appended, which training would have to sort out; a database, which it cannot read.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import getpass
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from luna16_monai.machine.files import atomic_write
+from luna16_monai.tables.points import COORDINATES, read_points
+from luna16_monai.tables.text import open_table
+
+COLUMNS = ("seriesuid", *COORDINATES, "class", "reviewer", "time")
+LONGEST_NAME = 64
+Key = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One reviewer's word about one candidate.
+
+    Attributes:
+        label: the class: 1 accepted as a nodule, 0 rejected.
+        reviewer: who decided.
+        time: when, UTC, ISO 8601.
+    """
+
+    label: int
+    reviewer: str
+    time: str
+
+
+def candidate_key(series_uid: str, point_xyz: Sequence[float]) -> Key:
+    """By what a candidate is known: its series, and its point as tables have it, with 6 decimals."""
+    # adding 0.0 turns -0.0 into 0.0
+    x, y, z = (f"{round(value, 6) + 0.0:.6f}" for value in point_xyz)
+    return series_uid, x, y, z
+
+
+def login_name() -> str:
+    """The name under which the user is known to this machine.
+
+    Raises:
+        ValueError: there is none, as for a bare user id in a container.
+    """
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:
+        raise ValueError("this machine has no name for you: give one with --reviewer") from error
+
+
+class Decisions:
+    """A decisions file and the reviewer who writes to it. Safe to share among threads and with other processes.
+
+    Args:
+        path: the CSV; made at the first decision.
+        reviewer: the name that stands beside each decision.
+
+    Raises:
+        ValueError: the file is there and holds something else, or the name can't stand in a table.
+        OSError: the folder can't be written to.
+    """
+
+    def __init__(self, path: Path, reviewer: str) -> None:
+        if not 0 < len(reviewer) <= LONGEST_NAME or not reviewer.isprintable() or reviewer != reviewer.strip():
+            raise ValueError(
+                f"reviewer {reviewer[:LONGEST_NAME]!r}: give a name of 1 to {LONGEST_NAME} characters on one line"
+            )
+        self.path, self.reviewer = path, reviewer
+        with self._locked():
+            self.read()
+
+    def read(self) -> dict[Key, Decision]:
+        """All decisions in the file, whoever made them; empty where there is no file.
+
+        Raises:
+            ValueError: the file is no table of decisions; the message names file and line.
+        """
+        if not self.path.is_file():
+            return {}
+        table = read_points(self.path, "class")
+        with open_table(self.path) as lines:
+            rows = csv.DictReader(lines)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"{self.path} has no column {missing[0]}, so it holds no decisions of reviewers: name another file"
+                )
+            written = [(row["reviewer"], row["time"]) for row in rows]
+        points = table.points_xyz.tolist()
+        return {
+            candidate_key(table.series_uids[code], point): Decision(int(label), *who_and_when)
+            for code, point, label, who_and_when in zip(table.series, points, table.values, written, strict=True)
+        }
+
+    def decide(self, key: Key, label: int | None) -> dict[Key, Decision]:
+        """Write what the reviewer says about one candidate; None takes back what was said.
+
+        Args:
+            key: see `candidate_key`.
+            label: 1, 0 or None.
+
+        Returns:
+            All decisions, as the file has them now.
+
+        Raises:
+            ValueError: the label is none of these, or the file is damaged.
+            OSError: it can't be written.
+        """
+        if label not in (0, 1, None):
+            raise ValueError(f"class {label}: give 1 (nodule), 0 (no nodule) or nothing")
+        with self._locked():
+            decisions = self.read()
+            if label is None:
+                decisions.pop(key, None)
+            else:
+                decisions[key] = Decision(label, self.reviewer, datetime.now(UTC).isoformat(timespec="seconds"))
+            with atomic_write(self.path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(COLUMNS)
+                writer.writerows((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
+        return decisions
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep out every other writer, in this process or another; a lock goes with the process that holds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_name(f".{self.path.name[:100]}.lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

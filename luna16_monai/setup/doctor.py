@@ -1,0 +1,381 @@
+"""Looking a machine over before the long work: versions, devices, memory, disk, data and store, each with its cure.
+
+Nothing is changed and no voxel is read. A check that fails in itself is a finding like any other, so that one broken
+package does not hide what else is wrong; hence packages are imported inside the checks, MONAI not at all (it takes
+seconds). What merely could be better is told and counts as no problem: no GPU, no data yet, no store yet.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from luna16_monai.machine.errors import one_line
+
+Check = dict[str, Any]
+PACKAGE = "luna16_monai"
+EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow")
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+PROC, CGROUPS, SHARED_MEMORY = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
+GPU_DEVICE = Path("/dev/nvidia0")
+GB = 10**9
+LEAST_MEMORY, ENOUGH_MEMORY = 1 * GB, 4 * GB
+"""LUNA16's largest CT, 764 slices, takes 0.8 GB in float32, and resampling holds more than one copy of it."""
+BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
+"""Bytes of a loader's batch, 64 cutouts in float32, and the loader's workers, as the nodule bundle sets them."""
+LEAST_DISK = 1 * GB
+LUNA16_SERIES, LUNA16_DISK = 888, 140 * GB
+"""LUNA16's scans, and the room that fetching them takes: 120 GB unpacked and one archive."""
+STORE_INDEX, STORE_FORMAT = "store.json", 1
+"""As in ``cutouts``, which is not imported since it imports MONAI."""
+CT_SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii")
+TABLES = {
+    "candidates_V2": "there is nothing to train on",
+    "annotations": "nothing can be scored",
+    "annotations_excluded": "scores are not comparable with LUNA16's",
+    "seriesuids": "CTs that are missing cannot be told",
+}
+
+
+def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
+    """Look over the machine and the three folders.
+
+    Args:
+        data: LUNA16's layout.
+        store: the prepared volumes.
+        runs: results.
+
+    Returns:
+        JSON-ready: ``ok``, false where a check found a problem, and ``checks``, each with ``name``, ``ok`` (null where
+        it is told but no problem), ``found``, ``problem`` and ``cure`` (null where there is none).
+    """
+    examinations: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("gpu", _gpu),
+        ("cores", _cores),
+        ("memory", _memory),
+        ("shared memory", _shared_memory),
+        ("disk", lambda: _disk(data, store, runs)),
+        ("data", lambda: _data(data)),
+        ("store", lambda: _store(store, data)),
+    ]
+    checks = [check for name, examination in examinations for check in _guarded(name, examination)]
+    return {"ok": all(check["ok"] is not False for check in checks), "checks": checks}
+
+
+def told(result: dict[str, Any]) -> str:
+    """The result of `examine` as a table for the terminal, each problem with its cure below it."""
+    checks = result["checks"]
+    wrong = sum(check["ok"] is False for check in checks)
+    lines = ["doctor: all is well" if not wrong else f"doctor: {wrong} problem{'s' if wrong > 1 else ''}"]
+    width = max((len(check["name"]) for check in checks), default=0)
+    for check in checks:
+        mark = {True: "ok", None: "note", False: "PROBLEM"}[check["ok"]]
+        texts = [_words(check["found"]), check["problem"], check["cure"] and f"cure: {check['cure']}"]
+        first, *more = [text for text in texts if text] or [""]
+        lines.append(f"  {check['name']:<{width}}  {mark:<7}  {first}".rstrip())
+        lines += [" " * (width + 13) + text for text in more]
+    return "\n".join(lines)
+
+
+def _words(found: Any) -> str:
+    if isinstance(found, dict):
+        return ", ".join(f"{name} {_words(value)}" for name, value in found.items() if value not in (None, []))
+    return ", ".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
+
+
+def _check(name: str, ok: bool | None, found: Any, problem: str | None = None, cure: str | None = None) -> Check:
+    return {"name": name, "ok": ok, "found": found, "problem": problem, "cure": cure}
+
+
+def _guarded(name: str, examination: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from examination()
+    except ImportError as error:
+        yield _check(name, False, None, f"cannot be looked at: {one_line(error)}", _install(PACKAGE))
+    except Exception as error:  # whatever a broken installation, disk or file raises
+        problem, colon, cure = one_line(error).rpartition(": ")
+        yield _check(name, False, None, *((problem, cure) if colon else (cure, None)))
+
+
+# --- the installation -----------------------------------------------------------------------------------------------
+
+
+def _python() -> Iterator[Check]:
+    from packaging.specifiers import SpecifierSet
+
+    found, wanted = platform.python_version(), importlib.metadata.metadata(PACKAGE)["Requires-Python"]
+    if SpecifierSet(wanted).contains(found, prereleases=True):
+        yield _check("python", True, found)
+    else:
+        yield _check("python", False, found, f"{wanted} is needed", "make a new environment with such a Python")
+
+
+def _packages() -> Iterator[Check]:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = _pins()
+    requirements = [Requirement(line) for line in importlib.metadata.requires(PACKAGE) or ()]
+    for extra in ("", *EXTRAS):
+        absent = []
+        for requirement in requirements:
+            marker = requirement.marker
+            if (extra and marker is None) or not (marker is None or marker.evaluate({"extra": extra})):
+                continue
+            check = _package(requirement, pins.get(canonicalize_name(requirement.name)))
+            if extra and check["found"] is None:
+                absent.append(requirement.name)
+            else:
+                yield check
+        if absent:
+            without = f"not installed: {', '.join(absent)}"
+            yield _check(f"extra {extra}", None, None, without, _install(f"'{PACKAGE}[{extra}]'"))
+
+
+def _package(requirement: Any, pin: str | None) -> Check:
+    from packaging.version import Version
+
+    name, needed = requirement.name, f"{requirement.name}{requirement.specifier}"
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return _check(name, False, None, f"not installed, {needed} is needed", _install(f"'{needed}'"))
+    if not requirement.specifier.contains(found, prereleases=True):
+        return _check(name, False, found, f"{needed} is needed", _install(f"'{needed}'"))
+    if pin is not None and Version(found).public != Version(pin).public:
+        return _check(name, None, found, f"{pin} is what was tested", _install(name))
+    return _check(name, True, found)
+
+
+def _install(what: str) -> str:
+    return f"python -m pip install {'--constraint constraints.txt ' if CONSTRAINTS.is_file() else ''}{what}"
+
+
+def _pins() -> dict[str, str]:
+    """The tested versions by package; none where the source tree is not there."""
+    from packaging.utils import canonicalize_name
+
+    if not CONSTRAINTS.is_file():
+        return {}
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("#")[0].strip().split("==") for line in lines]
+    return {canonicalize_name(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def _gpu() -> Iterator[Check]:
+    import torch
+
+    version_file = PROC / "driver" / "nvidia" / "version"
+    match = re.search(r"\s(\d+\.\d[\d.]*)\s", version_file.read_text()) if version_file.is_file() else None
+    found = {"torch's CUDA": torch.version.cuda or "none", "driver": match[1] if match else None}
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        names = [f"{device.name} ({_gb(device.total_memory)})" for device in devices]
+        try:
+            torch.ones(1, device="cuda").add(1).item()
+        except RuntimeError as error:
+            cure = "install a torch that is built for this GPU: https://pytorch.org/get-started"
+            yield _check("gpu", False, {"devices": names, **found}, one_line(error), cure)
+        else:
+            yield _check("gpu", True, {"devices": names, **found})
+    elif match is None:
+        yield _check("gpu", None, found, "no GPU: all works without, training takes longer")
+    elif torch.version.cuda is None:
+        cure = "install the CUDA build of torch: https://pytorch.org/get-started"
+        yield _check("gpu", None, found, "the machine has a driver, but this torch is built without CUDA", cure)
+    elif not GPU_DEVICE.exists():
+        yield _check("gpu", None, found, "the machine has a driver, but no GPU is passed in", "docker run --gpus all")
+    else:
+        cure = f"update the driver to one for CUDA {torch.version.cuda}, and look at CUDA_VISIBLE_DEVICES"
+        yield _check("gpu", False, found, "torch cannot use the GPU", cure)
+
+
+def _cores() -> Iterator[Check]:
+    yield _check("cores", True, {"usable": len(os.sched_getaffinity(0)), "of": os.cpu_count()})
+
+
+def _memory() -> Iterator[Check]:
+    lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
+    amounts = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
+    available = amounts["MemAvailable:"]
+    left, limit = _cgroup_memory()
+    available = min(available, left) if left is not None else available
+    found = {"available": _gb(available), "of": _gb(amounts["MemTotal:"])}
+    if limit is not None and limit < amounts["MemTotal:"]:
+        found["container's limit"] = _gb(limit)
+    cure = "close other programs or raise the container's limit (docker run --memory); prepare with --workers 1, train "
+    cure += "with --cache_gb 0 --num_workers 0"
+    if available < LEAST_MEMORY:
+        yield _check("memory", False, found, f"less than {_gb(LEAST_MEMORY)} is available", cure)
+    elif available < ENOUGH_MEMORY:
+        yield _check("memory", None, found, "the largest CTs may not fit, nor the default cache of 4 GB", cure)
+    else:
+        yield _check("memory", True, found)
+
+
+def _cgroup_memory() -> tuple[int | None, int | None]:
+    """What the control groups of this process leave it, and their limit; (bytes, bytes), None where there is none."""
+    places = []
+    for line in (PROC / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        # inside a container the path may be the host's, which is not seen: the root is then the container's own
+        if controllers == "":
+            places += [(CGROUPS / inner, "memory.max", "memory.current") for inner in _above(path)]
+        elif "memory" in controllers.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            places += [(CGROUPS / "memory" / inner, *names) for inner in _above(path)]
+    limits = []
+    for folder, limit_name, used_name in places:
+        try:
+            limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        limits.append((limit - used, limit))
+    return min(limits, default=(None, None))
+
+
+def _above(path: str) -> list[str]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return ["/".join(parts[:length]) for length in range(len(parts) + 1)]
+
+
+def _shared_memory() -> Iterator[Check]:
+    if not SHARED_MEMORY.is_dir():
+        yield _check("shared memory", None, None, f"there is no {SHARED_MEMORY}", "train with --num_workers 0")
+        return
+    size = shutil.disk_usage(SHARED_MEMORY).total
+    # each worker has two batches on the way, and the trainer holds two at most
+    fitting = max(size // BATCH - 2, 0) // 2
+    found = {"size": _gb(size), "loader workers that it is enough for": fitting}
+    if fitting < DEFAULT_WORKERS:
+        problem = f"too little for a loader's {DEFAULT_WORKERS} workers, which hand their batches over in it"
+        cure = "docker run --shm-size=1g (or --ipc=host), or train with --num_workers 0"
+        yield _check("shared memory", False, found, problem, cure)
+    else:
+        yield _check("shared memory", True, found)
+
+
+def _disk(data: Path, store: Path, runs: Path) -> Iterator[Check]:
+    for what, folder in (("data", data), ("store", store), ("runs", runs)):
+        name = f"disk for {what}"
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
+        found = f"{_gb(free)} free"
+        if folder.exists() and not folder.is_dir():
+            yield _check(name, False, found, f"{folder} is a file", f"name a folder for the {what}")
+        elif what != "data" and not os.access(there, os.W_OK):
+            cure = f"name another folder, or change its permissions (in Docker, those of the {what} folder's owner)"
+            yield _check(name, False, found, f"{there} cannot be written to", cure)
+        elif what != "data" and free < LEAST_DISK:
+            yield _check(name, False, found, f"less than {_gb(LEAST_DISK)}", "free some space, or name another disk's")
+        elif what == "data" and not folder.exists() and free < LUNA16_DISK:
+            cure = "name a folder on a larger disk, or fetch a part with luna16 download --subset"
+            yield _check(name, None, found, f"fetching all of LUNA16 takes {_gb(LUNA16_DISK)}", cure)
+        else:
+            yield _check(name, True, found)
+
+
+# --- data and store -------------------------------------------------------------------------------------------------
+
+
+def _data(data: Path) -> Iterator[Check]:
+    from luna16_monai.ct.metaimage import open_metaimage
+    from luna16_monai.tables.luna16 import find_table, read_series_list
+
+    if not data.is_dir():
+        cure = "luna16 phantom; or luna16 download, and set LUNA16_DATA to its folder"
+        yield _check("data", None, None, f"there is no {data}", cure)
+        return
+    found = _series(data)
+    listed = read_series_list(data)
+    missing = sorted(set(listed or ()) - set(found))
+    subsets = sorted({path.parent.name for path in found.values()} & {f"subset{number}" for number in range(10)})
+    summary = {
+        "series": len(found),
+        "listed": None if listed is None else len(listed),
+        "subsets": [name.removeprefix("subset") for name in subsets],
+    }
+    for path in found.values():
+        if path.suffix.lower() in (".mhd", ".mha"):
+            open_metaimage(path, data, allow_symlinks=True)
+    fetch = f"luna16 download --output {data}, which fetches what is missing"
+    if not found:
+        yield _check("data", None, summary, f"no CT in {data}", f"{fetch}; or luna16 phantom")
+    elif missing:
+        problem = f"{len(missing)} listed series have no CT, the first is {missing[0]}"
+        yield _check("data", None, summary, problem, f"{fetch}; or luna16 prepare --allow-missing")
+    else:
+        hint = (
+            None if len(found) == LUNA16_SERIES else f"LUNA16 has {LUNA16_SERIES} series: this is a part, or other data"
+        )
+        yield _check("data", True, summary, hint)
+    there = {name: find_table(data, name) for name in TABLES}
+    there["candidates_V2"] = there["candidates_V2"] or find_table(data, "candidates")
+    names = [path.name for path in there.values() if path is not None]
+    absent = [name for name, path in there.items() if path is None]
+    if not absent:
+        yield _check("tables", True, names)
+    else:
+        # without candidates nothing goes on; without the others something does
+        ok = False if found and "candidates_V2" in absent else None
+        problem = "; ".join(f"no {name}.csv, so {TABLES[name]}" for name in absent)
+        yield _check("tables", ok, names, problem, f"luna16 download --output {data}")
+
+
+def _series(data: Path) -> dict[str, Path]:
+    """The CTs of a data folder by series, as their names tell."""
+    found = {}
+    for folder in (data, *(data / f"subset{number}" for number in range(10))):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            suffix = next((suffix for suffix in CT_SUFFIXES if path.name.lower().endswith(suffix)), None)
+            if suffix is not None and not path.name.startswith("."):
+                found[path.name[: -len(suffix)]] = path
+    return found
+
+
+def _store(store: Path, data: Path) -> Iterator[Check]:
+    again = f"luna16 prepare --data {data} --store {store}"
+    if not (store / STORE_INDEX).is_file():
+        yield _check("store", None, None, f"no store in {store}", again)
+        return
+    try:
+        index = json.loads((store / STORE_INDEX).read_text(encoding="utf-8"))
+        same, complete, spacing = index["format"] == STORE_FORMAT, index["complete"], index["spacing_zyx"]
+        sizes = {uid: int(entry["bytes"]) for uid, entry in index["series"].items()}
+        missing = list(index["missing"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        problem = f"{store / STORE_INDEX} is damaged, or of another version"
+        yield _check("store", False, None, problem, f"remove it, then {again}")
+        return
+    found = {"series": len(sizes), "missing": len(missing), "spacing_zyx": spacing or "native"}
+    paths = {uid: store / f"{uid}.b2nd" for uid in sizes}
+    wrong = [path for uid, path in paths.items() if not path.is_file() or path.stat().st_size != sizes[uid]]
+    new = sorted(set(_series(data)) - set(sizes)) if data.is_dir() else []
+    if not same:
+        problem = f"it is of format {index['format']}, this version reads {STORE_FORMAT}"
+        yield _check("store", False, found, problem, f"name another --store and make it anew: {again}")
+    elif wrong:
+        problem = f"{len(wrong)} files are missing or cut off, the first is {wrong[0].name}"
+        yield _check("store", False, found, problem, again)
+    elif not complete:
+        yield _check("store", None, found, "it is not finished", f"{again}, which goes on where it stopped")
+    elif new:
+        yield _check("store", None, found, f"{len(new)} CTs of {data} are not in it, the first is {new[0]}", again)
+    else:
+        yield _check("store", True, found)
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB"

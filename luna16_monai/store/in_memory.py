@@ -1,0 +1,97 @@
+"""A store in memory: CTs prepared as ``luna16 prepare`` would, when they are first asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from luna16_monai.ct.folders import find_cts
+from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.tables.points import PointTable
+
+
+class PreparedInMemory:
+    """CTs, each sent through a recipe when it is first asked for; what ``LoadCutoutd`` takes in place of a store.
+
+    Args:
+        paths: CT files, folders of DICOM files, or one data folder in LUNA16's layout.
+        recipe: a bundle's ``prepare.yaml``.
+        spacing_zyx: mm; None for each CT's own.
+        kept: volumes that stay in memory; candidates come series by series.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no CT.
+        ValueError: two CTs have the same identifier.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path | str] | Path | str,
+        recipe: Path | str,
+        spacing_zyx: Sequence[float] | str | None = "file",
+        kept: int = 1,
+    ) -> None:
+        self.paths: dict[str, Path] = {}
+        for path in [paths] if isinstance(paths, Path | str) else paths:
+            for uid, found in _cts_at(Path(path)):
+                if uid in self.paths:
+                    raise ValueError(
+                        f"{found.name} and {self.paths[uid].name} are both series {uid}: "
+                        "name one of them, or rename a file"
+                    )
+                self.paths[uid] = found
+        self.transform = Recipe.read(Path(recipe), spacing_zyx).build()
+        self.kept = kept
+        self._volumes: OrderedDict[str, Volume] = OrderedDict()
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """The series of the CTs, sorted."""
+        return tuple(sorted(self.paths))
+
+    def volume(self, uid: str) -> Volume:
+        """A CT on the recipe's grid.
+
+        Raises:
+            KeyError: none of the CTs is this series.
+        """
+        if uid not in self.paths:
+            known = ", ".join(self.series_uids[:5])
+            raise KeyError(f"series {uid} is none of the CTs ({known}): name its CT with --ct")
+        if uid not in self._volumes:
+            while len(self._volumes) >= self.kept:
+                self._volumes.popitem(last=False)
+            self._volumes[uid] = prepare_volume(self.paths[uid], self.transform)
+        return self._volumes[uid]
+
+    def require_inside(self, table: PointTable) -> None:
+        """Check that every row's series is among the CTs and its point inside.
+
+        Raises:
+            ValueError: names the first row for which that is not so.
+        """
+        table.require_series(self.series_uids, "the CTs that were named")
+        for code in np.unique(table.series):
+            uid = table.series_uids[code]
+            rows = np.flatnonzero(table.series == code)
+            outside = rows[~read_geometry(self.paths[uid]).contains(table.points_xyz[rows])]
+            if len(outside):
+                point = ", ".join(f"{value:.1f}" for value in table.points_xyz[outside[0]])
+                raise ValueError(
+                    f"candidate ({point}) mm ({table.source}, line {table.lines[outside[0]]}) lies outside series "
+                    f"{uid}: does this table belong to this CT, and are its points LPS (else --ras)?"
+                )
+
+
+def _cts_at(path: Path) -> list[tuple[str, Path]]:
+    """The series at a path: a file, a folder of DICOM files, or LUNA16's layout."""
+    if not path.exists():
+        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
+    if path.is_dir() and (any(path.glob("*.mhd")) or any(path.glob("subset*"))):
+        return [(ct.series_uid, ct.path) for ct in find_cts(path)]
+    return [(series_uid(path), path)]

@@ -1,0 +1,72 @@
+"""A MONAI reader for CTs, so that ``LoadImaged`` opens every format that this package reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from numpy.typing import NDArray
+
+from luna16_monai.ct.opening import _suffix, open_ct
+
+
+class CTReader(ImageReader):
+    """MONAI reader of one CT: `LoadImaged(keys="image", reader=CTReader)`.
+
+    As MONAI's ITKReader, it gives the array in (x, y, z) with an affine to RAS; other than ITKReader, it refuses what
+    can't be trusted (see `open_ct`), and puts nothing of the file's header into the metadata but its geometry.
+
+    Args:
+        data_dir: the folder that symbolic links must not leave; default: the one that holds the files.
+        allow_symlinks: whether they may leave it.
+    """
+
+    def __init__(self, data_dir: str | Path | None = None, allow_symlinks: bool = False) -> None:
+        super().__init__()
+        self.data_dir = None if data_dir is None else Path(data_dir)
+        self.allow_symlinks = allow_symlinks
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Tell whether every path is a folder or ends as a CT does."""
+        return all(Path(name).is_dir() or bool(_suffix(Path(name))) for name in ensure_tuple(filename))
+
+    def read(self, data: Any, **kwargs: Any) -> list[Path]:
+        """Return the paths; all that can fail happens in `get_data`.
+
+        LoadImage tries its next reader when `read` raises, so MONAI's NibabelReader would load the very NIfTI file
+        that was refused here.
+        """
+        return [Path(name) for name in ensure_tuple(data)]
+
+    def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Read the one CT: its HU in (x, y, z), and the metadata of MONAI's readers.
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_ct` and `CT.read`, or more than one path.
+        """
+        if len(img) != 1:
+            raise ValueError(f"{len(img)} paths for one CT: give one file, or one folder of DICOM files")
+        ct = open_ct(img[0], self.data_dir, self.allow_symlinks)
+        voxels = _transposed(ct.read())
+        affine = ct.geometry.ras_affine_xyz()
+        return voxels, {
+            "spacing": np.array(ct.geometry.spacing_zyx[::-1]),
+            MetaKeys.ORIGINAL_AFFINE: affine,
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.array(voxels.shape),
+            # MONAI's code for "no_channel".
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        }
+
+
+def _transposed(voxels_zyx: NDArray[Any]) -> NDArray[Any]:
+    """The voxels in (x, y, z), contiguous as MONAI would make them, but plane by plane: three times as fast."""
+    voxels = np.empty(voxels_zyx.shape[::-1], voxels_zyx.dtype)
+    for y in range(voxels.shape[1]):
+        voxels[:, y] = voxels_zyx[:, y].T
+    return voxels

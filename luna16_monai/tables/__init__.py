@@ -1,0 +1,8 @@
+"""Every CSV table.
+
+- ``text``: open a CSV file
+- ``points``: tables of points
+- ``luna16``: LUNA16's tables
+- ``lidc``: LIDC-IDRI's patients and ratings
+- ``hits``: which point lies on which nodule
+"""

@@ -1,0 +1,53 @@
+"""Open a CSV file and check its lines, before it is known which table it is."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+# a file without line ends must not fill the memory before it is found to be no table
+LONGEST_LINE = 1 << 20
+
+
+@contextmanager
+def open_table(path: Path | zipfile.Path) -> Iterator[Iterator[str]]:
+    """Open a table; gives its lines, whatever their ends; a byte-order mark is dropped.
+
+    Raises:
+        ValueError: it is no text in UTF-8, a line is longer than a million characters, or its zip is damaged.
+    """
+    with _named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
+        yield _lines(stream, path)
+
+
+def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), ""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{path}, line {number} has more than {LONGEST_LINE} characters: is this a CSV table?")
+        yield line
+
+
+@contextmanager
+def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
+    """Tell which file could not be read as text, or unpacked."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}): save the table as CSV in UTF-8") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged, or no zip that can be read ({error}): fetch it again") from error
+
+
+def _is_series_uid(uid: str) -> bool:
+    """Whether this may become part of a file's name."""
+    return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
+
+
+def _no_series_uid(uid: str, where: str) -> str:
+    return f"{uid[:40]!r} ({where}) is no series identifier: a plain name without slashes was expected"

@@ -1,0 +1,11 @@
+"""What the bundles' YAML attaches to MONAI's engines.
+
+- ``start``: claim the output folder
+- ``metrics``: scores of an epoch
+- ``results``: what a run writes
+- ``handlers``: progress, losses, profile
+- ``checkpoints``: exact resume
+- ``distributed``: several processes
+- ``seeds``: seeds of an epoch
+- ``tracking``: MLflow
+"""
