@@ -14,19 +14,19 @@ export LUNA16_STORE ?= data/store
 .PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench compare-networks test test-all notebooks check docs dist clean-demo setup
 
 demo: $(READY)
-	$(BIN)/python -m luna16_monai.demo --output $(DEMO)
+	$(BIN)/python -m luna16_monai.cli.demo --output $(DEMO)
 
 # the second bundle: malignant against benign nodules, fine-tuned from the demo's network (which is made if need be)
 demo-malignancy: $(READY)
-	$(BIN)/python -m luna16_monai.demo --output $(DEMO) --malignancy $(DEMO)-malignancy
+	$(BIN)/python -m luna16_monai.cli.demo --output $(DEMO) --malignancy $(DEMO)-malignancy
 
 # 200 synthetic scans, 40 minutes in all: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
-	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines
+	$(BIN)/python -m luna16_monai.cli.demo --long --output runs/phantom-baselines
 
 # the second bundle, trained on those 200 scans from that network; the weights it comes with are older
 phantom-malignancy: $(READY)
-	$(BIN)/python -m luna16_monai.demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
+	$(BIN)/python -m luna16_monai.cli.demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
 
 # ours against the naive way, MONAI's stock way and the machine's limit
 bench: $(READY)
@@ -39,7 +39,7 @@ compare-networks: $(READY)
 	$(BIN)/python -W ignore benchmarks/networks.py --output runs/networks
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
 
 # with Ray, Optuna and MLflow, 600 MB that nothing else needs
 test-all: $(READY)
@@ -55,6 +55,7 @@ check: $(READY) docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # the pages of docs/ as a site in site/, built offline; a warning fails it. The variable silences advertising.
 docs: $(READY)

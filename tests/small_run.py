@@ -29,7 +29,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.transforms import Activationsd, Compose, CopyItemsd, RandAffined, RandFlipd, RandGaussianNoised
-from tables import point_table
+from point_tables import point_table
 
 from luna16_monai.bundle.config import explain_errors
 from luna16_monai.dataset.augmentation import Augmentation
@@ -171,6 +171,23 @@ def seen(output_dir: Path, rank: int = 0) -> dict[str, str]:
         key, value = line.rsplit(" ", 1)
         assert result.setdefault(key, value) == value, f"{key} was {result[key]}, then {value}"
     return result
+
+
+def assert_same(one: Any, other: Any, place: str = "state") -> None:
+    """Equal to the last bit, wherever there are tensors."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}[{key}]")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{place}[{index}]")
+    else:
+        assert one == other, place
 
 
 PHASES = {

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import yaml
-from scans import random_hu, write_scan
+from drawn_scans import random_hu, write_scan
 
 from luna16_monai import __version__
 from luna16_monai.bundle.folders import bundle_dir
@@ -284,10 +284,10 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
             code = cli.main([verb, "--json", *map(str, words)])
         assert verb == "doctor" or code == 0, verb
         found[verb] = list(json.loads(printed.getvalue()))
-    found["download"] = keys_in_source("download", "download", ast.Return)
-    found["tune"] = keys_in_source("trials", "write_trials", ast.Return)
-    found["crossval"] = keys_in_source("crossval", "pool", ast.AnnAssign)
-    found["review"] = keys_in_source("verbs", "run_review", ast.Assign)
+    found["download"] = keys_in_source("setup/download", "download", ast.Return)
+    found["tune"] = keys_in_source("experiments/tune", "write_trials", ast.Return)
+    found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
+    found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
     return found
 
 

@@ -10,7 +10,7 @@ from luna16_monai.ct.opening import open_ct
 from luna16_monai.tables.points import read_points
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-SCRIPTS = Path(__file__).parents[1] / "data"
+SCRIPTS = Path(__file__).parents[1] / "tools"
 
 
 def load(name):

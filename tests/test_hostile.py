@@ -25,9 +25,9 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from drawn_scans import random_hu, write_scan
 from monai.bundle import ConfigParser
 from monai.data import set_track_meta
-from scans import random_hu, write_scan
 
 from luna16_monai.bundle.folders import called_names, is_packaged
 from luna16_monai.cli.main import main
@@ -306,7 +306,7 @@ def test_luna16_works_in_folders_with_spaces_umlauts_and_number_signs(data, tmp_
 
 def test_bundle_refuses_a_number_sign_that_monai_cannot_hold():
     config = {
-        "imports": ["$import luna16_monai.bundle as bundle"],
+        "imports": ["$import luna16_monai.bundle.config as bundle"],
         "initialize": ["$bundle.check_settings()"],
         "dataset_dir": f"/data/{ODD_NAME}",
         "train": {"data": "@dataset_dir"},
@@ -435,7 +435,7 @@ def loading_calls(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_package_loads_weights_as_weights_only_and_unpickles_nothing():
-    calls = [call for path in sorted(PACKAGE.glob("*.py")) for call in loading_calls(path.read_text(encoding="utf-8"))]
+    calls = [call for path in sorted(PACKAGE.rglob("*.py")) for call in loading_calls(path.read_text(encoding="utf-8"))]
     loads = [words for name, words in calls if name == "torch.load"]
     assert loads
     assert all(words.get("weights_only") is True for words in loads)

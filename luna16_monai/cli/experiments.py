@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luna16_monai.bundle.folders import require_trust
 from luna16_monai.cli.console import data_folder, shows_progress, store_folder, tell, warn
-from luna16_monai.experiments.search import CHART, TunePlan
-from luna16_monai.machine.files import atomic_write
+
+if TYPE_CHECKING:
+    from luna16_monai.experiments.search import TunePlan
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run_crossval(options: argparse.Namespace) -> int:
 def run_tune(options: argparse.Namespace) -> int:
     """Run ``luna16 tune``; its exit code."""
     from luna16_monai.experiments.search import Search, TunePlan
-    from luna16_monai.experiments.tune import tune
+    from luna16_monai.experiments.tune import read_trials, tune
 
     bundle = _trained_bundle(options)
     plan = TunePlan(
@@ -70,6 +71,8 @@ def run_tune(options: argparse.Namespace) -> int:
         options.seed,
     )
     result = tune(plan, options.ray, options.workers or 1, options.dashboard, shows_progress(options))
+    if write_chart(plan, read_trials(plan)):
+        result["files"].append("trials.svg")
     best, metric = result["best"], result["metric"]
     line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
     return tell(options, result, f"{line}: {options.output / 'best.yaml'}")
@@ -143,11 +146,14 @@ def _told_folds(result: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
-def _write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
+def write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Draw what was tried against the score as ``trials.svg``; whether it could, as matplotlib is an extra."""
+    from luna16_monai.machine.files import atomic_write
+
     try:
         from luna16_monai.report import charts
     except ModuleNotFoundError:
-        logger.warning("no %s: it needs matplotlib: pip install 'luna16_monai[report]'", CHART)
+        logger.warning("no trials.svg: it needs matplotlib: pip install 'luna16_monai[report]'")
         return False
     ranges = plan.search.ranges
     drawn = {name: [row["drawn"][name] for row in rows] for name in ranges}
@@ -157,6 +163,6 @@ def _write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
         if "choice" not in one
     }
     chart = charts.trials_chart(drawn, [row["score"] for row in rows], plan.search.metric, numbers)
-    with atomic_write(plan.output / CHART) as stream:
+    with atomic_write(plan.output / "trials.svg") as stream:
         stream.write(charts.standalone(chart).encode())
     return True

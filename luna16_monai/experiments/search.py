@@ -16,7 +16,7 @@ from luna16_monai.machine.jobs import Job
 
 METRICS = ("average_precision", "cpm")
 KINDS = ("uniform", "log_uniform", "choice")
-BEST, TABLE, CHART, LOGS = "best.yaml", "trials.csv", "trials.svg", "logs"
+BEST, TABLE, LOGS = "best.yaml", "trials.csv", "logs"
 SPACING = "spacing_zyx"
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "key_metric", SPACING}
 

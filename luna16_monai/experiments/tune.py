@@ -82,8 +82,8 @@ def scores(folder: Path, metric: str) -> list[tuple[int, float]]:
     return [(int(row["epoch"]), float(row[metric])) for row in rows if row["split"] == "validation" and row.get(metric)]
 
 
-def write_trials(plan: TunePlan) -> dict[str, Any]:
-    """Write ``best.yaml``, ``trials.csv`` and ``trials.svg`` of the trials that have a score.
+def read_trials(plan: TunePlan) -> list[dict[str, Any]]:
+    """Return the trials that have a score, the best one first.
 
     Raises:
         RuntimeError: none has.
@@ -96,7 +96,12 @@ def write_trials(plan: TunePlan) -> dict[str, Any]:
             rows.append({**told, "score": score, "epoch": epoch, "epochs": found[-1][0]})
     if not rows:
         raise RuntimeError(f"no trial got a score: see the logs in {plan.output / LOGS}")
-    rows.sort(key=lambda row: -row["score"])
+    return sorted(rows, key=lambda row: -row["score"])
+
+
+def write_trials(plan: TunePlan) -> dict[str, Any]:
+    """Write ``best.yaml`` and ``trials.csv`` of the trials that have a score, as `read_trials` gives them."""
+    rows = read_trials(plan)
     _write_best(plan, rows[0], len(rows))
     _write_table(plan, rows)
     files = [BEST, TABLE]
@@ -134,7 +139,7 @@ RETRIES = 3
 def tune(
     plan: TunePlan, address: str | None = None, workers: int = 1, dashboard: bool = False, progress: bool = True
 ) -> dict[str, Any]:
-    """Run the trials that are not finished, and write the best one, the table and the plot of all.
+    """Run the trials that are not finished, and write the best one and the table of all.
 
     Args:
         plan: what to do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from luna16_monai.machine.errors import one_line
 
 # each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
 _GPU_READER = "NvImgCodec"
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

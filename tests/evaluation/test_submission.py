@@ -1,0 +1,373 @@
+"""Scoring against tables: the guards, the figures beside the score, the files, the command and the bundle's config.
+
+In the hand-made cases all points lie on the x axis. Scan 1.1 has nodules at 0 (diameter 6) and 50 mm (diameter 8) and
+an excluded finding at 100 mm; scan 1.2 has no nodule; 1.9 is in the tables, but not in the list of series.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import monai
+import numpy as np
+import pytest
+import torch
+from monai.bundle import create_workflow
+from point_tables import point_table
+from scipy.special import expit
+
+from luna16_monai.cli import main as cli
+from luna16_monai.evaluation import submission as evaluation
+from luna16_monai.evaluation.calibration import calibrate, thresholds
+from luna16_monai.evaluation.submission import NO_EXCLUDED, Truth, evaluate, read_subsets, validation_truth
+from luna16_monai.machine.files import write_json
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.runs.results import read_results, write_results
+from luna16_monai.tables.points import write_points
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATE = ROOT / "bundles" / "nodule_classification" / "configs" / "evaluate.yaml"
+NODULES = [("1.1", 0.0, 0, 0, 6.0), ("1.1", 50.0, 0, 0, 8.0), ("1.9", 0.0, 0, 0, 9.0)]
+EXCLUDED = [("1.1", 100.0, 0, 0, -1.0), ("1.9", 9.0, 0, 0, -1.0)]
+# a hit, its double, one on the excluded finding, a false positive in each scan
+MARKS = [
+    ("1.1", 1.0, 0, 0, 0.9),
+    ("1.1", 2.0, 0, 0, 0.3),
+    ("1.1", 101.0, 0, 0, 0.8),
+    ("1.1", 200.0, 0, 0, 0.4),
+    ("1.2", 5.0, 0, 0, 0.2),
+]
+COUNTS = ("nodules", "true_positives", "false_positives", "ignored_on_excluded", "ignored_double", "scored_candidates")
+
+
+def truth(series: tuple[str, ...] = ("1.1", "1.2"), excluded: bool = True, **more: object) -> Truth:
+    return Truth(series, point_table(NODULES), point_table(EXCLUDED) if excluded else None, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    for name, rows, column in (
+        ("annotations", NODULES, "diameter_mm"),
+        ("annotations_excluded", EXCLUDED, "diameter_mm"),
+        ("submission", MARKS, "probability"),
+    ):
+        points = [row[1:4] for row in rows]
+        write_points(tmp_path / f"{name}.csv", [row[0] for row in rows], points, [row[4] for row in rows], column)
+    (tmp_path / "seriesuids.csv").write_text("1.1\n1.2\n")
+    return tmp_path
+
+
+def call(verb: str, tables: Path, *more: object, excluded: bool = True) -> int:
+    words = [verb, "--annotations", tables / "annotations.csv", "--seriesuids", tables / "seriesuids.csv", *more]
+    words += ["--excluded", tables / "annotations_excluded.csv"] if excluded else ["--no-excluded"]
+    return cli.main([str(word) for word in words])
+
+
+class TestTruth:
+    def test_truth_keeps_the_findings_of_the_listed_scans_alone(self) -> None:
+        asked = truth()
+        assert asked.nodules.values.tolist() == [6.0, 8.0]
+        assert asked.excluded is not None
+        assert asked.excluded.points_xyz[:, 0].tolist() == [100.0]
+
+    def test_truth_without_a_nodule_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"no nodule of rows lies in the 1 scans"):
+            truth(("1.2",))
+
+    def test_truth_scan_subset_is_known_for_all_scans_or_for_none(self) -> None:
+        known = truth(subsets={"1.1": 4, "1.2": 7, "1.9": 1}).scan_subset
+        assert known is not None
+        assert known.tolist() == [4, 7]
+        assert truth(subsets={"1.1": 4}).scan_subset is None
+        assert truth().scan_subset is None
+
+    def test_validation_truth_gives_no_score_of_a_sample_of_negatives(self, phantom_dir: Path) -> None:
+        assert validation_truth(phantom_dir, ["x"], validation_negatives=100) is None
+
+    def test_validation_truth_tells_what_is_missing(self, tables: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.WARNING)
+        (tables / "annotations_excluded.csv").unlink()
+        marked = validation_truth(tables, ["1.2", "1.1"])
+        assert marked is not None
+        assert (marked.series_uids, marked.excluded) == (("1.1", "1.2"), None)
+        (tables / "annotations.csv").unlink()
+        assert validation_truth(tables, ["1.1"]) is None
+        assert [NO_EXCLUDED in caplog.messages[0], "no annotations.csv" in caplog.messages[1]] == [True, True]
+
+
+class TestEvaluate:
+    def test_evaluate_counts_each_kind_of_mark(self) -> None:
+        scores = evaluate(point_table(MARKS), truth()).scores
+        assert [scores[name] for name in COUNTS] == [2, 1, 2, 1, 1, 5]
+        # one of two nodules above every false positive: sensitivity 1/2 at all seven rates
+        assert (scores["cpm"], scores["warnings"], scores["duplicate_rows"]) == (0.5, [], 0)
+
+    def test_evaluate_names_the_series_that_is_not_in_the_list(self) -> None:
+        with pytest.raises(ValueError, match=r"series 1\.9 \(rows, line 3\) is not in the series list"):
+            evaluate(point_table([MARKS[0], ("1.9", 0, 0, 0, 0.5)]), truth())
+
+    def test_evaluate_refuses_a_submission_of_other_scans(self) -> None:
+        with pytest.raises(ValueError, match=r"no series of rows \(1\) is in the series list \(2\)"):
+            evaluate(point_table([("7.7", 0, 0, 0, 0.5)]), truth())
+
+    def test_evaluate_refuses_an_empty_submission(self) -> None:
+        with pytest.raises(ValueError, match=r"no series of rows \(0\)"):
+            evaluate(point_table([]), truth())
+
+    def test_evaluate_says_how_many_scans_have_no_mark(self) -> None:
+        scores = evaluate(point_table(MARKS[:4]), truth()).scores
+        assert scores["scans_without_marks"] == 1
+        assert scores["warnings"][0].startswith("1 of 2 scans in the series list have no row")
+
+    def test_evaluate_counts_repeated_rows(self) -> None:
+        scores = evaluate(point_table([*MARKS, MARKS[3], MARKS[3]]), truth()).scores
+        assert (scores["duplicate_rows"], scores["false_positives"]) == (2, 4)
+        assert scores["warnings"] == ["2 rows repeat the series and point of an earlier one: all were scored"]
+
+    def test_evaluate_without_excluded_findings_is_marked_and_lower(self) -> None:
+        scores = evaluate(point_table(MARKS), truth(excluded=False)).scores
+        assert (scores["excluded_findings"], scores["false_positives"]) == (None, 3)
+        assert scores["warnings"] == [NO_EXCLUDED]
+
+    def test_evaluate_doubts_an_excluded_list_of_other_scans(self) -> None:
+        other = Truth(("1.1", "1.2"), point_table(NODULES), point_table([("1.9", 9.0, 0, 0, -1.0)]))
+        assert (
+            "none of the excluded findings lies in the scans"
+            in evaluate(point_table(MARKS), other).scores["warnings"][0]
+        )
+
+    def test_evaluate_breaks_down_by_subset(self) -> None:
+        subsets = evaluate(point_table(MARKS), truth(subsets={"1.1": 3, "1.2": 8})).scores["by_subset"]
+        assert {name: (row["nodules"], row["cpm"]) for name, row in subsets.items()} == {"3": (2, 0.5), "8": (0, None)}
+
+    def test_compare_of_a_submission_with_itself_is_zero_and_keeps_the_warnings(self) -> None:
+        one = evaluate(point_table(MARKS[:4]), truth(), draws=0)
+        result = evaluation.compare(one, one, draws=20)
+        assert (result["cpm_difference"], result["cpm_difference_ci95"], result["scans"]) == (0.0, [0.0, 0.0], 2)
+        assert [text[:20] for text in result["warnings"]] == ["first submission: 1 ", "second submission: 1"]
+
+
+class TestLabels:
+    def test_calibrate_takes_back_the_share_of_nodules_in_training(self) -> None:
+        # true probability sigmoid(x - 3), the network says sigmoid(x): slope 1, offset -3
+        random = np.random.default_rng(0)
+        x, scan = random.normal(0, 2, 20_000), np.arange(20_000) % 20
+        label = (random.random(x.size) < expit(x - 3)).astype(int)
+        calibrated, summary = calibrate(expit(x), label, scan)
+        assert calibrated is not None
+        assert summary["platt"]["slope"] == pytest.approx(1, abs=0.1)
+        assert summary["platt"]["offset"] == pytest.approx(-3, abs=0.15)
+        assert summary["platt"]["ece"] < 0.02 < summary["temperature"]["ece"] < summary["raw"]["ece"]
+        assert np.abs(calibrated - expit(x - 3)).max() < 0.1
+
+    def test_calibrate_tells_why_it_was_skipped(self) -> None:
+        calibrated, summary = calibrate(np.array([0.1, 0.9]), np.array([0, 1]), np.array([4, 4]))
+        assert (calibrated, list(summary)) == (None, ["skipped"])
+
+    def test_thresholds_give_the_confusion_at_each(self) -> None:
+        # falling: 0.9 nodule, 0.8 other, 0.6 nodule, 0.3 other; 2 scans, so two false positives are one a scan
+        result = thresholds(np.array([0.3, 0.9, 0.6, 0.8]), np.array([0, 1, 1, 0]), n_scans=2)
+        best, one = result["best_f1"], result["one_false_positive_per_scan"]
+        assert [best[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.6, 2, 1, 1, 0]
+        assert [one[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.3, 2, 2, 0, 0]
+        assert "optimistic" in result["chosen_on"]
+
+
+class TestResults:
+    def test_write_results_names_hits_by_row(self, tmp_path: Path) -> None:
+        marks = point_table(MARKS)
+        scored = evaluate(marks, truth(subsets={"1.1": 4, "1.2": 7}))
+        write_results(tmp_path, scored.scores, marks, marks.values, scored, subsets=scored.truth.subsets)
+        rows = [line.split(",")[4:] for line in (tmp_path / "candidates.csv").read_text(encoding="utf-8").splitlines()]
+        assert rows == [
+            ["probability", "status", "nodule", "diameter_mm", "subset"],
+            ["0.9", "hit", "1", "6.0", "4"],
+            ["0.3", "double", "1", "6.0", "4"],
+            ["0.8", "on_excluded", "", "", "4"],
+            ["0.4", "false_positive", "", "", "4"],
+            ["0.2", "false_positive", "", "", "7"],
+        ]
+        assert (tmp_path / "nodules.csv").read_text(encoding="utf-8").splitlines()[1:] == [
+            "1.1,0.000000,0.000000,0.000000,6.0,0.9,1,2,1,4",
+            "1.1,50.000000,0.000000,0.000000,8.0,,,0,0,4",
+        ]
+
+    def test_read_results_gives_back_the_match(self, tmp_path: Path) -> None:
+        marks = point_table(MARKS)
+        scored = evaluate(marks, truth())
+        write_results(tmp_path, {**scored.scores, "loss": float("nan")}, marks, marks.values, scored)
+        back = read_results(tmp_path)
+        assert back.match is not None
+        for name in vars(scored.match):
+            assert np.array_equal(getattr(back.match, name), getattr(scored.match, name)), name
+        assert (back.metrics["loss"], back.metrics["cpm"], back.label) == (None, 0.5, None)
+
+    def test_read_results_without_a_truth_has_labels_and_no_match(self, tmp_path: Path) -> None:
+        marks = point_table(MARKS)
+        write_results(tmp_path, {}, marks, marks.values, label=np.array([1, 1, 0, 0, 0]), calibrated=marks.values / 2)
+        back = read_results(tmp_path)
+        assert (back.match, back.label.tolist()) == (None, [1, 1, 0, 0, 0])  # type: ignore[union-attr]
+        assert back.calibrated is not None
+        assert back.calibrated.tolist() == [0.45, 0.15, 0.4, 0.2, 0.1]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("metrics.json", "{", "metrics.json is damaged"),
+            ("candidates.csv", None, "no candidates.csv in"),
+            ("candidates.csv", "seriesuid,coordX\n1.1\n", "a row does not fit the header"),
+            (
+                "nodules.csv",
+                "seriesuid,coordX,coordY,coordZ,diameter_mm,candidate,candidates_on_it,reached\n",
+                "together",
+            ),
+            ("seriesuids.csv", "1.1\n", "'1.2' of the tables"),
+        ],
+    )
+    def test_read_results_refuses_damage(self, tmp_path: Path, name: str, content: str | None, message: str) -> None:
+        marks = point_table(MARKS)
+        scored = evaluate(marks, truth())
+        write_results(tmp_path, scored.scores, marks, marks.values, scored)
+        if content is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_text(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_results(tmp_path)
+
+
+class TestCommand:
+    @pytest.mark.parametrize("case", ["small", "full"])
+    def test_evaluate_equals_the_official_evaluator(
+        self, shared: Callable[[str], Path], case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        froc, luna16 = shared("reference/froc"), shared("data/luna16")
+        words = [
+            "evaluate",
+            "--submission",
+            froc / f"{case}_submission.csv",
+            "--annotations",
+            luna16 / "annotations.csv",
+        ]
+        words += ["--excluded", luna16 / "annotations_excluded.csv", "--seriesuids", froc / f"{case}_seriesuids.csv"]
+        words += ["--subsets", luna16 / "subsets.csv", "--output", tmp_path / "out", "--json"]
+        assert cli.main([str(word) for word in words]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        expected = json.loads((froc / f"{case}_expected.json").read_text(encoding="utf-8"))
+        for name, value in expected.items():
+            assert printed[name] == (pytest.approx(value, abs=1e-6) if name in ("cpm", "sensitivity_at") else value), (
+                name
+            )
+        assert printed == json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+        assert printed["cpm_ci95"][0] < printed["cpm"] < printed["cpm_ci95"][1]
+        assert sum(row["scans"] for row in printed["by_subset"].values()) == printed["scans"]
+
+    def test_evaluate_prints_a_line_for_people(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("evaluate", tables, "--submission", tables / "submission.csv", "--bootstrap", 0) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("evaluate: CPM 0.5000 on 2 scans with 2 nodules\n")
+
+    def test_evaluate_warns_on_standard_error_alone(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("evaluate", tables, "--submission", tables / "submission.csv", "--json", excluded=False) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["warnings"] == [NO_EXCLUDED]
+        assert printed.err == f"luna16: warning: {NO_EXCLUDED}\n"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "told"),
+        [
+            ("submission.csv", "1.9,0,0,0,0.5\n1.1,0,0,0,0.5\n", "series 1.9"),
+            ("submission.csv", "7.7,0,0,0,0.5\n", "no series of"),
+            ("submission.csv", "1.1,0,0,0,1.5\n", "line 2: probability is 1.5"),
+            ("submission.csv", None, "no file"),
+            ("annotations.csv", None, "the table of annotations"),
+            ("annotations.csv", "1.9,0,0,0,5\n", "no nodule of"),
+            ("seriesuids.csv", None, "the table of series"),
+        ],
+    )
+    def test_evaluate_refuses_wrong_input(
+        self, tables: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, told: str
+    ) -> None:
+        if content is None:
+            (tables / name).unlink()
+        else:
+            header = (tables / name).read_text(encoding="utf-8").splitlines()[0]
+            (tables / name).write_text(f"{header}\n{content}")
+        assert call("evaluate", tables, "--submission", tables / "submission.csv", "--output", tables / "out") == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert told in printed.err
+        assert not (tables / "out").exists()
+
+    def test_evaluate_wants_the_excluded_findings_or_to_be_told(self, tables: Path) -> None:
+        words = ["evaluate", "--submission", "x", "--annotations", "x", "--seriesuids", "x"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 2
+
+    def test_compare_tells_the_difference(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        worse = tables / "worse.csv"
+        # the hit is the least probable of all: above it two false positives on two scans, so found at 1 a scan and more
+        worse.write_text((tables / "submission.csv").read_text(encoding="utf-8").replace(",0.9", ",0.1"))
+        both = ("--submission", worse, "--submission", tables / "submission.csv")
+        assert call("compare", tables, *both, "--json", "--output", tables / "out", "--bootstrap", 50) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["submissions"] == ["worse.csv", "submission.csv"]
+        assert result["sensitivity_at_difference"]["0.125"] == pytest.approx(0.5)
+        assert result["sensitivity_at_difference"]["8"] == 0
+        assert json.loads((tables / "out" / "comparison.json").read_text(encoding="utf-8")) == result
+
+    def test_compare_takes_two_submissions(self, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("compare", tables, "--submission", tables / "submission.csv") == 2
+        assert "compare takes it twice" in capsys.readouterr().err
+
+    def test_read_subsets_of_a_table_and_of_a_data_folder(self, tmp_path: Path, phantom_dir: Path) -> None:
+        (tmp_path / "subsets.csv").write_text("seriesuid,subset\n1.1,4\n")
+        assert read_subsets(tmp_path / "subsets.csv") == {"1.1": 4}
+        (tmp_path / "subsets.csv").write_text("seriesuid,subset\n1.1,four\n")
+        with pytest.raises(ValueError, match=r"line 2: subset is 'four'"):
+            read_subsets(tmp_path / "subsets.csv")
+        assert sorted(read_subsets(phantom_dir).values()) == list(range(8))  # type: ignore[type-var]
+
+
+class TestBundle:
+    @pytest.fixture(autouse=True)
+    def _as_before(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """The config changes what is global: the hook for errors, MONAI's metadata, torch's switches."""
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        benchmark = torch.backends.cudnn.benchmark
+        yield
+        monai.data.set_track_meta(True)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = benchmark
+
+    @pytest.fixture
+    def settings(self, phantom_dir: Path, store_dir: Path, tmp_path: Path) -> dict[str, object]:
+        torch.save(NoduleNet(return_probabilities=False).state_dict(), tmp_path / "model.pt")
+        folders = {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "run_dir": str(tmp_path)}
+        return {**folders, "validation_stride": 3, "device": "cpu", "num_workers": 0, "bootstrap_draws": 20}
+
+    def test_evaluating_writes_the_results(self, settings: dict[str, object], tmp_path: Path) -> None:
+        workflow = create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)
+        assert workflow.check_properties() == []
+        workflow.run_id = "evaluating"
+        workflow.run()
+        results = read_results(tmp_path / "evaluation")
+        assert results.match is not None
+        assert results.label is not None
+        assert results.metrics["scans"] == 3
+        assert results.metrics["cpm"] is not None
+        assert (tmp_path / "evaluation" / "submission.csv").is_file()
+
+    def test_evaluating_refuses_scans_that_were_trained_on(self, settings: dict[str, object], tmp_path: Path) -> None:
+        series = sorted(
+            json.loads((Path(str(settings["store_dir"])) / "store.json").read_text(encoding="utf-8"))["series"]
+        )
+        write_json(tmp_path / "run.json", {"data": {"train_series": series[:1]}})
+        with pytest.raises(RuntimeError) as failed:
+            create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)
+        assert f"series {series[0]} is in training and in evaluation" in str(failed.value.__cause__)

@@ -1,0 +1,208 @@
+"""Malignant against benign nodules: what a ruler measures, and what becomes of nodules on the whole way."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from point_tables import point_table
+
+from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds
+from luna16_monai.malignancy.scores import MalignancyResults, end_to_end
+from luna16_monai.malignancy.size_baseline import measure_nodules, score_ruler
+from luna16_monai.runs.results import read_rated_nodules
+from luna16_monai.tables.lidc import write_readings
+from luna16_monai.tables.points import write_points
+
+pytest.importorskip("sklearn", reason="the ruler needs the extra 'baselines'")
+SERIES = tuple(f"1.{number}" for number in range(8))
+# in each series a malignant nodule of 12 mm, a benign one of 6 mm and an undecided one, 40 mm apart
+NODULES = [(uid, 0.0, 0.0, z, d) for uid in SERIES for z, d in ((0.0, 12.0), (40.0, 6.0), (80.0, 9.0))]
+
+
+class OneVolume:
+    """A store in which every scan is the same: air, and a bright ball of 12 mm around the origin."""
+
+    def __init__(self) -> None:
+        geometry = Geometry.from_axes((41, 41, 121), (1, 1, 1), (-20, -20, -20), np.eye(3))
+        z, y, x = np.ogrid[-20:101, -20:21, -20:21]
+        hu = np.where(z**2 + y**2 + x**2 <= 36, 50, -1000).astype(np.int16)
+        self.one = Volume(hu, geometry, geometry)
+
+    def volume(self, _: str) -> Volume:
+        return self.one
+
+
+def test_measure_nodules_takes_the_mean_of_the_ball():
+    measured = measure_nodules(
+        point_table([("a", 0, 0, 0, 12.0), ("a", 0, 0, 6, 1.0), ("a", 0, 0, 7, 2.0)]), OneVolume()
+    )  # type: ignore[arg-type]
+    # the ball; one voxel at its edge; at 7 mm the voxel and its six neighbours, of which one lies at 6 mm
+    assert measured.tolist() == [[12, 50], [1, 50], [2, pytest.approx(-1000 + 1050 / 7)]]
+
+
+def test_score_ruler_ranks_by_diameter_and_learns_what_brightness_adds():
+    train = np.array([[5.0, -600], [6.0, -500], [5.5, 20], [6.5, 50]])
+    test = np.array([[9.0, -600], [5.0, 40]])
+    scores = score_ruler(train, np.array([0, 0, 1, 1]), test)
+    assert scores["diameter"].tolist() == [9, 5]
+    # the classes differ in brightness alone
+    dark = score_ruler(train, np.array([0, 0, 1, 1]), np.array([[5.5, -600]]))["diameter_and_mean_hu"]
+    assert scores["diameter_and_mean_hu"][1] > 0.5 > dark[0]
+    with pytest.raises(ValueError, match="4 nodules to train on, all of one class"):
+        score_ruler(train, np.ones(4, int), test)
+
+
+def test_end_to_end_counts_every_nodule_once():
+    kind = np.array([MALIGNANT, MALIGNANT, MALIGNANT, BENIGN, BENIGN, LEFT_OUT])
+    found = np.array([False, True, True, True, False, True])
+    called = np.array([True, False, True, True, False, True])
+    table = end_to_end(kind, found, called, np.array([False, True]), np.array([True, True]))
+    assert table == {
+        "malignant": {"missed": 1, "benign": 1, "malignant": 1},
+        "benign": {"missed": 1, "benign": 0, "malignant": 1},
+        "non_nodule": {"missed": 1, "benign": 0, "malignant": 1},
+    }
+
+
+@pytest.fixture
+def data_dir(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    write_points(
+        folder / "annotations.csv",
+        [n[0] for n in NODULES],
+        [n[1:4] for n in NODULES],
+        [n[4] for n in NODULES],
+        "diameter_mm",
+    )
+    ratings = [(5, 4, 4), (1, 2, 2), (3, 3, 3)] * len(SERIES)
+    write_readings(
+        folder / "nodule_readings.csv",
+        [n[0] for n in NODULES],
+        [n[3] for n in NODULES],
+        [n[4] for n in NODULES],
+        ratings,
+    )
+    return folder
+
+
+def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tuple[MalignancyResults, CandidateList]:
+    """The first six series are held out; two candidates lie on each nodule, the second one nearer to its middle."""
+    rows = []
+    for uid, x, y, z, diameter in NODULES[:18]:
+        kind = {12.0: 1.0, 6.0: 2.0}.get(diameter)
+        if kind:
+            rows += [(uid, x + 2, y, z, kind), (uid, x + 1, y, z, kind)]
+    rows += [(uid, x, 0.0, 0.0, 0.0) for uid in SERIES[:6] for x in (15.0, 16.0)]
+    # of the last series' benign nodule no candidate is known
+    rows = [row for row in rows if not (row[0] == SERIES[5] and row[4] == 2)]
+    candidates = CandidateList(point_table(rows), positives_first=False)
+    split = SimpleNamespace(train_series=SERIES[6:], validation_series=SERIES[:6], validation=candidates)
+    kinds = MalignancyKinds(data_dir)
+    handler = MalignancyResults(
+        data_dir.parent,
+        data_dir,
+        OneVolume(),
+        split,
+        kinds,
+        None,
+        nodule_run,
+        draws=50,
+        **more,  # type: ignore[arg-type]
+    )
+    return handler, candidates
+
+
+def test_malignancy_results_score_each_nodule_by_its_nearest_candidate(data_dir):
+    handler, candidates = results(data_dir)
+    # the farther candidates would turn the order round
+    near = candidates.table.points_xyz[:, 0] == 1
+    malignant = candidates.kinds == 1
+    probability = np.where(malignant == near, 0.8, 0.2)
+    told = handler.score(probability)
+    assert told["nodules"] == {"malignant": 6, "benign": 6, "left_out": 6, "unrated": 0, "without_candidate": 1}
+    assert told["compared"]["network"]["roc_auc"] == 1
+    assert told["compared"]["diameter"]["roc_auc"] == 1
+    assert told["compared"]["diameter"]["behind_by"] == 0
+    assert (told["patients"], told["rule"]) == (6, "median")
+    assert "end_to_end" not in told
+    rows = list(csv.DictReader((data_dir.parent / "rated_nodules.csv").open(encoding="utf-8")))
+    assert len(rows) == 11
+    assert [(row["label"], row["malignancy"], row["median_rating"], row["mean_hu"]) for row in rows[:2]] == [
+        ("1", "0.8", "4.0", "50.0"),
+        ("0", "0.2", "2.0", "-1000.0"),
+    ]
+    columns = read_rated_nodules(data_dir.parent)
+    assert columns is not None
+    assert columns["diameter_mm"][:2].tolist() == [12, 6]
+
+
+def nodule_run(folder: Path, candidates: CandidateList, probability: np.ndarray) -> Path:
+    table = candidates.table
+    uids = [table.series_uids[code] for code in table.series]
+    write_points(folder / "submission.csv", uids, table.points_xyz, probability, "probability")
+    return folder
+
+
+def test_malignancy_results_follow_nodules_on_the_whole_way(data_dir, tmp_path):
+    _, candidates = results(data_dir)
+    kinds, x = candidates.kinds, candidates.table.points_xyz[:, 0]
+    # the first network prefers the farther candidate, and misses the nodules of the first series
+    first = np.select([x == 15, x == 16, x == 2], [0.5, 0.3, 0.9], 0.8)
+    first[(candidates.table.series == 0) & (kinds > 0)] = 0.1
+    handler, _ = results(data_dir, nodule_run(tmp_path / "first", candidates, first))
+    # the second network is wrong about the favourites of the second series, and right about the nearer ones
+    malignancy = np.where(kinds == 1, 0.9, 0.1)
+    malignancy[(candidates.table.series == 1) & (x == 2)] = [0.1, 0.9]
+    told = handler.score(malignancy)["end_to_end"]
+    # six false positives on six scans, one a scan; 0.3 would bring twelve
+    assert told["nodule_threshold"] == 0.5
+    assert told["counts"]["malignant"] == {"missed": 1, "benign": 1, "malignant": 4}
+    # the one without a candidate is missed too
+    assert told["counts"]["benign"] == {"missed": 2, "benign": 3, "malignant": 1}
+    assert told["counts"]["non_nodule"] == {"missed": 6, "benign": 6, "malignant": 0}
+
+
+def test_malignancy_results_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_path):
+    _, candidates = results(data_dir)
+    with pytest.raises(ValueError, match="nodule_run with validation_negatives 6: false positives a scan need all"):
+        results(data_dir, tmp_path, validation_negatives=6)
+    with pytest.raises(FileNotFoundError, match=r"no .*submission\.csv: name the output folder of a run"):
+        results(data_dir, tmp_path / "nowhere")[0].score(np.full(len(candidates), 0.5))
+    part = CandidateList(candidates.table.select(np.arange(3)), positives_first=False)
+    run = nodule_run(tmp_path / "part", part, np.full(3, 0.5))
+    with pytest.raises(
+        ValueError, match=r"candidate \(1\.0, 0\.0, 40\.0\) mm of series 1\.0 is not in .*validated on the"
+    ):
+        results(data_dir, run)[0].score(np.linspace(0, 1, len(candidates)))
+    (run / "run.json").write_text(json.dumps({"data": {"train_series": [SERIES[2]]}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"series {SERIES[2]} is in nodule_training and in validation"):
+        results(data_dir, run)
+
+
+def test_malignancy_results_add_to_the_metrics_of_the_best_epoch_alone(data_dir):
+    handler, candidates = results(data_dir, best_only=True)
+    handler.scores = SimpleNamespace(  # type: ignore[assignment]
+        candidates=torch.arange(len(candidates)), probabilities=torch.linspace(0, 1, len(candidates)).double()
+    )
+    path = data_dir.parent / "metrics.json"
+    path.write_text('{"roc_auc": 0.5}', encoding="utf-8")
+    for epoch, expected in ((2, {"roc_auc"}), (1, {"roc_auc", "malignancy"})):
+        handler(SimpleNamespace(state=SimpleNamespace(epoch=epoch, best_metric_epoch=1)))  # type: ignore[arg-type]
+        assert set(json.loads(path.read_text(encoding="utf-8"))) == expected
+
+
+def test_read_rated_nodules_of_a_run_without_them_is_none(tmp_path):
+    assert read_rated_nodules(tmp_path) is None
+    (tmp_path / "rated_nodules.csv").write_text("seriesuid,label\na,x\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rated_nodules\.csv is damaged"):
+        read_rated_nodules(tmp_path)
