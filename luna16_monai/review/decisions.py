@@ -9,16 +9,16 @@ time. Rejected: one row a click, appended, which training would have to sort out
 from __future__ import annotations
 
 import csv
-import fcntl
 import getpass
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from luna16_monai.machine.files import atomic_write
+from filelock import FileLock
+
+from luna16_monai.machine.files import write_csv
 from luna16_monai.tables.points import COORDINATES, read_points
 from luna16_monai.tables.text import open_table
 
@@ -127,16 +127,13 @@ class Decisions:
                 decisions.pop(key, None)
             else:
                 decisions[key] = Decision(label, self.reviewer, datetime.now(UTC).isoformat(timespec="seconds"))
-            with atomic_write(self.path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(COLUMNS)
-                writer.writerows((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
+            rows = ((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
+            write_csv(self.path, COLUMNS, rows)
         return decisions
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep out every other writer, in this process or another; a lock goes with the process that holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_name(f".{self.path.name[:100]}.lock"), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.path.with_name(f".{self.path.name[:100]}.lock")):
             yield

@@ -12,7 +12,7 @@ reading members over the network, which no checksum of the record would cover.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from luna16_monai.machine.files import write_json
@@ -167,12 +168,12 @@ def _read_record(url: str) -> bytes:
 @contextmanager
 def _alone(aside: Path) -> Iterator[None]:
     """Two downloads into one folder would write into the same files."""
-    with open(aside / "lock", "wb") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.enter_context(FileLock(aside / "lock", timeout=0))
+        except Timeout as error:
             raise RuntimeError(f"another luna16 download works in {aside.parent}: wait for its end") from error
-        except OSError:
+        except (OSError, NotImplementedError):
             logger.warning("%s knows no locks: start no second download into it", aside.parent)
         yield
 
