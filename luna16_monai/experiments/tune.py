@@ -14,7 +14,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from luna16_monai.experiments.search import BEST, LOGS, SPACING, TABLE, TunePlan
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.cluster import connected
+from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write, write_json
 from luna16_monai.machine.jobs import last_line, run_job, shown
 from luna16_monai.machine.processes import run_tasks
@@ -156,11 +156,10 @@ def tune(
         ValueError: the output folder holds another search.
         RuntimeError: no trial got a score.
     """
-    needed = ("optuna",) if address is None else ("optuna", "ray", "tensorboardX")
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise ModuleNotFoundError(
-            f"{missing[0]} is not installed, and tune needs it: pip install 'luna16_monai[tune]', with --ray [tune,ray]"
-        )
+    if address is None:
+        require("tune", "tune", "optuna")
+    else:
+        require("tune,ray", "tune --ray", "optuna", "ray", "tensorboardX")
     record = {**plan.record(), "runs_on": "this machine" if address is None else "Ray"}
     claim(plan.output / PLAN, record, "search")
     if address is None:
