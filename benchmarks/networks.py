@@ -96,7 +96,7 @@ def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:
     train_cutouts, held_out = (cutouts(part, store) for part in (split.train, split.validation))
     scores = score_baselines(train_cutouts, split.train.labels, held_out, store.index["spacing_zyx"])
     table = split.validation.table
-    uids = [table.series_uids[code] for code in table.series]
+    uids = table.row_series()
     paths = {TREES[name]: output / name / "submission.csv" for name in scores}
     for path, probability in zip(paths.values(), scores.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def predict(
         made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
         explanations = [made[row] for row in top]
 
-    uids = [table.series_uids[code] for code in table.series]
+    uids = table.row_series()
     write_points(output, uids, table.points_xyz, probability, "probability", **more)
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
     if source is not None and wanted.dicom_sr is not None:

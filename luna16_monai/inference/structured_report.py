@@ -204,7 +204,7 @@ def require_threshold(threshold: float) -> None:
 
 def _group(sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm) -> Any:
     point = table.points_xyz[row]
-    place = ",".join(f"{value:.6f}" for value in point.tolist())
+    place = ",".join(table.row_key(row)[1:])
     identification = sr.AlgorithmIdentification(algorithm.name, algorithm.version, list(algorithm.parameters))
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         # the same point of the same series is the same thing, whenever a report is made of it

@@ -189,7 +189,7 @@ class MalignancyResults:
         table = kinds.nodules.select(rated)
         write_points(
             self.output_dir / RATED_NODULES,
-            [table.series_uids[code] for code in table.series],
+            table.row_series(),
             table.points_xyz,
             table.values,
             "diameter_mm",
@@ -210,9 +210,8 @@ class MalignancyResults:
         return nearest
 
     def _patients(self, nodules: PointTable) -> IntArray:
-        patient = read_patients(self.dataset_dir)
-        names = [patient.get(nodules.series_uids[code], nodules.series_uids[code]) for code in nodules.series]
-        return np.unique(names, return_inverse=True)[1]
+        patients = read_patients(self.dataset_dir)
+        return np.unique([patients.of(uid) for uid in nodules.row_series()], return_inverse=True)[1]
 
     def _whole_way(
         self, probability: FloatArray, calibration: Mapping[str, Any], rows: IntArray
@@ -255,8 +254,8 @@ class MalignancyResults:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: name the output folder of a run of the nodule bundle as nodule_run")
         submission = read_points(path, "probability")
-        known = {_key(submission, row): submission.values[row] for row in range(len(submission))}
-        values = np.array([known.get(_key(candidates, row), np.nan) for row in range(len(candidates))])
+        known = {submission.row_key(row): submission.values[row] for row in range(len(submission))}
+        values = np.array([known.get(candidates.row_key(row), np.nan) for row in range(len(candidates))])
         unknown = np.flatnonzero(np.isnan(values))
         if len(unknown):
             uid = candidates.series_uids[candidates.series[unknown[0]]]
@@ -272,8 +271,3 @@ def _raw(calibrated: float, slope: float, offset: float) -> float:
     """The raw probability that a calibration line makes ``calibrated``."""
     logit = (np.log(calibrated / (1 - calibrated)) - offset) / slope
     return float(1 / (1 + np.exp(-logit)))
-
-
-def _key(table: PointTable, row: int) -> tuple[str, ...]:
-    """A row's series and point, as a table writes them."""
-    return (table.series_uids[table.series[row]], *(f"{value:.6f}" for value in table.points_xyz[row]))

@@ -7,8 +7,6 @@ data set.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from luna16_monai.ct.metaimage import write_mhd
-from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
 from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
-from luna16_monai.tables.lidc import READINGS, shape_ratings, write_readings
+from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, shape_ratings, write_readings
 from luna16_monai.tables.points import write_points
 
 RECIPE = 2
@@ -241,8 +239,8 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, F
     write_readings(output / READINGS, series, [row[2] for row in nodules], [row[3] for row in nodules], rated)
     excluded = table("annotations_excluded.csv", "excluded", "diameter_mm")
     candidates = table("candidates_V2.csv", "candidates", "class")
-    _write_rows(output / "seriesuids.csv", [[uid] for uid in uids])
-    _write_rows(output / "patients.csv", [["seriesuid", "patient_id"], *([p.series_uid, p.patient_id] for p in by_uid)])
+    write_csv(output / "seriesuids.csv", None, ([uid] for uid in uids))
+    write_csv(output / "patients.csv", PATIENT_COLUMNS, ([one.series_uid, one.patient_id] for one in by_uid))
     return {
         "scans": len(plans),
         "nodules": len(nodules),
@@ -250,8 +248,3 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, F
         "candidates": len(candidates),
         "positives": sum(row[3] for row in candidates),
     }
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
