@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from luna16_monai.dataset.candidates import CandidateList, sample_negatives
+from luna16_monai.store.reading import Store
 from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.lidc import Patients, read_patients
 from luna16_monai.tables.luna16 import read_candidates, read_excluded, read_series_list
@@ -131,24 +132,6 @@ def refuse_leakage(**splits: Sequence[str]) -> None:
             split_of[uid] = name
 
 
-class PreparedStore(Protocol):
-    """What a split needs to know of a store."""
-
-    @property
-    def subsets(self) -> Mapping[str, int | None]:
-        """Series to official subset."""
-        ...
-
-    @property
-    def missing(self) -> Sequence[str]:
-        """Series without a CT."""
-        ...
-
-    def require_inside(self, table: PointTable) -> None:
-        """Check that the points lie in their scans."""
-        ...
-
-
 class Kinds(Protocol):
     """What makes the classes of candidates kinds."""
 
@@ -191,7 +174,7 @@ class Split:
     def __init__(
         self,
         dataset_dir: Path | str,
-        store: PreparedStore,
+        store: Store,
         validation_stride: int = 20,
         validation_subset: int | None = None,
         join_patients: bool = False,

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from luna16_monai.geometry.grid import lps_from_ras
 from luna16_monai.machine.files import write_csv
 from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table, require_columns
 
 
 def from_ras(table: PointTable) -> PointTable:
     """A table whose points were RAS, as LPS: x and y change their signs."""
-    flipped: Mapping[str, Any] = {**vars(table), "points_xyz": table.points_xyz * np.array([-1.0, -1.0, 1.0])}
+    flipped: Mapping[str, Any] = {**vars(table), "points_xyz": lps_from_ras(table.points_xyz)}
     return PointTable(**flipped)
 
 
@@ -70,6 +71,10 @@ class PointTable:
     def row_series(self) -> list[str]:
         """Return the series of each row, (n,)."""
         return [self.series_uids[code] for code in self.series]
+
+    def place(self, row: int) -> str:
+        """Return where a row was read, for messages: its file and line."""
+        return f"{self.source}, line {self.lines[row]}"
 
     def row_key(self, row: int) -> Key:
         """Return what the point of a row is known by, see `point_key`."""
