@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from luna16_monai.bundle.command import command
+from luna16_monai.ct.folders import SUBSETS
 from luna16_monai.machine.claims import digests
 from luna16_monai.machine.jobs import Job
 from luna16_monai.runs.record import RUN
 from luna16_monai.runs.results import read_results
 from luna16_monai.tables.lidc import Patients
 
-SUBSETS = range(10)
 INNER_STRIDE = 10
 """Of the nine subsets every so many series is held out to choose by, unless the settings say otherwise."""
 MULTI_GPU = "multi_gpu_train.yaml"

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from luna16_monai.ct.folders import SUBSETS, subset_folder
 from luna16_monai.ct.metaimage import write_mhd
+from luna16_monai.machine.claims import differences
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
@@ -29,7 +31,6 @@ from luna16_monai.tables.points import write_points
 
 RECIPE = 2
 """Version of what a seed gives; raised with any change of the voxels or tables."""
-SUBSETS = 10
 """LUNA16 has ten, 0 to 9."""
 _MANIFEST = "phantom.json"
 _UNFINISHED = ".unfinished"
@@ -96,7 +97,7 @@ def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[
             number=number,
             series_uid=f"2.25.{int.from_bytes(rng.bytes(16), 'big')}",
             patient_id=f"PHANTOM-{names[number % patients]:04d}",
-            subset=number % patients % SUBSETS,
+            subset=number % patients % len(SUBSETS),
             shapes=tuple(np.flatnonzero(owner_of_shape == number % patients).tolist()),
         )
         for number in range(scans)
@@ -153,7 +154,7 @@ def _finished(output: Path, recipe: dict[str, Any], plans: Sequence[ScanPlan]) -
     found = json.loads(manifest.read_text("utf-8"))
     summary = found.pop("summary", None)
     if found != recipe:
-        raise ValueError(f"{output} holds a phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}")
+        raise ValueError(f"{output} holds a phantom of other settings ({differences(found, recipe)}): {_ANOTHER}")
     tables = all((output / table).is_file() for table in _TABLES)
     volumes = all(h.is_file() and h.with_suffix(".raw").is_file() for h in (_header_path(output, p) for p in plans))
     return summary if tables and volumes else None
@@ -182,7 +183,7 @@ def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
         found = json.loads(claim.read_text("utf-8"))
         if found != recipe:
             raise ValueError(
-                f"{output} holds an unfinished phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}"
+                f"{output} holds an unfinished phantom of other settings ({differences(found, recipe)}): {_ANOTHER}"
             )
         return
     if not (output / _MANIFEST).is_file():
@@ -194,13 +195,8 @@ def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
     write_json(claim, recipe)
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys)
-
-
 def _header_path(output: Path, plan: ScanPlan) -> Path:
-    return output / f"subset{plan.subset}" / f"{plan.series_uid}.mhd"
+    return output / subset_folder(plan.subset) / f"{plan.series_uid}.mhd"
 
 
 def _findings_path(output: Path, plan: ScanPlan) -> Path:

@@ -28,6 +28,7 @@ from urllib.parse import urljoin
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from luna16_monai.ct.folders import SUBSETS, subset_folder
 from luna16_monai.machine.files import write_json
 from luna16_monai.setup.archives import TABLES, in_gb, unpack
 from luna16_monai.setup.fetching import (
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 SITE = "https://zenodo.org/api"
 RECORDS = {
-    3723295: (*TABLES, *(f"subset{number}.zip" for number in range(7))),
-    4121926: tuple(f"subset{number}.zip" for number in range(7, 10)),
+    3723295: (*TABLES, *(f"{subset_folder(number)}.zip" for number in SUBSETS[:7])),
+    4121926: tuple(f"{subset_folder(number)}.zip" for number in SUBSETS[7:]),
 }
 """The archives of each Zenodo record."""
 ASIDE = ".download"
@@ -87,12 +88,12 @@ def download(
         RuntimeError: the server fails, a checksum is wrong twice, the disk has too little room, or another download
             works in the same folder.
     """
-    numbers = sorted(set(range(10) if subsets is None else subsets))
-    if wrong := [number for number in numbers if number not in range(10)]:
+    numbers = sorted(set(SUBSETS if subsets is None else subsets))
+    if wrong := [number for number in numbers if number not in SUBSETS]:
         raise ValueError(f"subset {wrong[0]}: LUNA16 has 0 to 9")
     base = (SITE if base_url is None else base_url).rstrip("/")
     _require_web(base)
-    keys = {*TABLES, *(f"subset{number}.zip" for number in numbers)}
+    keys = {*TABLES, *(f"{subset_folder(number)}.zip" for number in numbers)}
     archives = [archive for record in RECORDS for archive in _published(record, keys, base)]
     aside = output / ASIDE
     aside.mkdir(parents=True, exist_ok=True)
