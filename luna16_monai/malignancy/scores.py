@@ -145,8 +145,7 @@ class MalignancyResults:
         """
         kinds = self.kinds
         held_out = kinds.nodules.series_codes(self.split.validation_series) >= 0
-        candidates = self.split.validation.table
-        nearest = nearest_point(candidates, kinds.nodules, candidates.values > 0)
+        nearest = nearest_point(self.split.validation.table, kinds.nodules, self.split.validation.table.values > 0)
         rows = np.flatnonzero(held_out)
         rated = np.flatnonzero(held_out & np.isin(kinds.kind, (MALIGNANT, BENIGN)) & (nearest >= 0))
         malignant = (kinds.kind[rated] == MALIGNANT).astype(np.int64)
