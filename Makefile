@@ -14,19 +14,19 @@ export LUNA16_STORE ?= data/store
 .PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench compare-networks test test-all notebooks check docs dist clean-demo setup
 
 demo: $(READY)
-	$(BIN)/python -m luna16_monai.cli.demo --output $(DEMO)
+	$(BIN)/luna16 demo --output $(DEMO)
 
 # the second bundle: malignant against benign nodules, fine-tuned from the demo's network (which is made if need be)
 demo-malignancy: $(READY)
-	$(BIN)/python -m luna16_monai.cli.demo --output $(DEMO) --malignancy $(DEMO)-malignancy
+	$(BIN)/luna16 demo --output $(DEMO) --malignancy $(DEMO)-malignancy
 
 # 200 synthetic scans, 40 minutes in all: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
-	$(BIN)/python -m luna16_monai.cli.demo --long --output runs/phantom-baselines
+	$(BIN)/luna16 demo --long --output runs/phantom-baselines
 
 # the second bundle, trained on those 200 scans from that network; the weights it comes with are older
 phantom-malignancy: $(READY)
-	$(BIN)/python -m luna16_monai.cli.demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
+	$(BIN)/luna16 demo --long --output runs/phantom-baselines --malignancy runs/phantom-malignancy
 
 # ours against the naive way, MONAI's stock way and the machine's limit
 bench: $(READY)

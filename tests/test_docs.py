@@ -45,7 +45,7 @@ PAGES = sorted(
 )
 # the verbs of the parser; argparse shows them nowhere else
 VERBS: dict[str, argparse.ArgumentParser] = next(
-    action.choices for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)
+    action.choices for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
 COMMON = ("--json", "--quiet", "--debug")
 
@@ -159,7 +159,7 @@ def test_luna16_commands_of_the_pages_can_be_called(page, words, capsys):
     if words[-1] in ("--help", "--version") or "VERB" in words:
         return
     try:
-        cli._parser().parse_args(words)
+        cli.parser().parse_args(words)
     except SystemExit:
         pytest.fail(f"{page}: {capsys.readouterr().err}")
 

@@ -1,11 +1,11 @@
 """The ``luna16`` command.
 
-- ``main``: collects the verbs, prints errors
-- ``console``: what verbs share: exit codes, folders, results
+- ``main``: collects the verbs, runs one, prints errors
+- ``console``: what verbs share: options, folders, trust in a bundle, results
 - ``data``: phantom, download, doctor, prepare, verify
 - ``scoring``: evaluate, compare, report
 - ``prediction``: predict, review
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
-- ``demo``: make demo
+- ``demo``: demo
 """

@@ -1,4 +1,4 @@
-"""What the verbs of the ``luna16`` command share: exit codes, folders, trust, and how a result is told."""
+"""What the verbs share: exit codes, options, default folders, trust in a bundle, and how a result is printed."""
 
 from __future__ import annotations
 
@@ -6,56 +6,130 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luna16_monai.bundle.folders import require_trust
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
-
-def tell(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
-    """Print a result, as JSON where that was asked for, else as a line; the exit code of what is done."""
-    print(json.dumps(result, indent=2) if options.json else line, flush=True)
-    return DONE
+# --- options --------------------------------------------------------------------------------------------------------
 
 
-def shows_progress(options: argparse.Namespace) -> bool:
-    """Whether progress bars are wanted."""
-    return not options.quiet and sys.stderr.isatty()
+def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """Add a verb with the options of every verb: --json, --quiet and --debug.
+
+    Args:
+        verbs: what ``add_subparsers`` gave.
+        name: of the verb.
+        run: is called with the options, and returns the exit code.
+        text: of the help, in the list of verbs and above the options.
+
+    Returns:
+        The verb's parser, for its own options.
+    """
+    added = verbs.add_parser(name, help=text, description=text)
+    added.set_defaults(run=run)
+    added.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    added.add_argument("--quiet", action="store_true", help="show no progress bar")
+    added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return added
+
+
+def add_data(verb: argparse.ArgumentParser) -> None:
+    """Add --data, see `data_folder`."""
+    verb.add_argument("--data", type=Path, metavar="DIR")
+
+
+def add_store(verb: argparse.ArgumentParser, text: str | None = None) -> None:
+    """Add --store, see `store_folder`."""
+    verb.add_argument("--store", type=Path, metavar="DIR", help=text)
+
+
+def add_workers(verb: argparse.ArgumentParser, text: str | None = None) -> None:
+    """Add --workers: how many processes; None takes the verb's own default."""
+    verb.add_argument("--workers", type=int, metavar="N", help=text)
+
+
+def add_seed(verb: argparse.ArgumentParser) -> None:
+    """Add --seed, from which all chance follows."""
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    """Add --device, see `device`."""
+    verb.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+
+
+def add_ct(verb: argparse.ArgumentParser) -> None:
+    """Add --ct: the CTs, in any number."""
+    verb.add_argument("--ct", type=Path, action="extend", nargs="+", required=True, metavar="PATH", help="CTs")
+
+
+def add_bundle(verb: argparse.ArgumentParser) -> None:
+    """Add --bundle, see `bundle`."""
+    verb.add_argument("--bundle", type=Path, metavar="DIR", help="default: the nodule bundle")
+
+
+def add_trust(verb: argparse.ArgumentParser, option: str = "--bundle") -> None:
+    """Add --trust-bundle, without which no code of another's config is run."""
+    verb.add_argument("--trust-bundle", action="store_true", help=f"run a {option} that may hold any code")
+
+
+def add_bootstrap(verb: argparse.ArgumentParser) -> None:
+    """Add --bootstrap: the draws that give the intervals."""
+    verb.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="draws; 0 gives no intervals")
+
+
+def add_symlinks(verb: argparse.ArgumentParser) -> None:
+    """Add --allow-symlinks: CTs may be links that leave their folder."""
+    verb.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
+
+
+def add_ray(verb: argparse.ArgumentParser) -> None:
+    """Add --ray and --dashboard."""
+    verb.add_argument("--ray", metavar="ADDRESS|local", help="run on this Ray cluster; local: one of this machine")
+    verb.add_argument("--dashboard", action="store_true", help="Ray's, of --ray local, for this machine alone")
+
+
+# --- what the options mean ------------------------------------------------------------------------------------------
 
 
 def folder(variable: str, default: str) -> Path:
-    """A folder that an environment variable may name."""
+    """Return the folder that an environment variable names, else the default."""
     return Path(os.environ.get(variable, default))
 
 
 def data_folder(options: argparse.Namespace) -> Path:
-    """Where the data are."""
+    """Return the folder of --data, else of LUNA16_DATA, else data/phantom."""
     return options.data or folder("LUNA16_DATA", "data/phantom")
 
 
 def store_folder(options: argparse.Namespace) -> Path:
-    """Where the prepared volumes are."""
+    """Return the folder of --store, else of LUNA16_STORE, else data/store."""
     return options.store or folder("LUNA16_STORE", "data/store")
 
 
-def warn(warnings: Sequence[str]) -> None:
-    """Tell of what is no error."""
-    for warning in warnings:
-        print("luna16: warning:", warning, file=sys.stderr)
+def existing(path: Path) -> Path:
+    """Return the path of a table that is there.
 
-
-def _existing(path: Path) -> Path:
+    Raises:
+        FileNotFoundError: it is not.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: name a table that is there")
     return path
 
 
-def _bundle(path: Path | None, trusted: bool) -> Path:
-    """A bundle's folder, by default the nodule bundle; one from elsewhere only if it is trusted."""
-    from luna16_monai.bundle.folders import bundle_dir
+def bundle(path: Path | None, trusted: bool) -> Path:
+    """Return a bundle's folder, by default the nodule bundle's.
+
+    Raises:
+        ValueError: the bundle does not come with the package, and is not trusted.
+    """
+    from luna16_monai.bundle.folders import bundle_dir, require_trust
 
     if path is None:
         return bundle_dir()
@@ -66,9 +140,30 @@ def _bundle(path: Path | None, trusted: bool) -> Path:
     return path
 
 
-def _device(name: str) -> str:
+def device(name: str) -> str:
+    """Return the device that --device names; ``auto`` is CUDA where it is available, else the CPU."""
     if name != "auto":
         return name
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def tell(options: argparse.Namespace, result: dict[str, Any], line: str) -> int:
+    """Print a result, as JSON with --json, else as a line; return the exit code of what is done."""
+    print(json.dumps(result, indent=2) if options.json else line, flush=True)
+    return DONE
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Print warnings on standard error, a line each."""
+    for warning in warnings:
+        print("luna16: warning:", warning, file=sys.stderr)
+
+
+def shows_progress(options: argparse.Namespace) -> bool:
+    """Return whether progress bars are shown: without --quiet, and where standard error is a terminal."""
+    return not options.quiet and sys.stderr.isatty()

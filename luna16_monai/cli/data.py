@@ -5,16 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from luna16_monai.bundle.folders import require_trust
-from luna16_monai.cli.console import DONE, FAILED, data_folder, folder, shows_progress, store_folder, tell
+from luna16_monai.cli import console
+
+if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
+
+
+def add_phantom(verbs: Verbs) -> None:
+    """Add ``luna16 phantom``."""
+    verb = console.add_verb(verbs, "phantom", run_phantom, "write a synthetic data set in LUNA16's own layout")
+    verb.add_argument("--output", type=Path, metavar="DIR")
+    verb.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background")
+    console.add_seed(verb)
+    console.add_workers(verb)
+    verb.add_argument("--difficulty", type=float, metavar="D", help="0 is easy, 1 the default, 2 hard")
+    verb.add_argument("--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 10")
+    verb.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")
 
 
 def run_phantom(options: argparse.Namespace) -> int:
-    """Run ``luna16 phantom``; its exit code."""
-    output = options.output or folder("LUNA16_DATA", "data/phantom")
-    common = {"seed": options.seed, "progress": shows_progress(options), "workers": options.workers}
+    """Run ``luna16 phantom``; return its exit code."""
+    output = options.output or console.folder("LUNA16_DATA", "data/phantom")
+    common = {"seed": options.seed, "progress": console.shows_progress(options), "workers": options.workers}
     if options.scans is not None:
         common["scans"] = options.scans
     wanted = {"difficulty": options.difficulty, "negatives_per_positive": options.negatives_per_positive}
@@ -31,30 +46,65 @@ def run_phantom(options: argparse.Namespace) -> int:
 
         result = write_background_phantom(options.background, output, **common)
     there = "already" if result["cached"] else "written"
-    return tell(options, result, f"phantom: {result['scans']} CTs in {output}, {there}")
+    return console.tell(options, result, f"phantom: {result['scans']} CTs in {output}, {there}")
+
+
+def add_download(verbs: Verbs) -> None:
+    """Add ``luna16 download``."""
+    verb = console.add_verb(verbs, "download", run_download, "fetch LUNA16; goes on where it was stopped")
+    verb.add_argument("--output", type=Path, metavar="DIR")
+    verb.add_argument("--subset", type=int, nargs="*", metavar="N", help="0 to 9; default: all; none: tables only")
+    verb.add_argument("--base-url", metavar="URL", help="of a mirror")
+    verb.add_argument("--keep-archives", action="store_true", help="leave the zip files after they are unpacked")
 
 
 def run_download(options: argparse.Namespace) -> int:
-    """Run ``luna16 download``; its exit code."""
+    """Run ``luna16 download``; return its exit code."""
     from luna16_monai.setup.download import download
 
-    output = options.output or folder("LUNA16_DATA", "data/luna16")
-    result = download(output, options.subset, options.base_url, shows_progress(options), options.keep_archives)
-    return tell(options, result, f"download: {result['series']} CTs of {len(result['subsets'])} subsets in {output}")
+    output = options.output or console.folder("LUNA16_DATA", "data/luna16")
+    result = download(output, options.subset, options.base_url, console.shows_progress(options), options.keep_archives)
+    return console.tell(
+        options, result, f"download: {result['series']} CTs of {len(result['subsets'])} subsets in {output}"
+    )
+
+
+def add_doctor(verbs: Verbs) -> None:
+    """Add ``luna16 doctor``."""
+    verb = console.add_verb(verbs, "doctor", run_doctor, "look the machine, the data and the store over")
+    console.add_data(verb)
+    console.add_store(verb)
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Run ``luna16 doctor``; its exit code."""
+    """Run ``luna16 doctor``; return its exit code."""
     from luna16_monai.setup.doctor import examine, told
 
-    result = examine(data_folder(options), store_folder(options), folder("LUNA16_RUNS", "runs"))
-    tell(options, result, told(result))
-    return DONE if result["ok"] else FAILED
+    result = examine(console.data_folder(options), console.store_folder(options), console.folder("LUNA16_RUNS", "runs"))
+    console.tell(options, result, told(result))
+    return console.DONE if result["ok"] else console.FAILED
+
+
+def add_prepare(verbs: Verbs) -> None:
+    """Add ``luna16 prepare``."""
+    text = "send each CT once through the bundle's transforms into the store; resumable"
+    verb = console.add_verb(verbs, "prepare", run_prepare, text)
+    console.add_data(verb)
+    console.add_store(verb)
+    spacing = verb.add_mutually_exclusive_group()
+    spacing.add_argument("--spacing-zyx", type=float, nargs=3, metavar=("Z", "Y", "X"), help="millimetres")
+    spacing.add_argument("--native", action="store_true", help="keep each CT's own spacing")
+    verb.add_argument("--config", type=Path, metavar="FILE", help="the transform list; default: the nodule bundle's")
+    console.add_trust(verb, "--config")
+    verb.add_argument("--allow-missing", action="store_true", help="go on without the CTs that are not there")
+    console.add_symlinks(verb)
+    console.add_workers(verb)
+    console.add_ray(verb)
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Run ``luna16 prepare``; its exit code."""
-    from luna16_monai.bundle.folders import bundle_dir
+    """Run ``luna16 prepare``; return its exit code."""
+    from luna16_monai.bundle.folders import bundle_dir, require_trust
     from luna16_monai.store.preparation import Recipe
     from luna16_monai.store.prepare import prepare
 
@@ -66,7 +116,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     recipe = Recipe.read(options.config or bundle_dir() / "configs" / "prepare.yaml", spacing)
     if options.config is not None:
         require_trust(options.config, recipe.config, options.trust_bundle)
-    data, store_dir = data_folder(options), store_folder(options)
+    data, store_dir = console.data_folder(options), console.store_folder(options)
     execute = None
     if options.ray:
         from luna16_monai.machine.cluster import run_tasks
@@ -81,7 +131,7 @@ def run_prepare(options: argparse.Namespace) -> int:
         workers=options.workers,
         allow_missing=options.allow_missing,
         allow_symlinks=options.allow_symlinks,
-        progress=shows_progress(options),
+        progress=console.shows_progress(options),
         execute=execute,
         log_dir=store_dir / "logs",
     )
@@ -91,16 +141,24 @@ def run_prepare(options: argparse.Namespace) -> int:
         "missing": len(store.missing),
         "spacing_zyx": recipe.spacing_zyx,
     }
-    return tell(options, result, f"prepare: {len(store.series_uids)} CTs in {store_dir}")
+    return console.tell(options, result, f"prepare: {len(store.series_uids)} CTs in {store_dir}")
+
+
+def add_verify(verbs: Verbs) -> None:
+    """Add ``luna16 verify``."""
+    verb = console.add_verb(verbs, "verify", run_verify, "check a store against its checksums")
+    console.add_store(verb)
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Run ``luna16 verify``; its exit code."""
+    """Run ``luna16 verify``; return its exit code."""
     from luna16_monai.store.reading import verify
 
-    store_dir = store_folder(options)
-    wrong = verify(store_dir, progress=shows_progress(options))
+    store_dir = console.store_folder(options)
+    wrong = verify(store_dir, progress=console.shows_progress(options))
     for line in wrong:
         print("luna16:", line, file=sys.stderr)
-    tell(options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}")
-    return FAILED if wrong else DONE
+    console.tell(
+        options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}"
+    )
+    return console.FAILED if wrong else console.DONE

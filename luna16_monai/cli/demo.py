@@ -1,6 +1,6 @@
-"""``make demo``: the whole main job on the embedded data, from nothing to a table of scores.
+"""``luna16 demo``: the whole main job on synthetic data, from nothing to a table of scores.
 
-``make demo-malignancy`` goes on from there: the second bundle, fine-tuned from the demo's network, beside a ruler.
+With ``--malignancy`` it goes on from there: the second bundle, fine-tuned from the demo's network, beside a ruler.
 
 Each step is the command that a user would type, so that the demo shows what it does and breaks where they would.
 """
@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from luna16_monai.cli import console
 
-from luna16_monai.bundle.command import command
-from luna16_monai.bundle.folders import bundle_dir
-from luna16_monai.dataset.candidates import CandidateList
-from luna16_monai.dataset.splits import Split
-from luna16_monai.evaluation.baselines import score_baselines
-from luna16_monai.evaluation.roc import compare_roc_auc
-from luna16_monai.machine.files import write_json
-from luna16_monai.store.reading import Store
-from luna16_monai.tables.points import read_points, write_points
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luna16_monai.cli.console import Verbs
+    from luna16_monai.dataset.candidates import CandidateList
+    from luna16_monai.store.reading import Store
 
 
 @dataclass(frozen=True)
@@ -76,88 +73,178 @@ LONG = Plan(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; what is there already is kept and said so."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"))
-    parser.add_argument(
-        "--malignancy", type=Path, metavar="DIR", help="go on to the second bundle, from the finished demo in --output"
-    )
-    parser.add_argument("--long", action="store_true", help="200 scans and 40 minutes instead of 60 and 8")
-    parser.add_argument("--seed", type=int, default=0, help="of the two trainings")
-    options = parser.parse_args(arguments)
-    plan, suffix = (LONG, "_200") if options.long else (SHORT, "")
-    data = Path(os.environ.get("LUNA16_DATA", "data/phantom") + suffix)
-    store = Path(os.environ.get("LUNA16_STORE", "data/store") + suffix)
-    if options.malignancy is not None:
-        if not (options.output / "report.html").is_file():
-            print(f"no finished demo in {options.output}: that comes first\n", flush=True)
-            _classify_nodules(plan, options.output, data, store, options.seed)
-        return _classify_malignancy(plan, options.malignancy, options.output, data, store, options.seed)
-    return _classify_nodules(plan, options.output, data, store, options.seed)
-
-
 LUNA16 = [sys.executable, "-m", "luna16_monai"]
 
 
-def _classify_nodules(plan: Plan, output: Path, data: Path, store: Path, seed: int) -> int:
-    started = time.monotonic()
-    _prepare(plan, data, store, 6)
-    first = output / "first_round"
-    title = f"3/6  training, first round: small cutouts -> {first}"
-    _train("nodule_classification", title, plan, data, store, {"output_dir": first, "seed": seed, **plan.first})
-    title = f"4/6  training, second round: whole cutouts -> {output}"
-    second = {"output_dir": output, "init_weights": first / "model.pt", "seed": seed, **plan.second}
-    _train("nodule_classification", title, plan, data, store, second)
-    print("5/6  simple baselines on the same scans", flush=True)
-    metrics = _add_baselines(output, data, store, plan)
-    report = output / "report.html"
-    _step("6/6  the report", [*LUNA16, "report", "--run", output, "--output", report, "--store", store])
-    _print_table(metrics, output, data, store, time.monotonic() - started)
-    return 0
+def add_demo(verbs: Verbs) -> None:
+    """Add ``luna16 demo``."""
+    text = "synthetic CTs, store, training and scores in one go, 8 minutes on 2 cores; resumable"
+    verb = console.add_verb(verbs, "demo", run_demo, text)
+    verb.add_argument("--output", type=Path, metavar="DIR", help="default: demo in the folder of LUNA16_RUNS")
+    text = "go on to the second bundle, from the finished demo in --output"
+    verb.add_argument("--malignancy", type=Path, metavar="DIR", help=text)
+    verb.add_argument("--long", action="store_true", help="200 scans and 40 minutes instead of 60 and 8")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the two trainings")
 
 
-def _classify_malignancy(plan: Plan, output: Path, nodule_run: Path, data: Path, store: Path, seed: int) -> int:
-    started = time.monotonic()
-    _prepare(plan, data, store, 5)
-    settings = {"output_dir": output, "init_weights": nodule_run / "model.pt", "nodule_run": nodule_run, "seed": seed}
-    title = f"3/5  fine-tuning from {nodule_run}: malignant, benign and no nodules -> {output}"
-    _train("malignancy_classification", title, plan, data, store, {**settings, **plan.malignancy})
-    report = output / "report.html"
-    _step("4/5  the report", [*LUNA16, "report", "--run", output, "--output", report, "--store", store])
-    uid, points = _points_of_one_scan(nodule_run, output)
-    scan = next(data.glob(f"subset?/{uid}.mhd"))
-    both = ["--weights", nodule_run / "model.pt", "--malignancy", "--malignancy-weights", output / "model.pt"]
-    files = ["--ct", scan, "--candidates", points, "--output", output / "predictions.csv"]
-    _step("5/5  both networks in a row on a held-out scan", [*LUNA16, "predict", *files, *both])
-    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-    _print_malignancy(metrics, output, time.monotonic() - started)
-    return 0
+def run_demo(options: argparse.Namespace) -> int:
+    """Run ``luna16 demo``: what is there already is kept and said so; return its exit code."""
+    from luna16_monai.machine.extras import require
+
+    # asked for now, not after minutes of training
+    require("baselines", "luna16 demo", "sklearn")
+    require("report", "luna16 demo", "matplotlib", "jinja2")
+    plan, suffix = (LONG, "_200") if options.long else (SHORT, "")
+    output = options.output or console.folder("LUNA16_RUNS", "runs") / "demo"
+    data, store = console.folder("LUNA16_DATA", "data/phantom"), console.folder("LUNA16_STORE", "data/store")
+    demo = _Demo(plan, output, data.with_name(data.name + suffix), store.with_name(store.name + suffix), options)
+    if options.malignancy is None:
+        result = demo.classify_nodules()
+    else:
+        if not (output / "report.html").is_file():
+            demo.say(f"no finished demo in {output}: that comes first\n")
+            demo.classify_nodules()
+        result = demo.classify_malignancy(options.malignancy)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    return console.DONE
 
 
-def _prepare(plan: Plan, data: Path, store: Path, steps: int) -> None:
-    _step(
-        f"1/{steps}  synthetic CTs in LUNA16's layout -> {data}",
-        [*LUNA16, "phantom", "--output", data, "--scans", plan.scans],
-    )
-    _step(f"2/{steps}  the volume store -> {store}", [*LUNA16, "prepare", "--data", data, "--store", store])
+class _Demo:
+    """The steps of one demo.
 
+    Args:
+        plan: how much is trained.
+        output: the nodule bundle's run.
+        data, store: the synthetic data set, and its prepared volumes.
+        options: of the verb; with --json all that the steps print goes to standard error.
+    """
 
-def _train(bundle: str, title: str, plan: Plan, data: Path, store: Path, settings: dict[str, Any]) -> None:
-    overrides = {
-        "dataset_dir": data,
-        "store_dir": store,
-        "resume": "true",
-        "validation_stride": plan.stride,
-        **COMMON,
-        **settings,
-    }
-    config = bundle_dir(bundle) / "configs" / "train.yaml"
-    _step(title, command("training", [config], {key: str(value) for key, value in overrides.items()}))
+    def __init__(self, plan: Plan, output: Path, data: Path, store: Path, options: argparse.Namespace) -> None:
+        self.plan, self.output, self.data, self.store, self.seed = plan, output, data, store, options.seed
+        self.stream = sys.stderr if options.json else sys.stdout
+        self.quiet = ["--quiet"] if options.quiet else []
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, file=self.stream, flush=True)
+
+    def classify_nodules(self) -> dict[str, Any]:
+        """Draw the data, train and score the nodule bundle; return what --json prints."""
+        started = time.monotonic()
+        self._prepare(6)
+        first = self.output / "first_round"
+        title = f"3/6  training, first round: small cutouts -> {first}"
+        self._train("nodule_classification", title, {"output_dir": first, **self.plan.first})
+        title = f"4/6  training, second round: whole cutouts -> {self.output}"
+        second = {"output_dir": self.output, "init_weights": first / "model.pt", **self.plan.second}
+        self._train("nodule_classification", title, second)
+        self.say("5/6  simple baselines on the same scans")
+        metrics = _add_baselines(self.output, self.data, self.store, self.plan)
+        self._report("6/6", self.output)
+        self.say(_table(metrics))
+        self._list_files(
+            {
+                "report, opens in any browser": self.output / "report.html",
+                "weights of the best epoch": self.output / "model.pt",
+                "scores": self.output / "metrics.json",
+                "probability of each candidate": self.output / "submission.csv",
+                "curves": f"{self.output} (tensorboard --logdir {self.output})",
+                "CTs and tables": self.data,
+                "prepared volumes": self.store,
+            },
+            started,
+        )
+        keys = ("roc_auc", "average_precision", "cpm", "cpm_ci95", "baselines")
+        return self._result(self.output, {key: metrics[key] for key in keys})
+
+    def classify_malignancy(self, output: Path) -> dict[str, Any]:
+        """Fine-tune and score the malignancy bundle from the nodule run; return what --json prints."""
+        started = time.monotonic()
+        self._prepare(5)
+        weights = self.output / "model.pt"
+        settings = {"output_dir": output, "init_weights": weights, "nodule_run": self.output}
+        title = f"3/5  fine-tuning from {self.output}: malignant, benign and no nodules -> {output}"
+        self._train("malignancy_classification", title, {**settings, **self.plan.malignancy})
+        self._report("4/5", output)
+        uid, points = _points_of_one_scan(self.output, output)
+        scan = next(self.data.glob(f"subset?/{uid}.mhd"))
+        both = ["--weights", weights, "--malignancy", "--malignancy-weights", output / "model.pt"]
+        files = ["--ct", scan, "--candidates", points, "--output", output / "predictions.csv"]
+        self._luna16("5/5  both networks in a row on a held-out scan", "predict", *files, *both)
+        metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+        self.say(_malignancy_table(metrics["malignancy"]))
+        self._list_files(
+            {
+                "report, opens in any browser": output / "report.html",
+                "weights of the best epoch": output / "model.pt",
+                "scores": output / "metrics.json",
+                "each nodule": output / "rated_nodules.csv",
+                "both probabilities, one scan": output / "predictions.csv",
+            },
+            started,
+        )
+        return self._result(output, {"nodule_run": str(self.output), "malignancy": metrics["malignancy"]})
+
+    def _prepare(self, steps: int) -> None:
+        title = f"1/{steps}  synthetic CTs in LUNA16's layout -> {self.data}"
+        self._luna16(title, "phantom", "--output", self.data, "--scans", self.plan.scans)
+        title = f"2/{steps}  the volume store -> {self.store}"
+        self._luna16(title, "prepare", "--data", self.data, "--store", self.store)
+
+    def _train(self, bundle: str, title: str, settings: dict[str, Any]) -> None:
+        from luna16_monai.bundle.command import command
+        from luna16_monai.bundle.folders import bundle_dir
+
+        overrides = {
+            "dataset_dir": self.data,
+            "store_dir": self.store,
+            "resume": "true",
+            "validation_stride": self.plan.stride,
+            **COMMON,
+            "seed": self.seed,
+            **settings,
+        }
+        config = bundle_dir(bundle) / "configs" / "train.yaml"
+        self._step(title, command("training", [config], {key: str(value) for key, value in overrides.items()}))
+
+    def _report(self, number: str, run: Path) -> None:
+        files = ["--run", run, "--output", run / "report.html", "--store", self.store]
+        self._luna16(f"{number}  the report", "report", *files)
+
+    def _luna16(self, title: str, *words: Any) -> None:
+        self._step(title, [*LUNA16, *words, *self.quiet])
+
+    def _step(self, title: str, command: Sequence[Any]) -> None:
+        words = [str(word) for word in command]
+        shown = ["python" if word == sys.executable else word for word in words]
+        self.say(f"{title}\n     {' '.join(shown)}")
+        process = subprocess.Popen(words, stdout=self.stream)
+        try:
+            code = process.wait()
+        except BaseException:
+            # a training saves where it is; after Ctrl-C it does so already
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        if code:
+            raise RuntimeError(f"this step of the demo ended with exit code {code}: what went wrong stands above")
+
+    def _list_files(self, files: dict[str, Path | str], started: float) -> None:
+        seconds = int(time.monotonic() - started)
+        lines = [f"  {what:<30} {where}" for what, where in files.items()]
+        self.say("\n".join([*lines, f"\ndone in {seconds // 60} min {seconds % 60} s"]))
+
+    def _result(self, output: Path, scores: dict[str, Any]) -> dict[str, Any]:
+        return {"output": str(output), "data": str(self.data), "store": str(self.store), **scores}
 
 
 def _points_of_one_scan(nodule_run: Path, output: Path) -> tuple[str, Path]:
-    """Write the candidates of the first held-out scan to a table; gives its series, and the file."""
+    """Write the candidates of the first held-out scan to a table; return its series, and the file."""
+    import numpy as np
+
+    from luna16_monai.tables.points import read_points, write_points
+
     table = read_points(nodule_run / "submission.csv", "probability")
     rows = table.select(table.series == 0)
     uid, path = table.series_uids[0], output / "points.csv"
@@ -165,16 +252,17 @@ def _points_of_one_scan(nodule_run: Path, output: Path) -> tuple[str, Path]:
     return uid, path
 
 
-def _step(title: str, command: Sequence[Any]) -> None:
-    words = [str(word) for word in command]
-    shown = ["python" if word == sys.executable else word for word in words]
-    print(f"{title}\n     {' '.join(shown)}", flush=True)
-    if code := subprocess.run(words, check=False).returncode:
-        sys.exit(f"demo: this step ended with exit code {code}: what went wrong stands above")
-
-
 def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dict[str, Any]:
     """Train the baselines on the training cutouts, score the validation cutouts, and add the AUCs to metrics.json."""
+    import numpy as np
+
+    from luna16_monai.dataset.splits import Split
+    from luna16_monai.evaluation.baselines import score_baselines
+    from luna16_monai.evaluation.roc import compare_roc_auc
+    from luna16_monai.machine.files import write_json
+    from luna16_monai.store.reading import Store
+    from luna16_monai.tables.points import read_points
+
     path = output / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     store = Store(store_dir)
@@ -194,74 +282,57 @@ def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dic
 
 
 def cutouts(candidates: CandidateList, store: Store) -> np.ndarray:
-    """All cutouts of a split, (n, z, y, x) HU."""
+    """Return all cutouts of a split, (n, z, y, x) HU."""
+    import numpy as np
+
     return np.stack([store.volume(item["series_uid"]).cutout(item["point_xyz"]) for item in candidates])
 
 
-def _print_table(metrics: dict[str, Any], output: Path, data: Path, store: Path, seconds: float) -> None:
-    print(
+def _table(metrics: dict[str, Any]) -> str:
+    """Return what the network and the baselines reached, in words."""
+    lines = [
         f"\nOn {metrics['series']} held-out synthetic scans ({metrics['candidates']} candidates, "
-        f"{metrics['positives']} positive), epoch {metrics['epoch']}; intervals over scans\n"
-    )
-    print(f"  {'classifier':<32} ROC AUC (95 %)            the network is ahead by (95 %)")
+        f"{metrics['positives']} positive), epoch {metrics['epoch']}; intervals over scans\n",
+        f"  {'classifier':<32} ROC AUC (95 %)            the network is ahead by (95 %)",
+    ]
     for name, one in metrics["baselines_compared"].items():
         ahead = _with_interval(one["behind_by"], one["behind_by_ci95"], "+")
         trees = "boosted trees: " + name.replace("_", " ")
-        print(f"  {trees:<32} {_with_interval(one['roc_auc'], one['roc_auc_ci95']):<24}  {ahead}")
+        lines.append(f"  {trees:<32} {_with_interval(one['roc_auc'], one['roc_auc_ci95']):<24}  {ahead}")
     network = _with_interval(metrics["roc_auc"], metrics["roc_auc_ci95"])
-    print(f"  {'network':<32} {network}   average precision {metrics['average_precision']:.3f}\n")
     low, high = metrics["cpm_ci95"]
-    print(f"LUNA16's official score, CPM: {metrics['cpm']:.3f} (95 % {low:.3f} to {high:.3f})")
-    print("The data are synthetic: these figures say nothing about real LUNA16.")
-    for what, where in {
-        "report, opens in any browser": output / "report.html",
-        "weights of the best epoch": output / "model.pt",
-        "scores": output / "metrics.json",
-        "probability of each candidate": output / "submission.csv",
-        "curves": f"{output} (tensorboard --logdir {output})",
-        "CTs and tables": data,
-        "prepared volumes": store,
-    }.items():
-        print(f"  {what:<30} {where}")
-    print(f"\ndone in {int(seconds) // 60} min {int(seconds) % 60} s")
+    lines += [
+        f"  {'network':<32} {network}   average precision {metrics['average_precision']:.3f}\n",
+        f"LUNA16's official score, CPM: {metrics['cpm']:.3f} (95 % {low:.3f} to {high:.3f})",
+        "The data are synthetic: these figures say nothing about real LUNA16.",
+    ]
+    return "\n".join(lines)
 
 
-def _print_malignancy(metrics: dict[str, Any], output: Path, seconds: float) -> None:
-    told = metrics["malignancy"]
+def _malignancy_table(told: dict[str, Any]) -> str:
+    """Return what the malignancy bundle and the ruler reached, in words."""
     nodules = told["nodules"]
-    print(
+    lines = [
         f"\nMalignant ({nodules['malignant']}) against benign nodules ({nodules['benign']}) of {told['patients']} "
-        "held-out synthetic patients; intervals over patients\n"
-    )
-    print(f"  {'':<24} ROC AUC (95 %)            the network is ahead by (95 %)")
+        "held-out synthetic patients; intervals over patients\n",
+        f"  {'':<24} ROC AUC (95 %)            the network is ahead by (95 %)",
+    ]
     for name, one in told["compared"].items():
         ahead = _with_interval(one["behind_by"], one["behind_by_ci95"], "+") if "behind_by" in one else ""
         shown = {"diameter": "diameter alone", "diameter_and_mean_hu": "diameter and mean HU"}.get(name, name)
-        print(f"  {shown:<24} {_with_interval(one['roc_auc'], one['roc_auc_ci95']):<24}  {ahead}")
-    print(
+        lines.append(f"  {shown:<24} {_with_interval(one['roc_auc'], one['roc_auc_ci95']):<24}  {ahead}")
+    lines.append(
         f"\n  {'candidate to malignant':<24} {'left by the first':>18} {'called benign':>14} {'called malignant':>17}"
     )
     for name, row in told["end_to_end"]["counts"].items():
         shown = {"malignant": "malignant nodules", "benign": "benign nodules"}.get(name, "other candidates")
-        print(f"  {shown:<24} {row['missed']:>18} {row['benign']:>14} {row['malignant']:>17}")
-    print(
+        lines.append(f"  {shown:<24} {row['missed']:>18} {row['benign']:>14} {row['malignant']:>17}")
+    lines.append(
         "\nMalignant is what radiologists rated so of real nodules with these shapes, and they call large ones\n"
         "malignant: a ruler is hard to beat. The data are synthetic: these figures say nothing about real CTs."
     )
-    for what, where in {
-        "report, opens in any browser": output / "report.html",
-        "weights of the best epoch": output / "model.pt",
-        "scores": output / "metrics.json",
-        "each nodule": output / "rated_nodules.csv",
-        "both probabilities, one scan": output / "predictions.csv",
-    }.items():
-        print(f"  {what:<30} {where}")
-    print(f"\ndone in {int(seconds) // 60} min {int(seconds) % 60} s")
+    return "\n".join(lines)
 
 
 def _with_interval(value: float, bounds: Sequence[float], sign: str = "") -> str:
     return f"{value:{sign}.3f} ({bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

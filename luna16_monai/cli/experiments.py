@@ -11,29 +11,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luna16_monai.bundle.folders import require_trust
-from luna16_monai.cli.console import data_folder, shows_progress, store_folder, tell, warn
-from luna16_monai.machine.extras import install, is_installed
+from luna16_monai.cli import console
 
 if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
     from luna16_monai.experiments.search import TunePlan
 
 logger = logging.getLogger(__name__)
 
 
+def add_crossval(verbs: Verbs) -> None:
+    """Add ``luna16 crossval``."""
+    verb = console.add_verb(verbs, "crossval", run_crossval, "official cross-validation of a bundle; resumable")
+    verb.add_argument("--folds", type=int, nargs="+", metavar="N", help="0 to 9; default: all that are prepared")
+    _add_trainings(verb)
+    console.add_bootstrap(verb)
+
+
 def run_crossval(options: argparse.Namespace) -> int:
-    """Run ``luna16 crossval``; its exit code."""
+    """Run ``luna16 crossval``; return its exit code."""
     from luna16_monai.experiments.crossval import crossval
     from luna16_monai.experiments.folds import Plan
+    from luna16_monai.machine.extras import install, is_installed
     from luna16_monai.report.page import write_report
     from luna16_monai.store.reading import Store
 
     bundle = _trained_bundle(options)
-    store_dir = store_folder(options)
+    store_dir = console.store_folder(options)
     folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
     plan = Plan(
         bundle,
-        data_folder(options),
+        console.data_folder(options),
         store_dir,
         options.output,
         tuple(folds),
@@ -42,25 +50,33 @@ def run_crossval(options: argparse.Namespace) -> int:
         _threads(options),
         options.gpus,
     )
-    result = crossval(plan, _execute(options), shows_progress(options), options.bootstrap, options.seed)
+    result = crossval(plan, _execute(options), console.shows_progress(options), options.bootstrap, options.seed)
     if is_installed("matplotlib", "jinja2"):
         write_report(options.output, options.output / "report.html", store_dir)
     else:
         print(f"luna16: no report.html: {install('report')}, then luna16 report --run", file=sys.stderr)
-    warn(result.get("warnings", ()))
-    return tell(options, result, _told_folds(result, options.output))
+    console.warn(result.get("warnings", ()))
+    return console.tell(options, result, _told_folds(result, options.output))
+
+
+def add_tune(verbs: Verbs) -> None:
+    """Add ``luna16 tune``."""
+    verb = console.add_verb(verbs, "tune", run_tune, "search for better settings of a bundle; resumable")
+    verb.add_argument("--trials", type=int, required=True, metavar="N")
+    verb.add_argument("--search", type=Path, metavar="FILE", help="what is tried; default: the bundle's tune.yaml")
+    _add_trainings(verb)
 
 
 def run_tune(options: argparse.Namespace) -> int:
-    """Run ``luna16 tune``; its exit code."""
+    """Run ``luna16 tune``; return its exit code."""
     from luna16_monai.experiments.search import Search, TunePlan
     from luna16_monai.experiments.tune import read_trials, tune
 
     bundle = _trained_bundle(options)
     plan = TunePlan(
         bundle,
-        data_folder(options),
-        store_folder(options),
+        console.data_folder(options),
+        console.store_folder(options),
         options.output,
         Search.read(options.search or bundle / "configs" / "tune.yaml"),
         options.trials,
@@ -70,17 +86,34 @@ def run_tune(options: argparse.Namespace) -> int:
         options.gpus,
         options.seed,
     )
-    result = tune(plan, options.ray, options.workers or 1, options.dashboard, shows_progress(options))
+    result = tune(plan, options.ray, options.workers or 1, options.dashboard, console.shows_progress(options))
     if write_chart(plan, read_trials(plan)):
         result["files"].append("trials.svg")
     best, metric = result["best"], result["metric"]
     line = f"tune: {metric} {best['score']:.4f} after epoch {best['epoch']}, the best of {result['trials']} trials"
-    return tell(options, result, f"{line}: {options.output / 'best.yaml'}")
+    return console.tell(options, result, f"{line}: {options.output / 'best.yaml'}")
+
+
+def _add_trainings(verb: argparse.ArgumentParser) -> None:
+    """Add the options of what runs several trainings."""
+    console.add_ray(verb)
+    console.add_bundle(verb)
+    console.add_trust(verb)
+    verb.add_argument("--output", type=Path, required=True, metavar="DIR")
+    console.add_data(verb)
+    console.add_store(verb)
+    verb.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="settings of each training")
+    verb.add_argument("--overlay", type=Path, nargs="+", metavar="FILE", help="config files on top of train.yaml")
+    console.add_workers(verb, "trainings at once; default: 1")
+    verb.add_argument("--threads", type=int, metavar="N", help="of each process; default: the cores shared")
+    verb.add_argument("--gpus", type=int, default=0, metavar="N", help="that a training takes for itself")
+    console.add_device(verb)
+    console.add_seed(verb)
 
 
 def _trained_bundle(options: argparse.Namespace) -> Path:
     """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
-    from luna16_monai.bundle.folders import bundle_dir, called_names
+    from luna16_monai.bundle.folders import bundle_dir, called_names, require_trust
 
     bundle = options.bundle or bundle_dir()
     files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
@@ -148,6 +181,7 @@ def _told_folds(result: dict[str, Any], output: Path) -> str:
 
 def write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Draw what was tried against the score as ``trials.svg``; whether it could, as matplotlib is an extra."""
+    from luna16_monai.machine.extras import install
     from luna16_monai.machine.files import atomic_write
 
     try:

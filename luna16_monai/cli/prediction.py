@@ -7,28 +7,54 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luna16_monai.cli.console import DONE, _bundle, _device, _existing, shows_progress, tell
+from luna16_monai.cli import console
 
 if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
     from luna16_monai.inference.classifier import Classifier
 
 SECOND_BUNDLE = "malignancy_classification"
 
 
+def add_predict(verbs: Verbs) -> None:
+    """Add ``luna16 predict``."""
+    verb = console.add_verb(verbs, "predict", run_predict, "score candidates of any CT with a trained bundle")
+    console.add_ct(verb)
+    verb.add_argument("--candidates", type=Path, required=True, metavar="CSV", help="seriesuid, coordX, coordY, coordZ")
+    verb.add_argument("--output", type=Path, required=True, metavar="CSV")
+    text = "default: the nodule bundle; several are averaged"
+    verb.add_argument("--bundle", type=Path, nargs="+", metavar="DIR", help=text)
+    console.add_trust(verb)
+    text = "a run's model.pt; several are averaged"
+    verb.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=text)
+    text = "also how likely each is a malignant nodule; DIR: another bundle than the malignancy bundle"
+    verb.add_argument("--malignancy", nargs="?", const="", metavar="DIR", help=text)
+    verb.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
+    verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
+    verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
+    verb.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
+    console.add_device(verb)
+    verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
+    text = "of the report; calibrated where known; default: 0.5"
+    verb.add_argument("--threshold", type=float, default=0.5, metavar="P", help=text)
+    verb.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
+    verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
+
+
 def run_predict(options: argparse.Namespace) -> int:
-    """Run ``luna16 predict``; its exit code."""
+    """Run ``luna16 predict``; return its exit code."""
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.tables.points import from_ras, read_points
 
-    bundles = [_bundle(path, options.trust_bundle) for path in options.bundle or [None]]
-    table = read_points(_existing(options.candidates), None)
-    device = _device(options.device)
+    bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
+    table = read_points(console.existing(options.candidates), None)
+    device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     points = from_ras(table) if options.ras else table
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
-        classifiers, options.ct, table, points, options.output, options.tta, wanted, shows_progress(options),
+        classifiers, options.ct, table, points, options.output, options.tta, wanted, console.shows_progress(options),
         malignancy=_malignancy_classifier(options, device),
     )  # fmt: skip
     lines = [f"predict: {len(table)} probabilities in {options.output}"]
@@ -36,26 +62,7 @@ def run_predict(options: argparse.Namespace) -> int:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
     if options.explain:
         lines.append(f"  {result['explained']} explanations in {options.explain}")
-    return tell(options, result, "\n".join(lines))
-
-
-def run_review(options: argparse.Namespace) -> int:
-    """Run ``luna16 review``; its exit code."""
-    from luna16_monai.review.decisions import Decisions, login_name
-    from luna16_monai.review.server import ReviewServer
-    from luna16_monai.review.session import Review
-
-    predictions = _existing(options.predictions)
-    path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
-    decisions = Decisions(path, options.reviewer or login_name())
-    server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
-    count = len(server.review.candidates)
-    result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
-    line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
-    server.serve_until_stopped(lambda: tell(options, result, line))
-    told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
-    print("luna16: review has ended,", told, file=sys.stderr)
-    return DONE
+    return console.tell(options, result, "\n".join(lines))
 
 
 def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:
@@ -67,8 +74,40 @@ def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifi
         if options.malignancy_weights:
             raise ValueError("--malignancy-weights without --malignancy: add it, or leave the weights out")
         return None
-    bundle = _bundle(
+    bundle = console.bundle(
         Path(options.malignancy) if options.malignancy else bundle_dir(SECOND_BUNDLE), options.trust_bundle
     )
     weights = [options.malignancy_weights] if options.malignancy_weights else ()
     return Classifier(bundle, device, weights, options.backend)
+
+
+def add_review(verbs: Verbs) -> None:
+    """Add ``luna16 review``."""
+    text = "serve a page on this machine to step through a prediction"
+    verb = console.add_verb(verbs, "review", run_review, text)
+    verb.add_argument("--predictions", type=Path, required=True, metavar="CSV", help="what predict wrote")
+    console.add_ct(verb)
+    verb.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
+    verb.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
+    verb.add_argument("--reviewer", metavar="NAME", help="default: your login name")
+    verb.add_argument("--least", type=float, default=0.0, metavar="P", help="leave less probable ones out")
+    verb.add_argument("--ras", action="store_true", help="the predictions are RAS, not LPS as LUNA16's")
+
+
+def run_review(options: argparse.Namespace) -> int:
+    """Run ``luna16 review``; return its exit code."""
+    from luna16_monai.review.decisions import Decisions, login_name
+    from luna16_monai.review.server import ReviewServer
+    from luna16_monai.review.session import Review
+
+    predictions = console.existing(options.predictions)
+    path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
+    decisions = Decisions(path, options.reviewer or login_name())
+    server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
+    count = len(server.review.candidates)
+    result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
+    line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
+    server.serve_until_stopped(lambda: console.tell(options, result, line))
+    told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
+    print("luna16: review has ended,", told, file=sys.stderr)
+    return console.DONE

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from luna16_monai.cli.console import _existing, store_folder, tell, warn
+from luna16_monai.cli import console
+
+if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
+
+
+def add_evaluate(verbs: Verbs) -> None:
+    """Add ``luna16 evaluate``."""
+    verb = console.add_verb(verbs, "evaluate", run_evaluate, "score a submission as LUNA16 does")
+    _add_reference(verb)
+    verb.add_argument("--submission", type=Path, required=True, metavar="CSV")
+    verb.add_argument("--output", type=Path, metavar="DIR", help="for metrics.json, candidates.csv, nodules.csv")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    """Run ``luna16 evaluate``; its exit code."""
+    """Run ``luna16 evaluate``; return its exit code."""
     from luna16_monai.evaluation.submission import evaluate
     from luna16_monai.runs.results import write_results
     from luna16_monai.tables.points import read_points
 
     truth = _truth(options)
-    submission = read_points(_existing(options.submission), "probability")
+    submission = read_points(console.existing(options.submission), "probability")
     evaluation = evaluate(submission, truth, options.bootstrap, options.seed)
     if options.output is not None:
         write_results(
             options.output, evaluation.scores, submission, submission.values, evaluation, subsets=truth.subsets
         )
-    warn(evaluation.scores["warnings"])
-    return tell(options, evaluation.scores, _told(evaluation.scores))
+    console.warn(evaluation.scores["warnings"])
+    return console.tell(options, evaluation.scores, _told(evaluation.scores))
+
+
+def add_compare(verbs: Verbs) -> None:
+    """Add ``luna16 compare``."""
+    text = "tell whether the second of two submissions is better than the first"
+    verb = console.add_verb(verbs, "compare", run_compare, text)
+    _add_reference(verb)
+    verb.add_argument("--submission", type=Path, action="append", required=True, metavar="CSV", help="give it twice")
+    verb.add_argument("--output", type=Path, metavar="DIR", help="for comparison.json")
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    """Run ``luna16 compare``; its exit code."""
+    """Run ``luna16 compare``; return its exit code."""
     from luna16_monai.evaluation.submission import compare, evaluate
     from luna16_monai.machine.files import write_json
     from luna16_monai.tables.points import read_points
@@ -34,21 +55,54 @@ def run_compare(options: argparse.Namespace) -> int:
     if len(options.submission) != 2:
         raise ValueError(f"--submission is given {len(options.submission)} times: compare takes it twice")
     truth = _truth(options)
-    one, other = (evaluate(read_points(_existing(path), "probability"), truth, draws=0) for path in options.submission)
+    one, other = (
+        evaluate(read_points(console.existing(path), "probability"), truth, draws=0) for path in options.submission
+    )
     result = {
         "submissions": [path.name for path in options.submission],
         **compare(one, other, options.bootstrap, options.seed),
     }
     if options.output is not None:
         write_json(options.output / "comparison.json", result)
-    warn(result["warnings"])
+    console.warn(result["warnings"])
     low, high = result["cpm_difference_ci95"]
-    return tell(
+    return console.tell(
         options,
         result,
         f"compare: CPM {result['cpm'][0]:.4f} and {result['cpm'][1]:.4f} on {result['scans']} scans, "
         f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})",
     )
+
+
+def add_report(verbs: Verbs) -> None:
+    """Add ``luna16 report``."""
+    verb = console.add_verb(verbs, "report", run_report, "write one self-contained HTML file about a run")
+    verb.add_argument("--run", dest="run_dir", type=Path, required=True, metavar="DIR", help="its output folder")
+    verb.add_argument("--output", type=Path, metavar="FILE.html", help="default: report.html in that folder")
+    console.add_store(verb, "the prepared volumes, for the pictures")
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Run ``luna16 report``; return its exit code."""
+    from luna16_monai.report.page import write_report
+
+    output = options.output or options.run_dir / "report.html"
+    result = write_report(options.run_dir, output, console.store_folder(options))
+    return console.tell(
+        options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)"
+    )
+
+
+def _add_reference(verb: argparse.ArgumentParser) -> None:
+    """Add the options of a reference standard: the nodules, and which scans are scored; and those of the bootstrap."""
+    verb.add_argument("--annotations", type=Path, required=True, metavar="CSV", help="the nodules")
+    excluded = verb.add_mutually_exclusive_group(required=True)
+    excluded.add_argument("--excluded", type=Path, metavar="CSV", help="findings that count neither way")
+    excluded.add_argument("--no-excluded", action="store_true", help="do without; not comparable with LUNA16's CPM")
+    verb.add_argument("--seriesuids", type=Path, required=True, metavar="CSV", help="the scans to score, no others")
+    verb.add_argument("--subsets", type=Path, metavar="PATH", help="table of seriesuid, subset; or the CTs' folder")
+    console.add_bootstrap(verb)
+    console.add_seed(verb)
 
 
 def _truth(options: argparse.Namespace) -> Any:
@@ -68,12 +122,3 @@ def _told(scores: dict[str, Any]) -> str:
             f"  {scores['candidate_ceiling']:.4f} of the nodules have a candidate on them",
         ]
     )
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """Run ``luna16 report``; its exit code."""
-    from luna16_monai.report.page import write_report
-
-    output = options.output or options.run_dir / "report.html"
-    result = write_report(options.run_dir, output, store_folder(options))
-    return tell(options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)")

@@ -234,7 +234,7 @@ def test_a_training_on_two_gpus_has_the_cores_of_two_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
 
     def asked(*words: str) -> tuple[int, dict[str, Any]]:
-        options = cli._parser().parse_args(["crossval", "--output", "x", *words])
+        options = cli.parser().parse_args(["crossval", "--output", "x", *words])
         return job_verbs._threads(options), job_verbs._execute(options).keywords
 
     assert asked("--workers", "2") == (8, {"workers": 2})
