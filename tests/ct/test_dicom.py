@@ -254,3 +254,10 @@ def test_open_ct_reads_a_real_dicom_ct():
     np.testing.assert_array_equal(voxels, sitk.GetArrayViewFromImage(image))
     last = image.TransformIndexToPhysicalPoint((511, 511, 98))
     np.testing.assert_allclose(ct.geometry.world_from_voxel((98, 511, 511)), last, atol=1e-9)
+
+
+def test_open_ct_tolerates_positions_rounded_to_two_decimals(tmp_path):
+    # 0.625 mm apart: 0.625 -> 0.62 or 0.63, so that gaps are 0.62 and 0.63.
+    ct = open_ct(write_dicom(tmp_path / "series", place(30, 30.62, 31.25, 31.88)))
+    # (31.88 - 30) / 3 gaps.
+    np.testing.assert_allclose(ct.geometry.spacing_zyx, (0.626667, 0.75, 0.5), atol=1e-6)

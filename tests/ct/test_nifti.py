@@ -99,3 +99,45 @@ def test_open_ct_survives_any_nifti_header(changes: list, data: bytes):
         except ValueError as error:
             message = str(error)
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_open_ct_reads_both_versions_and_byte_orders_of_nifti(tmp_path, kind, order):
+    image = kind(VOXELS.T, np.eye(4), kind.header_class(endianness=order))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "scan.nii")
+    np.testing.assert_array_equal(open_ct(tmp_path / "scan.nii").read(), VOXELS)
+
+
+@pytest.mark.parametrize("slope_inter", [(2, -1024), (1, -1024), (0.5, 0.25)])
+def test_open_ct_applies_the_slope_and_intercept_of_nifti(tmp_path, slope_inter):
+    # Three stored values, 0, 1 and 4, whose HU are slope * value + intercept.
+    image = nib.Nifti1Image(np.array([0, 1, 4], np.uint8).reshape(3, 1, 1), np.eye(4))
+    image.header.set_slope_inter(*slope_inter)
+    path = tmp_path / "scan.nii.gz"
+    raw = image.header.copy()
+    raw["magic"], raw["vox_offset"] = b"n+1", 352
+    path.write_bytes(gzip.compress(raw.binaryblock + b"\0\0\0\0" + bytes([0, 1, 4])))
+    slope, inter = slope_inter
+    np.testing.assert_array_equal(open_ct(path).read(), [[[inter, slope + inter, 4 * slope + inter]]])
+    np.testing.assert_array_equal(nib.load(path).get_fdata().T, open_ct(path).read())
+
+
+def test_open_ct_skips_extensions_of_nifti(tmp_path):
+    image = nib.Nifti1Image(VOXELS.T, np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 1000))
+    nib.save(image, tmp_path / "scan.nii")
+    np.testing.assert_array_equal(open_ct(tmp_path / "scan.nii").read(), VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "scan.nii is no NIfTI file (WrapStructError): fetch or convert it anew"),
+        (b"x" * 1000, "scan.nii is no NIfTI file (HeaderDataError)"),
+    ],
+)
+def test_open_ct_refuses_what_is_no_nifti(tmp_path, content, message):
+    (tmp_path / "scan.nii").write_bytes(content)
+    refused(tmp_path / "scan.nii", message)

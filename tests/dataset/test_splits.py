@@ -1,4 +1,4 @@
-"""Who is drawn, and how often: splits, the sampler's fairness, and items that depend on their seed alone."""
+"""Splits by series, patient and subset, and the split of a data folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def both_classes(series: int) -> list[tuple[str, int]]:
     return [(f"u{i:02d}", label) for i in range(series) for label in (1, 0, 0)]
 
 
-# --- patients and splits --------------------------------------------------------------------------------------------
+# --- splits of series -----------------------------------------------------------------------------------------------
 
 
 def test_split_by_stride_holds_out_every_nth_in_sorted_order():
@@ -285,9 +285,6 @@ def test_split_of_the_prepared_phantom(phantom_dir, store_dir):
     for part in (split.train, split.validation):
         assert int((part.labels == 0).sum()) == 4 * int((part.labels == 1).sum()) > 0
     assert len(split.train) + len(split.validation) == len(read_candidates(phantom_dir))
-
-
-# --- items that depend on their seed --------------------------------------------------------------------------------
 
 
 def test_set_aside_keeps_the_subset_as_it_is_and_its_patients_out_of_the_rest():

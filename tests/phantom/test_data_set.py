@@ -294,9 +294,6 @@ def test_write_mhd_writes_luna16s_header(tmp_path):
     assert (tmp_path / "1.2.raw").stat().st_size == 2 * 3 * 4 * 5
 
 
-# --- what is drawn
-
-
 def test_phantom_names_no_absolute_path(small_phantom):
     assert str(Path.home()) not in (small_phantom / "phantom.json").read_text(encoding="utf-8")
     assert str(small_phantom) not in (small_phantom / "phantom.json").read_text(encoding="utf-8")

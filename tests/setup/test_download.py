@@ -247,9 +247,6 @@ def test_download_refuses_to_work_beside_another(mirror, output):
         fetch(mirror, output)
 
 
-# --- archives -------------------------------------------------------------------------------------------------------
-
-
 def test_download_removes_an_archive_that_is_refused(mirror, output):
     mirror.files["subset0.zip"] = zipped({**TWO, "../evil.mhd": b"x"})
     with pytest.raises(ValueError, match="no plain path"):

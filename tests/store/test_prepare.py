@@ -331,7 +331,7 @@ def test_prepare_of_a_folder_without_cts(tmp_path, store):
     assert not store.exists()
 
 
-# --- recipes --------------------------------------------------------------------------------------------------------
+# --- lists that cannot be built -------------------------------------------------------------------------------------
 
 
 def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, store, tmp_path):

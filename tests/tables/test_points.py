@@ -1,4 +1,4 @@
-"""LUNA16's tables: read in every form in which people have them, refused with file, line and cure where wrong."""
+"""Tables of points: read strictly, joined by series, and written whole."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from luna16_monai.tables.luna16 import (
 )
 from luna16_monai.tables.points import duplicate_rows, read_points, write_points
 
-# --- good tables ----------------------------------------------------------------------------------------------------
-
 
 def test_read_points_reads_submissions(tmp_path):
     path = write(tmp_path, TABLE.replace("class", "probability").replace(",0\n", ",0.25\n"), "submission.csv")
     assert read_points(path, "probability").values.tolist() == [0.25, 1, 1]
-
-
-# --- bad tables -----------------------------------------------------------------------------------------------------
 
 
 def test_duplicate_rows_leaves_the_first_of_each():
