@@ -378,7 +378,7 @@ def test_coordinates_page_works_its_example_out_right():
 
 
 def dotted_names() -> dict[str, list[str]]:
-    """Every ``luna16_monai.a.b`` on pages, in notebooks, YAML, Make, Docker and project files, to where it stands."""
+    """Every ``luna16_monai.a.b`` on pages, in notebooks, YAML, sources and project files, to where it stands."""
     found: dict[str, list[str]] = {}
     for path in sorted(
         [
@@ -386,6 +386,9 @@ def dotted_names() -> dict[str, list[str]]:
             *DOCS.rglob("*.ipynb"),
             *(ROOT / "bundles").rglob("*.yaml"),
             *(ROOT / "docker").iterdir(),
+            *(ROOT / "luna16_monai").rglob("*.py"),
+            *(ROOT / "tools").glob("*.py"),
+            *(ROOT / "benchmarks").glob("*.py"),
             ROOT / "Makefile",
             ROOT / "pyproject.toml",
         ]
