@@ -11,7 +11,7 @@ import pytest
 from ct_files import VOXELS, refused, write_ct
 
 from luna16_monai.ct import checks as metaimage_checks
-from luna16_monai.ct.checks import inflate
+from luna16_monai.ct.checks import MAX_INFLATION, MAX_VOXELS, check_file, check_voxels, inflate
 from luna16_monai.ct.opening import open_ct
 
 
@@ -64,3 +64,46 @@ def test_inflate_streams_in_chunks_of_any_size(monkeypatch, chunk):
         inflate(io.BytesIO(packed), 1201, "x.zraw")
     with pytest.raises(ValueError, match=r"x\.zraw is too long: bytes follow the end"):
         inflate(io.BytesIO(packed + b"x"), 1200, "x.zraw")
+
+
+def test_check_file_takes_a_file_and_a_link_that_stays_in_the_folder(tmp_path):
+    (tmp_path / "scan.raw").write_bytes(b"x")
+    (tmp_path / "link.raw").symlink_to(tmp_path / "scan.raw")
+    for name in ("scan.raw", "link.raw"):
+        check_file(tmp_path / name, tmp_path, allow_symlinks=False)
+
+
+def test_check_file_refuses_a_link_out_unless_it_is_allowed(tmp_path):
+    (tmp_path / "scan.raw").write_bytes(b"x")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link.raw").symlink_to(tmp_path / "scan.raw")
+    with pytest.raises(ValueError, match=r"^the data file is reached through a symbolic link that leaves .* 'data'"):
+        check_file(data / "link.raw", data, allow_symlinks=False, what="the data file")
+    check_file(data / "link.raw", data, allow_symlinks=True)
+
+
+def test_check_file_refuses_a_folder_a_pipe_and_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="is no regular file: give the file of a CT"):
+            check_file(path, tmp_path, allow_symlinks=False)
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name in ("gone", "dangling"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is missing .*: check the path, or fetch it again"):
+            check_file(tmp_path / name, tmp_path, allow_symlinks=False)
+
+
+def test_check_voxels_takes_as_many_as_the_limit_and_no_more():
+    assert MAX_VOXELS == 1024 * 1024 * 2048
+    check_voxels((2048, 1024, 1024), np.int16, None, "scan")
+    with pytest.raises(ValueError, match=f"scan asks for {MAX_VOXELS + 2048 * 1024} voxels, the limit is {MAX_VOXELS}"):
+        check_voxels((2048, 1024, 1025), np.int16, None, "scan")
+
+
+def test_check_voxels_takes_what_a_compressed_file_of_this_size_can_hold():
+    # 2 bytes a voxel: 516 voxels are 1032 bytes, what one byte may inflate to
+    assert MAX_INFLATION == 1032
+    check_voxels((1, 1, 516), np.int16, 1, "scan")
+    with pytest.raises(ValueError, match="scan asks for 1034 bytes, more than 1 compressed bytes can hold"):
+        check_voxels((1, 1, 517), np.int16, 1, "scan")

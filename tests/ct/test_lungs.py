@@ -19,3 +19,10 @@ def test_find_lungs_takes_enclosed_air_with_its_vessels():
     assert lungs[2:-2][expected[2:-2]].all()
     assert not lungs[:, :9].any()
     assert (lungs & ~expected).sum() < 0.02 * expected.sum()
+
+
+def test_find_lungs_is_empty_where_the_body_encloses_no_air():
+    hu = np.full((4, 30, 30), 40.0)
+    assert not find_lungs(hu, np.ones(3)).any()
+    hu[:, :, :10] = -1000  # air that reaches the picture's edge
+    assert not find_lungs(hu, np.ones(3)).any()
