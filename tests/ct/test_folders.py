@@ -7,7 +7,7 @@ import re
 import pytest
 from ct_files import write_ct
 
-from luna16_monai.ct.folders import CTFile, find_cts
+from luna16_monai.ct.folders import SUBSETS, CTFile, find_cts, subset_folder
 
 
 def test_find_cts_sorts_by_series_and_leaves_the_lung_masks(tmp_path):
@@ -78,3 +78,7 @@ def test_find_cts_follows_links_that_stay_in_the_folder(tmp_path):
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(tmp_path)
     assert [ct.subset for ct in find_cts(link)] == [3]
+
+
+def test_subset_folders_are_luna16s_ten():
+    assert [subset_folder(number) for number in SUBSETS] == [f"subset{digit}" for digit in "0123456789"]

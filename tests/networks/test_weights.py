@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from luna16_monai.networks.weights import load_initial_weights, read_weights
+from luna16_monai.networks.weights import load_initial_weights, load_state, read_weights
 
 
 class Small(nn.Module):
@@ -76,3 +76,16 @@ def test_load_initial_weights_refuses_another_backbone_and_lacking_weights(first
         load_initial_weights(Small(), str(tmp_path / "head.pt"))
     with pytest.raises(FileNotFoundError, match=r"init_weights .*gone\.pt: no such file: name a model\.pt, or null"):
         load_initial_weights(Small(), str(tmp_path / "gone.pt"))
+
+
+def test_load_state_takes_all_weights():
+    network = torch.nn.Linear(2, 1)
+    load_state(network, {"weight": torch.tensor([[2.0, 3.0]]), "bias": torch.tensor([4.0])}, "the weights")
+    assert network(torch.tensor([[1.0, 10.0]])).item() == 36
+
+
+def test_load_state_names_weights_of_another_network():
+    with pytest.raises(ValueError, match=r"^the weights model\.pt belong to another network: .*size mismatch"):
+        load_state(torch.nn.Linear(2, 1), torch.nn.Linear(3, 1).state_dict(), "the weights model.pt")
+    with pytest.raises(ValueError, match="Missing key"):
+        load_state(torch.nn.Linear(2, 1), {}, "init_weights x.pt")

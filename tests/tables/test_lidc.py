@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from luna16_monai.tables.lidc import read_patients
+from luna16_monai.tables.lidc import Patients, read_patients
 
 
 def test_read_patients_knows_the_public_series():
@@ -28,7 +28,7 @@ def test_read_patients_lets_the_data_folder_win(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seriesuid,patient\n1.2,P\n", "line 1: the header must name seriesuid and patient_id"),
+        ("seriesuid,patient\n1.2,P\n", "line 1: column patient_id is missing"),
         ("seriesuid,patient_id\n1.2,P\n1.3\n", "line 3: a value is missing"),
         ("seriesuid,patient_id\n1.2,\n", "line 2: a value is missing"),
     ],
@@ -37,3 +37,10 @@ def test_read_patients_refuses(tmp_path, content, message):
     (tmp_path / "patients.csv").write_text(content)
     with pytest.raises(ValueError, match=rf"patients\.csv, {message}"):
         read_patients(tmp_path)
+
+
+def test_patients_of_a_series_that_is_not_listed_is_the_series_itself():
+    patients = Patients({"1.2": "P", "1.3": "P", "1.4": "Q"})
+    assert (patients.of("1.3"), patients.of("1.5")) == ("P", "1.5")
+    assert patients.of_all(["1.2", "1.3", "1.5"]) == {"P", "1.5"}
+    assert patients.of_all([]) == set()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from luna16_monai.tables.text import LONGEST_LINE, open_table
+from luna16_monai.tables.text import LONGEST_LINE, open_table, require_columns
 
 
 def lines_of(path):
@@ -64,3 +66,20 @@ def test_open_table_leaves_other_errors_of_its_reader_as_they_are(tmp_path):
     path.write_bytes(b"a\n")
     with pytest.raises(KeyError, match="other"), open_table(path):
         raise KeyError("other")
+
+
+def test_require_columns_gives_their_positions_in_the_order_asked_for():
+    assert require_columns(["x", "class", "y"], ("y", "class"), Path("t.csv")) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "cure", "message"),
+    [
+        (["a", "c"], None, "t.csv, line 1: column b is missing (found: 'a, c'): the header must name a, b"),
+        (["a", "b", "a"], None, "t.csv, line 1: column a stands there twice (found: 'a, b, a'): the header"),
+        (None, "name another file", "t.csv, line 1: column a is missing (found: ''): name another file"),
+    ],
+)
+def test_require_columns_names_file_column_and_cure(header, cure, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        require_columns(header, ("a", "b"), Path("t.csv"), cure)
