@@ -89,6 +89,11 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
     return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
 
 
+def has_ct_suffix(path: Path) -> bool:
+    """Return whether a file's name ends as a CT's does."""
+    return bool(_suffix(path))
+
+
 def _suffix(path: Path) -> str:
     """The ending that makes a file a CT, in lower case; empty where there is none."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")

@@ -88,7 +88,7 @@ def write_results(
     label: IntArray | None = None,
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the files; metrics.json last, so that it never tells of tables that are not there.
 
     Args:
@@ -100,6 +100,9 @@ def write_results(
         label: (m,) class of each, where known.
         calibrated: (m,) calibrated probability of each.
         subsets: series to subset, where known.
+
+    Returns:
+        What metrics.json holds.
     """
     uids = [marks.series_uids[code] for code in marks.series]
     columns: dict[str, ArrayLike] = {}
@@ -137,7 +140,9 @@ def write_results(
         **columns,
         **_subset_column(uids, subsets),
     )
-    write_json(folder / METRICS, _finite(dict(metrics)))
+    written: dict[str, Any] = _finite(dict(metrics))
+    write_json(folder / METRICS, written)
+    return written
 
 
 def read_results(folder: Path) -> Results:
