@@ -27,17 +27,22 @@ SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class CT:
-    """A scan whose headers have passed, its voxels not read yet.
+    """A scan whose headers have passed, its voxels not read yet; it can be pickled.
 
     Args:
-        name: file or folder, for messages.
+        path: its file or folder.
         geometry: where the voxels lie.
         load: reads the voxels as stored, (z, y, x).
     """
 
-    name: str
+    path: Path
     geometry: Geometry
     load: Callable[[], NDArray[Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of its file or folder, for messages."""
+        return self.path.name
 
     def read(self) -> NDArray[Any]:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
@@ -61,14 +66,14 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
         ValueError: another type of file, or a header that can't be trusted; the message names the file.
     """
     if path.is_dir():
-        return CT(path.name, *dicom.open_series(path, data_dir or path, allow_symlinks))
+        return CT(path, *dicom.open_series(path, data_dir or path, allow_symlinks))
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
-        return CT(path.name, image.geometry, image.read)
+        return CT(path, image.geometry, image.read)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
-        return CT(path.name, *_open_nifti(path))
+        return CT(path, *_open_nifti(path))
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
 
 
