@@ -92,11 +92,9 @@ def match_marks(
     _check_scans("nodule", nodules.scan, n_scans)
     if excluded is not None:
         _check_scans("excluded finding", excluded.scan, n_scans)
-
     within_limit = _within_limit(marks, limit)
     mark, nodule = pairs_inside(marks, nodules)
-    reached = np.zeros(nodules.scan.size, dtype=bool)
-    reached[nodule] = True
+    reached = np.bincount(nodule, minlength=nodules.scan.size) > 0
     scored = within_limit[mark]
     mark, nodule = mark[scored], nodule[scored]
 

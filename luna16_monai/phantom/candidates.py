@@ -68,8 +68,7 @@ def choose_candidates(
     alike = _alike(clean_hu, spacing, positives, rest, twins)
     chosen = np.concatenate([chosen, plain, rest[alike]])
     if len(chosen) < negatives:
-        others = partial(free, spots=off_limits)
-        chosen = _fill_up(rng, chest, chosen, np.delete(rest, alike, 0), negatives, others)
+        chosen = _fill_up(rng, chest, chosen, np.delete(rest, alike, 0), negatives, partial(free, spots=off_limits))
     if len(chosen) < negatives:
         raise ValueError(
             f"negatives_per_positive {settings.negatives_per_positive}: {len(chosen)} of {negatives} candidates "

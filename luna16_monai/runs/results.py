@@ -89,7 +89,7 @@ def write_results(
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """Write the files; metrics.json last, so that it never tells of tables that are not there.
+    """Write the files and return the content of metrics.json, which is last: it never tells of tables not there.
 
     Args:
         folder: where to; made if need be.
@@ -100,9 +100,6 @@ def write_results(
         label: (m,) class of each, where known.
         calibrated: (m,) calibrated probability of each.
         subsets: series to subset, where known.
-
-    Returns:
-        What metrics.json holds.
     """
     uids = [marks.series_uids[code] for code in marks.series]
     columns: dict[str, ArrayLike] = {}
@@ -131,15 +128,8 @@ def write_results(
         )
         with atomic_write(folder / SERIES) as stream:
             stream.write("".join(f"{uid}\n" for uid in evaluation.truth.series_uids).encode())
-    write_points(
-        folder / CANDIDATES,
-        uids,
-        marks.points_xyz,
-        probability,
-        "probability",
-        **columns,
-        **_subset_column(uids, subsets),
-    )
+    columns.update(_subset_column(uids, subsets))
+    write_points(folder / CANDIDATES, uids, marks.points_xyz, probability, "probability", **columns)
     written: dict[str, Any] = _finite(dict(metrics))
     write_json(folder / METRICS, written)
     return written
