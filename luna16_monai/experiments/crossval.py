@@ -103,7 +103,7 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
             calibrated[kind] = np.concatenate([f.calibrations[kind].apply(f.results.probability) for f in folds])
     write_points(
         plan.output / SUBMISSION,
-        [marks.series_uids[code] for code in marks.series],
+        marks.row_series(),
         marks.points_xyz,
         probability,
         "probability",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from luna16_monai import __version__
 from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
-from luna16_monai.inference.occlusion import Explanation, explain, require_empty, write_explanations
+from luna16_monai.inference.occlusion import Explanation, explain, write_explanations
 from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
@@ -25,6 +25,7 @@ from luna16_monai.inference.structured_report import (
     require_threshold,
     write_structured_report,
 )
+from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable, write_points
@@ -93,7 +94,7 @@ def predict(
         more["malignancy"] = scored[-1]
     explanations = _explanations(wanted, classifiers[0], points, probability, volumes[0], progress)
 
-    uids = [table.series_uids[code] for code in table.series]
+    uids = table.row_series()
     write_points(output, uids, table.points_xyz, probability, "probability", **more)
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
     if source is not None and wanted.dicom_sr is not None:
@@ -123,7 +124,7 @@ def _check_explain(wanted: Wanted, classifiers: Sequence[Classifier]) -> None:
     """Refuse explanations that cannot be made, or would be mixed with older ones."""
     if wanted.explain is None:
         return
-    require_empty(wanted.explain)
+    require_empty(wanted.explain, "name a new folder for --explain, or empty it")
     if len(classifiers) != 1 or wanted.explain_top < 1:
         raise ValueError(
             f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "

@@ -2,6 +2,7 @@
 
 - ``files``: whole files or none
 - ``errors``: an error as one line
+- ``extras``: whether a package of an extra is installed
 - ``claims``: a folder belongs to its settings
 - ``processes``: worker processes
 - ``cluster``: tasks on a Ray cluster

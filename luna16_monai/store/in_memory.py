@@ -10,6 +10,7 @@ import numpy as np
 
 from luna16_monai.ct.folders import find_cts
 from luna16_monai.ct.opening import CT, open_ct, series_uid
+from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.preparation import Recipe, prepare_volume
 from luna16_monai.tables.points import PointTable
@@ -81,14 +82,9 @@ class PreparedInMemory:
         table.require_series(self.series_uids, "the CTs that were named")
         for code in np.unique(table.series):
             uid = table.series_uids[code]
-            rows = np.flatnonzero(table.series == code)
-            outside = rows[~self.cts[uid].geometry.contains(table.points_xyz[rows])]
-            if len(outside):
-                point = ", ".join(f"{value:.1f}" for value in table.points_xyz[outside[0]])
-                raise ValueError(
-                    f"candidate ({point}) mm ({table.source}, line {table.lines[outside[0]]}) lies outside series "
-                    f"{uid}: does this table belong to this CT, and are its points LPS (else --ras)?"
-                )
+            part = table.select(table.series == code)
+            question = "does this table belong to this CT, and are its points LPS (else --ras)?"
+            require_inside(part.points_xyz, self.cts[uid].geometry, uid, part.place, question)
 
 
 def _cts_at(path: Path) -> list[tuple[str, CT]]:
