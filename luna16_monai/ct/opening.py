@@ -48,9 +48,16 @@ class CT:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
 
         Raises:
+            FileNotFoundError: a file is gone since the CT was opened.
             ValueError: voxels that are NaN or infinite, or a file that is damaged.
         """
-        return _hounsfield(self.load(), self.name)
+        try:
+            voxels = self.load()
+        except FileNotFoundError as error:
+            gone = Path(error.filename or self.path).name
+            what = gone if gone == self.name else f"{gone}, the data file of {self.name},"
+            raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from error
+        return _hounsfield(voxels, self.name)
 
 
 def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:
