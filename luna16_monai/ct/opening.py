@@ -56,7 +56,7 @@ class CT:
         except FileNotFoundError as error:
             gone = Path(error.filename or self.path).name
             what = gone if gone == self.name else f"{gone}, the data file of {self.name},"
-            raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from error
+            raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from None
         return _hounsfield(voxels, self.name)
 
 

@@ -21,7 +21,7 @@ from monai.data import get_track_meta, set_track_meta
 from luna16_monai.ct.opening import CT, open_ct
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
-from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.errors import one_line, root_cause
 from luna16_monai.store.reader import already_open
 
 # each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
@@ -116,6 +116,7 @@ def prepare_volume(
         The volume in memory, (z, y, x) int16.
 
     Raises:
+        FileNotFoundError: a file of the CT is gone.
         ValueError: the transforms do not give a single-channel volume with an affine.
     """
     opened = ct if isinstance(ct, CT) else open_ct(ct)
@@ -125,6 +126,11 @@ def prepare_volume(
     try:
         with already_open(opened):
             image = transform({"image": str(opened.path)})["image"]
+    except RuntimeError as error:
+        # MONAI wraps whatever a transform raises; a file that is gone is no fault of the transform
+        if isinstance(cause := root_cause(error), FileNotFoundError):
+            raise cause from None
+        raise
     finally:
         set_track_meta(tracked)
     if image.ndim != 4 or image.shape[0] != 1 or not hasattr(image, "affine"):
