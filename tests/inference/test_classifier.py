@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from luna16_monai.bundle.folders import bundle_dir
-from luna16_monai.inference.classifier import Classifier, score_in_turn
+from luna16_monai.ct.opening import CT
+from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.store.reading import Store
@@ -41,12 +42,13 @@ def test_score_in_turn_prepares_each_ct_once_for_bundles_that_prepare_it_alike(
     expected = classifier.probabilities(table.select(rows), classifier.volumes([phantom_dir]))
     prepared = []
 
-    def prepare(path: Path, *rest: Any) -> Any:
-        prepared.append(path.stem)
-        return prepare_volume(path, *rest)
+    def prepare(ct: CT, *rest: Any) -> Any:
+        prepared.append(ct.path.stem)
+        return prepare_volume(ct, *rest)
 
     monkeypatch.setattr("luna16_monai.store.in_memory.prepare_volume", prepare)
-    scored = score_in_turn([classifier, second], table.select(rows), [phantom_dir])
+    both = [classifier, second]
+    scored = score_in_turn(both, table.select(rows), volumes_of(both, [phantom_dir]))
     assert sorted(prepared) == sorted(table.series_uids[:2])
     for one in scored:
         np.testing.assert_allclose(one, expected, atol=1e-6)

@@ -6,17 +6,22 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from ct_files import write_dicom
 
 from luna16_monai.cli.main import main
+from luna16_monai.ct import dicom
 from luna16_monai.ct.folders import find_cts
-from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.ct.opening import CT, read_geometry, series_uid
+from luna16_monai.inference.classifier import Classifier
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.record import read_calibration
+from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import read_points, write_points
 
@@ -156,3 +161,37 @@ def test_predict_adds_what_the_runs_calibration_makes_of_it(phantom_dir: Path, w
     (run / "metrics.json").write_text("{]")
     with pytest.raises(ValueError, match="holds no calibration that can be read"):
         read_calibration(run / "model.pt")
+
+
+@pytest.mark.parametrize("more", [[], ["--explain", "explained", "--explain-top", "2"]])
+def test_predict_opens_and_prepares_a_dicom_series_once(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    folder = write_dicom(tmp_path / "series")
+    uid, geometry = series_uid(folder), read_geometry(folder)
+    inside = np.full((40, 3), 1.0)
+    write_points(tmp_path / "points.csv", [uid] * 40, geometry.world_from_voxel(inside), np.zeros(40), "class")
+    opened, prepared, parsed = [], [], []
+    open_series, preprocessing = dicom.open_series, Classifier.preprocessing
+
+    def counted(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return open_series(path, *rest)
+
+    def prepare(ct: CT, *rest: Any) -> Any:
+        prepared.append(ct.path)
+        return prepare_volume(ct, *rest)
+
+    def counted_preprocessing(one: Classifier, volumes: Any) -> Any:
+        parsed.append(type(volumes).__name__)
+        return preprocessing(one, volumes)
+
+    monkeypatch.setattr(dicom, "open_series", counted)
+    monkeypatch.setattr("luna16_monai.store.in_memory.prepare_volume", prepare)
+    monkeypatch.setattr(Classifier, "preprocessing", counted_preprocessing)
+    call = ["predict", "--ct", str(folder), "--candidates", str(tmp_path / "points.csv"), "--device", "cpu"]
+    call += ["--output", str(tmp_path / "predictions.csv"), "--weights", str(weights)]
+    assert main([*call, *(str(tmp_path / word) if word == "explained" else word for word in more)]) == 0
+    assert (opened, prepared) == ([folder], [folder])
+    # 40 candidates are two batches: the transforms are parsed once a source all the same
+    assert parsed == (["PreparedInMemory", "PreparedInMemory", "_Lung"] if more else ["PreparedInMemory"])
