@@ -72,7 +72,8 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
     """Inflate the rest of a file into exactly `size` bytes, never more, and verify the stream's checksum.
 
     Args:
-        file: where the compressed stream starts and, at its end, the file ends.
+        file: where the compressed stream starts and, at its end, the file ends. A gzip file may consist of several
+            members one after the other (as bgzip and pigz write it), and zero bytes may follow the last.
         size: bytes expected.
         name: the file, for the message.
         gzip: whether the stream is gzip (CRC-32) rather than zlib (Adler-32).
@@ -81,27 +82,56 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
         ValueError: too few or too many bytes, a broken or unfinished stream, a wrong checksum, bytes after the end.
     """
     out = np.empty(size, np.uint8)
-    filled = 0
-    stream = zlib.decompressobj(zlib.MAX_WBITS + (16 if gzip else 0))
+    filled, rest = 0, b""
     try:
-        while not stream.eof:
-            # What the cap on the output left unread comes before fresh bytes.
-            pending = stream.unconsumed_tail or file.read(_CHUNK)
-            # One byte more than is wanted, so that an overlong stream shows.
-            part = stream.decompress(pending, min(_CHUNK, size - filled + 1))
-            if filled + len(part) > size:
-                raise ValueError(f"{name} is too long: it inflates to more than the {size} bytes its header says")
-            out[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
-            filled += len(part)
-            if not pending and not part:
+        while True:
+            stream = zlib.decompressobj(zlib.MAX_WBITS + (16 if gzip else 0))
+            filled = _inflate_member(stream, file, rest, out, filled, name)
+            rest = stream.unused_data
+            if not stream.eof or not gzip:
+                break
+            rest = _after_zeros(rest, file)
+            if not rest:
+                break
+            if len(rest) < 2:
+                rest += file.read(1)
+            if rest[:2] != b"\x1f\x8b":
                 break
     except zlib.error as error:
         raise ValueError(f"{name} can't be inflated ({error}): {_DAMAGED}") from error
     if not stream.eof or filled < size:
         raise ValueError(f"{name} is too short: it inflates to {filled} bytes, its header says {size}: {_DAMAGED}")
-    if stream.unused_data or file.read(1):
+    if rest or file.read(1):
         raise ValueError(f"{name} is too long: bytes follow the end of the compressed voxels: {_DAMAGED}")
     return out
+
+
+def _inflate_member(
+    stream: zlib._Decompress, file: BinaryIO, start: bytes, out: NDArray[np.uint8], filled: int, name: str
+) -> int:
+    """Inflate one stream, whose first bytes are given, into `out` from `filled` on; return where it ends."""
+    while not stream.eof:
+        # What the cap on the output left unread comes before fresh bytes.
+        pending = start or stream.unconsumed_tail or file.read(_CHUNK)
+        start = b""
+        # One byte more than is wanted, so that an overlong stream shows.
+        part = stream.decompress(pending, min(_CHUNK, out.size - filled + 1))
+        if filled + len(part) > out.size:
+            raise ValueError(f"{name} is too long: it inflates to more than the {out.size} bytes its header says")
+        out[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+        filled += len(part)
+        if not pending and not part:
+            break
+    return filled
+
+
+def _after_zeros(rest: bytes, file: BinaryIO) -> bytes:
+    """What follows the zero bytes behind a gzip member; empty at the file's end."""
+    while not rest or not rest.strip(b"\0"):
+        rest = file.read(_CHUNK)
+        if not rest:
+            return b""
+    return rest if rest[:1] == b"\x1f" else rest.lstrip(b"\0")
 
 
 def _voxel_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:

@@ -20,6 +20,7 @@ from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
 from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
@@ -43,9 +44,11 @@ class CT:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
 
         Raises:
-            ValueError: voxels that are NaN or infinite, or a file that is damaged.
+            ValueError: voxels that are NaN or infinite or can't be HU, or a file that is damaged.
         """
-        return _hounsfield(self.load(), self.name)
+        voxels = _hounsfield(self.load(), self.name)
+        check_hounsfield(voxels, self.name)
+        return voxels
 
 
 def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:

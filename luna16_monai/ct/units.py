@@ -1,0 +1,57 @@
+"""Whether the voxels of a file are Hounsfield units (HU).
+
+The scale is fixed by air, -1000 HU, and water, 0 HU, so that a CT of a chest has voxels on either side: lung and air far
+below, soft tissue around 0. A mask, grey values of 0 to 255, values of 0 to 1, and values with 1024 added have nothing
+below. What is clipped at -1000 or -1024, padded below, holds metal, or shows the inside of the body alone passes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+HIGHEST_LUNG_HU = -300
+"""A CT without a voxel of this or less is refused: none of it can be lung or air."""
+SOFT_TISSUE_HU = (-300, 300)
+LEAST_SOFT_TISSUE = 0.001
+"""A CT with a smaller share of voxels in that range gets a warning."""
+FEWEST_VOXELS = 4096
+"""Volumes of fewer voxels are not judged."""
+FEWEST_SLICES = 4
+"""A CT that has fewer along an axis gets a warning."""
+
+
+def check_hounsfield(voxels: NDArray[Any], name: str) -> None:
+    """Check that voxels can be HU, and log a warning where they may not be.
+
+    Args:
+        voxels: (z, y, x), finite.
+        name: the file or folder, for the message.
+
+    Raises:
+        ValueError: no voxel can be lung or air.
+    """
+    if min(voxels.shape) < FEWEST_SLICES:
+        logger.warning("%s has only %d voxels along an axis: is this a whole CT?", name, min(voxels.shape))
+    if voxels.size < FEWEST_VOXELS:
+        return
+    low, high = voxels.min(), voxels.max()
+    if low > HIGHEST_LUNG_HU:
+        what = f"all voxels are {low:g}" if low == high else f"voxels from {low:g} to {high:g}"
+        raise ValueError(
+            f"{name} is not in HU: {what}, so none can be lung or air (up to {HIGHEST_LUNG_HU} HU): convert it to HU, or "
+            "give the CT itself"
+        )
+    # a whole CT has 10⁸ voxels: every k-th row is as good
+    part = voxels[:: max(1, voxels.shape[0] // 64)]
+    share = np.count_nonzero((part >= SOFT_TISSUE_HU[0]) & (part <= SOFT_TISSUE_HU[1])) / part.size
+    if share < LEAST_SOFT_TISSUE:
+        logger.warning(
+            "%s may not be in HU: only %.3g %% of its voxels lie from %d to %d HU, where soft tissue is",
+            name, 100 * share, *SOFT_TISSUE_HU,
+        )  # fmt: skip
