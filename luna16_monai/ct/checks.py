@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import stat
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from luna16_monai.geometry.grid import is_orthonormal
+
 # 1024 x 1024 x 2048; LUNA16's largest scan has 512 x 512 x 764.
 MAX_VOXELS = 2**31
 # Deflate can't do better than 1032 to 1 (zlib's technical notes, "maximum compression factor").
 MAX_INFLATION = 1032
+# The largest entry of |DᵀD - 1| of directions that are put right; with three digits they have up to 0.002.
+ROUNDED_COSINES = 5e-3
+# By how many voxels the rounding of a direction may move the end of its axis.
+ROUNDED_VOXELS = 0.5
 _CHUNK = 1 << 20
 _DAMAGED = "the file is damaged, fetch or write it anew"
 
@@ -44,6 +51,26 @@ def check_file(path: Path, data_dir: Path, allow_symlinks: bool, what: str = "")
             f"{what} is reached through a symbolic link that leaves the data folder {data_dir.resolve().name!r}: "
             "pass --allow-symlinks (allow_symlinks=True) if you trust it"
         )
+
+
+def right_angles(direction: NDArray[np.float64], shape_xyz: Sequence[int]) -> NDArray[np.float64] | None:
+    """Return a direction matrix at right angles: itself, or the nearest one where it is off by rounding alone.
+
+    Args:
+        direction: (3, 3), the direction of an index axis in each column.
+        shape_xyz: voxels along the axes: the rounding may move none of them by more than `ROUNDED_VOXELS`.
+
+    Returns:
+        None where it is off by more: the axes are sheared, or no directions.
+    """
+    if is_orthonormal(direction):
+        return direction
+    if not is_orthonormal(direction, ROUNDED_COSINES):
+        return None
+    u, _, v = np.linalg.svd(direction)
+    right: NDArray[np.float64] = u @ v
+    moved = np.linalg.norm(right - direction, axis=0) * np.array(shape_xyz)
+    return right if moved.max() <= ROUNDED_VOXELS else None
 
 
 def check_voxels(shape: tuple[int, ...], dtype: DTypeLike, compressed_bytes: int | None, name: str) -> None:
@@ -76,7 +103,7 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
             members one after the other (as bgzip and pigz write it), and zero bytes may follow the last.
         size: bytes expected.
         name: the file, for the message.
-        gzip: whether the stream is gzip (CRC-32) rather than zlib (Adler-32).
+        gzip: whether the stream must be gzip (CRC-32); else it may be zlib (Adler-32) too, as in ITK.
 
     Raises:
         ValueError: too few or too many bytes, a broken or unfinished stream, a wrong checksum, bytes after the end.
@@ -85,10 +112,11 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
     filled, rest = 0, b""
     try:
         while True:
-            stream = zlib.decompressobj(zlib.MAX_WBITS + (16 if gzip else 0))
+            # 16: gzip; 32: gzip or zlib
+            stream = zlib.decompressobj(zlib.MAX_WBITS + (16 if gzip else 32))
             filled = _inflate_member(stream, file, rest, out, filled, name)
             rest = stream.unused_data
-            if not stream.eof or not gzip:
+            if not stream.eof:
                 break
             rest = _after_zeros(rest, file)
             if not rest:

@@ -18,16 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import check_file, check_voxels
+from luna16_monai.ct.checks import check_file, check_voxels, right_angles
 from luna16_monai.ct.dicom_slice import DicomFile, Slice, as_slice, read_file, read_slice
-from luna16_monai.geometry.grid import Geometry, is_orthonormal
+from luna16_monai.geometry.grid import Geometry
 
 logger = logging.getLogger(__name__)
-
-# The largest entry of |DᵀD - 1| of direction cosines that are put right; with three digits they have up to 0.002.
-ROUNDED_COSINES = 5e-3
-# By how many voxels a rounding of the directions may move the far corner of a slice.
-ROUNDED_VOXELS = 0.5
 
 
 def series_uid(folder: Path, allow_symlinks: bool = False) -> str:
@@ -75,15 +70,15 @@ def open_series(
             raise ValueError(_several_series(files))
     slices = [as_slice(file) for file in files]
     _check_alike(slices)
-    direction = _direction(slices[0])
+    rows, columns = slices[0].shape_yx
+    shape_xyz = (columns, rows, len(slices))
+    direction = _direction(slices[0], shape_xyz)
     origins = np.array([one.position_xyz for one in slices])
     order = np.argsort(origins @ direction[:, 2], kind="stable")
     slices, origins = [slices[i] for i in order], origins[order]
-    rows, columns = slices[0].shape_yx
     spacing_yx = slices[0].spacing_yx
     _check_one_stack(slices)
     step = _slice_step(slices, origins, direction, min(spacing_yx))
-    shape_xyz = (columns, rows, len(slices))
     check_voxels(shape_xyz, np.int16, sum(one.file.path.stat().st_size for one in slices), folder.name)
     geometry = Geometry.from_axes(shape_xyz, (spacing_yx[1], spacing_yx[0], step), origins[0], direction)
     return geometry, partial(_load, slices, geometry.shape_zyx)
@@ -142,9 +137,7 @@ def _several_series(files: Sequence[DicomFile]) -> str:
         by_series.setdefault(_series_of(file, file.path.name), []).append(file)
     (_, a), (_, b) = list(by_series.items())[:2]
     counts = ", ".join(f"{uid} ({len(group)} slices)" for uid, group in list(by_series.items())[:5])
-    return (
-        f"{b[0].path.name} and {a[0].path.name} are of different series: keep one series a folder; here are {counts}"
-    )
+    return f"{b[0].path.name} and {a[0].path.name} are of different series: keep one series a folder; here are {counts}"
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
@@ -164,21 +157,15 @@ def _check_alike(slices: Sequence[Slice]) -> None:
             )
 
 
-def _direction(first: Slice) -> NDArray[np.float64]:
+def _direction(first: Slice, shape_xyz: tuple[int, int, int]) -> NDArray[np.float64]:
     """The directions of the index axes x, y, z in the columns; rounded ones are put at right angles."""
     x, y = first.axes
-    direction = np.column_stack([x, y, np.cross(x, y)])
-    if is_orthonormal(direction):
-        return direction
-    cure = "ImageOrientationPatient makes no sense, so its place is unknown: export the scan anew"
-    if not is_orthonormal(direction, ROUNDED_COSINES):
-        raise ValueError(f"{first.name}: {cure}")
-    u, _, v = np.linalg.svd(np.column_stack([x, y]), full_matrices=False)
-    right = u @ v
-    moved = np.abs(right - direction[:, :2]).max(axis=0) * np.array(first.shape_yx[::-1])
-    if moved.max() > ROUNDED_VOXELS:
-        raise ValueError(f"{first.name}: its axes are off right angles by {moved.max():.2f} voxels; {cure}")
-    return np.column_stack([right, np.cross(right[:, 0], right[:, 1])])
+    direction = right_angles(np.column_stack([x, y, np.cross(x, y)]), shape_xyz)
+    if direction is None:
+        raise ValueError(
+            f"{first.name}: ImageOrientationPatient makes no sense, so its place is unknown: export the scan anew"
+        )
+    return direction
 
 
 def _check_one_stack(slices: Sequence[Slice]) -> None:
