@@ -228,7 +228,8 @@ def _slice_step(
     folder = slices[0].file.path.parent.name
     if (uneven := float(np.abs(off @ direction[:, 2]).max())) > step / 2:
         raise ValueError(
-            f"unequal spacing: slices of {folder!r} are up to {uneven:.3f} mm off a regular grid: resample the scan first"
+            f"unequal spacing: slices of {folder!r} are up to {uneven:.3f} mm off a regular grid: resample the scan "
+            "first"
         )
     drift = float(np.linalg.norm(off, axis=1).max())
     if drift > pixel_mm / 2:

@@ -138,10 +138,11 @@ def read_file(path: Path) -> DicomFile | None:
     """
     with path.open("rb") as stream:
         start = stream.read(136)
-    cut = len(start) < 136 and (b"\0" in start or not start)
+    # an empty file, zeros alone, or less than a preamble: a slice that was cut off or never filled
+    cut = not start.strip(b"\0") or (len(start) < 136 and b"\0" in start)
     if not cut and start[128:132] != b"DICM" and not _is_bare(start):
         return None
-    if len(start) < 136:
+    if cut:
         raise ValueError(f"{path.name} {_DAMAGED}")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:

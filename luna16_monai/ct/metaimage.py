@@ -186,7 +186,8 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             raise ValueError(f"{where} is not of the form 'Key = Value': this is no MetaImage header")
         key, value = found.groups()
         if "ElementDataFile" in header:
-            raise ValueError(f"{where}: {key[:60]} after ElementDataFile, which ends a header: {_DAMAGED}")
+            what = key if key in _KEYS else "a line"
+            raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {_DAMAGED}")
         check = _KEYS.get(key)
         if check is None:
             if key.lower() in _MEANT:
@@ -230,16 +231,16 @@ def _geometry(header: dict[str, Any], name: str) -> Geometry:
 
 
 def _plain_name(data_name: str, name: str) -> str:
-    data_name = data_name.removeprefix("./")
-    plain = data_name not in ("", ".", "..") and all(
-        flavour(data_name).name == data_name for flavour in (PurePosixPath, PureWindowsPath)
+    bare = data_name.removeprefix("./")
+    plain = bare not in ("", ".", "..") and all(
+        flavour(bare).name == bare for flavour in (PurePosixPath, PureWindowsPath)
     )
-    if not plain or data_name == "LIST":
+    if not plain or bare == "LIST":
         raise ValueError(
             f"{name}: ElementDataFile {data_name[:60]!r} must be the plain name of one file beside the header: "
             "write the CT anew with SimpleITK"
         )
-    return data_name
+    return bare
 
 
 def _text(value: str) -> str:

@@ -1,8 +1,9 @@
 """Whether the voxels of a file are Hounsfield units (HU).
 
-The scale is fixed by air, -1000 HU, and water, 0 HU, so that a CT of a chest has voxels on either side: lung and air far
-below, soft tissue around 0. A mask, grey values of 0 to 255, values of 0 to 1, and values with 1024 added have nothing
-below. What is clipped at -1000 or -1024, padded below, holds metal, or shows the inside of the body alone passes.
+The scale is fixed by air, -1000 HU, and water, 0 HU, so that a CT of a chest has voxels on either side: lung and air
+far below, soft tissue around 0. A mask, grey values of 0 to 255, values of 0 to 1, and values with 1024 added have
+nothing below. What is clipped at -1000 or -1024, padded below, holds metal, or shows the inside of the body alone
+passes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def check_hounsfield(voxels: NDArray[Any], name: str) -> None:
     if low > HIGHEST_LUNG_HU:
         what = f"all voxels are {low:g}" if low == high else f"voxels from {low:g} to {high:g}"
         raise ValueError(
-            f"{name} is not in HU: {what}, so none can be lung or air (up to {HIGHEST_LUNG_HU} HU): convert it to HU, or "
-            "give the CT itself"
+            f"{name} is not in HU: {what}, so none can be lung or air (up to {HIGHEST_LUNG_HU} HU): convert it to HU, "
+            "or give the CT itself"
         )
     # a whole CT has 10⁸ voxels: every k-th row is as good
     part = voxels[:: max(1, voxels.shape[0] // 64)]
