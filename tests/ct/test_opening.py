@@ -560,16 +560,33 @@ def test_series_uid_does_not_repeat_an_invalid_one(tmp_path):
     assert CANARY not in str(caught.value)
 
 
+def places(cts: list[CTFile]) -> list[tuple[str, Path, int | None]]:
+    return [(ct.series_uid, ct.path, ct.subset) for ct in cts]
+
+
 def test_find_cts_sorts_by_series_and_leaves_the_lung_masks(tmp_path):
     for place_ in ("subset9/1.2.mhd", "subset0/1.3.mhd", "1.1.nii.gz", "seg-lungs-LUNA16/1.2.mhd", "subset10/1.4.mhd"):
         write_ct(tmp_path / place_)
     (tmp_path / "annotations.csv").write_text("seriesuid\n")
     (tmp_path / "subset0" / "._1.3.mhd").write_bytes(b"what a Mac leaves on a foreign disk")
-    assert find_cts(tmp_path) == [
-        CTFile("1.1", tmp_path / "1.1.nii.gz", None),
-        CTFile("1.2", tmp_path / "subset9" / "1.2.mhd", 9),
-        CTFile("1.3", tmp_path / "subset0" / "1.3.mhd", 0),
+    assert places(find_cts(tmp_path)) == [
+        ("1.1", tmp_path / "1.1.nii.gz", None),
+        ("1.2", tmp_path / "subset9" / "1.2.mhd", 9),
+        ("1.3", tmp_path / "subset0" / "1.3.mhd", 0),
     ]
+
+
+@pytest.mark.parametrize("name", ["1.2.mhd", "1.2.mha", "1.2.nii", "1.2.nii.gz"])
+def test_find_cts_gives_the_opened_ct_which_can_be_pickled(tmp_path, name):
+    path = write_ct(tmp_path / name)
+    (found,) = find_cts(tmp_path)
+    assert (found.ct.path, found.ct.name, found.ct.geometry) == (path, name, read_geometry(path))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).ct.read(), VOXELS)
+
+
+def test_an_opened_dicom_series_can_be_pickled(tmp_path):
+    ct = pickle.loads(pickle.dumps(open_ct(write_dicom(tmp_path / "series"))))
+    np.testing.assert_array_equal(ct.read(), VOXELS)
 
 
 def test_find_cts_refuses_the_lung_masks(tmp_path):
@@ -617,7 +634,7 @@ def test_find_cts_follows_links_out_of_the_folder_only_when_allowed(tmp_path):
         (subset / name).symlink_to(tmp_path / "disk" / name)
     with pytest.raises(ValueError, match=r"1\.2\.mhd is reached through a symbolic link.*pass --allow-symlinks"):
         find_cts(tmp_path / "data")
-    assert find_cts(tmp_path / "data", allow_symlinks=True) == [CTFile("1.2", subset / "1.2.mhd", 3)]
+    assert places(find_cts(tmp_path / "data", allow_symlinks=True)) == [("1.2", subset / "1.2.mhd", 3)]
 
 
 def test_find_cts_follows_links_that_stay_in_the_folder(tmp_path):

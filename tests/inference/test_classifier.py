@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from ct_files import write_dicom
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli.main import main
+from luna16_monai.ct import dicom
 from luna16_monai.ct.folders import find_cts
-from luna16_monai.ct.opening import read_geometry, series_uid
-from luna16_monai.inference.classifier import Classifier, score_in_turn
+from luna16_monai.ct.opening import CT, read_geometry, series_uid
+from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.record import read_calibration
 from luna16_monai.store.in_memory import PreparedInMemory
@@ -152,12 +154,13 @@ def test_score_in_turn_prepares_each_ct_once_for_bundles_that_prepare_it_alike(
     expected = classifier.probabilities(table.select(rows), classifier.volumes([phantom_dir]))
     prepared = []
 
-    def prepare(path: Path, *rest: Any) -> Any:
-        prepared.append(path.stem)
-        return prepare_volume(path, *rest)
+    def prepare(ct: CT, *rest: Any) -> Any:
+        prepared.append(ct.path.stem)
+        return prepare_volume(ct, *rest)
 
     monkeypatch.setattr("luna16_monai.store.in_memory.prepare_volume", prepare)
-    scored = score_in_turn([classifier, second], table.select(rows), [phantom_dir])
+    both = [classifier, second]
+    scored = score_in_turn(both, table.select(rows), volumes_of(both, [phantom_dir]))
     assert sorted(prepared) == sorted(table.series_uids[:2])
     for one in scored:
         np.testing.assert_allclose(one, expected, atol=1e-6)
@@ -232,3 +235,37 @@ def test_predict_adds_what_the_runs_calibration_makes_of_it(phantom_dir: Path, w
     (run / "metrics.json").write_text("{]")
     with pytest.raises(ValueError, match="holds no calibration that can be read"):
         read_calibration(run / "model.pt")
+
+
+@pytest.mark.parametrize("more", [[], ["--explain", "explained", "--explain-top", "2"]])
+def test_predict_opens_and_prepares_a_dicom_series_once(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    folder = write_dicom(tmp_path / "series")
+    uid, geometry = series_uid(folder), read_geometry(folder)
+    inside = np.full((40, 3), 1.0)
+    write_points(tmp_path / "points.csv", [uid] * 40, geometry.world_from_voxel(inside), np.zeros(40), "class")
+    opened, prepared, parsed = [], [], []
+    open_series, preprocessing = dicom.open_series, Classifier.preprocessing
+
+    def counted(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return open_series(path, *rest)
+
+    def prepare(ct: CT, *rest: Any) -> Any:
+        prepared.append(ct.path)
+        return prepare_volume(ct, *rest)
+
+    def counted_preprocessing(one: Classifier, volumes: Any) -> Any:
+        parsed.append(type(volumes).__name__)
+        return preprocessing(one, volumes)
+
+    monkeypatch.setattr(dicom, "open_series", counted)
+    monkeypatch.setattr("luna16_monai.store.in_memory.prepare_volume", prepare)
+    monkeypatch.setattr(Classifier, "preprocessing", counted_preprocessing)
+    call = ["predict", "--ct", str(folder), "--candidates", str(tmp_path / "points.csv"), "--device", "cpu"]
+    call += ["--output", str(tmp_path / "predictions.csv"), "--weights", str(weights)]
+    assert main([*call, *(str(tmp_path / word) if word == "explained" else word for word in more)]) == 0
+    assert (opened, prepared) == ([folder], [folder])
+    # 40 candidates are two batches: the transforms are parsed once a source all the same
+    assert parsed == (["PreparedInMemory", "PreparedInMemory", "_Lung"] if more else ["PreparedInMemory"])

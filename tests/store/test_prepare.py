@@ -20,6 +20,8 @@ from drawn_scans import random_hu, write_scan
 
 import luna16_monai.store.prepare as prepare_module
 from luna16_monai.cli.main import main
+from luna16_monai.ct import opening
+from luna16_monai.ct.opening import CT
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.store.preparation import Recipe
 from luna16_monai.store.prepare import prepare
@@ -106,11 +108,30 @@ def test_prepare_makes_only_what_is_missing_or_of_another_size(data, store, monk
     done = []
     real = prepare_module.prepare_volume
     monkeypatch.setattr(
-        prepare_module, "prepare_volume", lambda path, *more: (done.append(path.stem), real(path, *more))[1]
+        prepare_module, "prepare_volume", lambda ct, *more: (done.append(ct.path.stem), real(ct, *more))[1]
     )
     run(data, store)
     assert done == ["a", "b", "c"]
     assert contents(store) == before
+
+
+def test_prepare_opens_each_ct_once_and_builds_its_transforms_once(data, store, monkeypatch):
+    opened, built = [], []
+    open_metaimage, build = opening.open_metaimage, Recipe.build
+
+    def counted(path: Path, *more: Any) -> Any:
+        opened.append(path.stem)
+        return open_metaimage(path, *more)
+
+    def counted_build(recipe: Recipe, *more: Any) -> Any:
+        built.append(more)
+        return build(recipe, *more)
+
+    monkeypatch.setattr(opening, "open_metaimage", counted)
+    monkeypatch.setattr(Recipe, "build", counted_build)
+    run(data, store)
+    assert sorted(opened) == list(SERIES)
+    assert built == [(data, False)]
 
 
 def test_prepare_knows_the_subset_where_a_ct_lies_now(data, store):
@@ -137,10 +158,10 @@ def test_prepare_goes_on_after_a_ct_that_failed(data, store):
     whole = raw.read_bytes()
     real = prepare_module.prepare_volume
 
-    def fail_at_c(path: Path, *more: Any) -> Any:
-        if path.stem == "c":
+    def fail_at_c(ct: CT, *more: Any) -> Any:
+        if ct.path.stem == "c":
             raise OSError("the disk burns")
-        return real(path, *more)
+        return real(ct, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "prepare_volume", fail_at_c)
