@@ -32,12 +32,33 @@ def series_uid(folder: Path, allow_symlinks: bool = False) -> str:
         ValueError: no DICOM file is there, or the first is no DICOM image, has no valid UID, or is reached through a
             symbolic link that leaves the folder, without `allow_symlinks`.
     """
-    for path in _files(folder):
-        check_file(path, folder, allow_symlinks)
+    _files(folder)
+    uid = first_series(folder, folder, allow_symlinks)
+    if uid is None:
+        raise ValueError(f"folder {folder.name!r} holds no CT slice: give the folder of one CT series")
+    return uid
+
+
+def first_series(folder: Path, data_dir: Path, allow_symlinks: bool = False) -> str | None:
+    """Return the SeriesInstanceUID of the first CT slice among a folder's files; None where there is none.
+
+    Raises:
+        ValueError: as `series_uid`.
+    """
+    for path in _files(folder, True):
+        check_file(path, data_dir, allow_symlinks)
         file = read_file(path)
         if file is not None and not _is_scout(file) and file.text("Modality") in ("CT", ""):
             return _series_of(file, folder.name)
-    raise ValueError(f"folder {folder.name!r} holds no CT slice: give the folder of one CT series")
+    return None
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, whole or damaged."""
+    try:
+        return read_file(path) is not None
+    except ValueError:
+        return path.suffix.lower() == ".dcm"
 
 
 def slice_files(folder: Path) -> list[Path]:
@@ -84,9 +105,11 @@ def open_series(
     return geometry, partial(_load, slices, geometry.shape_zyx)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, beside_folders: bool = False) -> list[Path]:
     """All files of a folder but DICOMDIR and those whose name starts with a dot, by name."""
     files = [p for p in sorted(folder.iterdir()) if p.name.upper() != "DICOMDIR" and not p.name.startswith(".")]
+    if beside_folders:
+        return [file for file in files if not file.is_dir()]
     if not files:
         raise ValueError(f"folder {folder.name!r} holds no DICOM file: give the folder of one CT series")
     odd = next((file for file in files if not file.is_file()), None)
@@ -98,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
 def _ct_files(folder: Path, data_dir: Path, allow_symlinks: bool) -> list[DicomFile]:
     """The files of a folder that belong to its CT; the others are counted in the log."""
     found, others = [], 0
-    for path in _files(folder):
+    for path in _files(folder, any(path.is_dir() for path in folder.iterdir())):
         check_file(path, data_dir, allow_symlinks)
         file = read_file(path)
         if file is None or _is_scout(file):

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 HIGHEST_LUNG_HU = -300
-"""A CT without a voxel of this or less is refused: none of it can be lung or air."""
+"""A CT without a voxel of this or less holds neither lung nor air."""
+LEAST_SPAN_HU = 1000
+"""Without lung and air, voxels that span less than this are refused, others get a warning."""
 SOFT_TISSUE_HU = (-300, 300)
 LEAST_SOFT_TISSUE = 0.001
 """A CT with a smaller share of voxels in that range gets a warning."""
@@ -35,24 +37,35 @@ def check_hounsfield(voxels: NDArray[Any], name: str) -> None:
         name: the file or folder, for the message.
 
     Raises:
-        ValueError: no voxel can be lung or air.
+        ValueError: no voxel can be lung or air, and they span too little for a CT.
     """
     if min(voxels.shape) < FEWEST_SLICES:
         logger.warning("%s has only %d voxels along an axis: is this a whole CT?", name, min(voxels.shape))
+    if (doubt := doubt_of_units(voxels, name)) is not None:
+        logger.warning("%s", doubt)
+
+
+def doubt_of_units(voxels: NDArray[Any], name: str) -> str | None:
+    """Return why voxels may not be HU, in a line; None where nothing speaks against it.
+
+    Raises:
+        ValueError: as `check_hounsfield`.
+    """
     if voxels.size < FEWEST_VOXELS:
-        return
-    low, high = voxels.min(), voxels.max()
+        return None
+    low, high = float(voxels.min()), float(voxels.max())
     if low > HIGHEST_LUNG_HU:
         what = f"all voxels are {low:g}" if low == high else f"voxels from {low:g} to {high:g}"
-        raise ValueError(
-            f"{name} is not in HU: {what}, so none can be lung or air (up to {HIGHEST_LUNG_HU} HU): convert it to HU, "
-            "or give the CT itself"
-        )
-    # a whole CT has 10⁸ voxels: every k-th row is as good
+        none = f"so none can be lung or air (up to {HIGHEST_LUNG_HU} HU)"
+        if high - low < LEAST_SPAN_HU:
+            raise ValueError(f"{name} is not in HU: {what}, {none}: convert it to HU, or give the CT itself")
+        return f"{name} is hardly in HU: {what}, {none}; was 1024 added to its values? convert it to HU"
+    # a whole CT has 10⁸ voxels: every k-th slice is as good
     part = voxels[:: max(1, voxels.shape[0] // 64)]
     share = np.count_nonzero((part >= SOFT_TISSUE_HU[0]) & (part <= SOFT_TISSUE_HU[1])) / part.size
     if share < LEAST_SOFT_TISSUE:
-        logger.warning(
-            "%s may not be in HU: only %.3g %% of its voxels lie from %d to %d HU, where soft tissue is",
-            name, 100 * share, *SOFT_TISSUE_HU,
-        )  # fmt: skip
+        return (
+            f"{name} may not be in HU: only {100 * share:.3g} % of its voxels lie from {SOFT_TISSUE_HU[0]} to "
+            f"{SOFT_TISSUE_HU[1]} HU, where soft tissue is"
+        )
+    return None

@@ -19,6 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 from luna16_monai.ct.dicom import series_uid, slice_files
 from luna16_monai.ct.dicom_slice import TAGS, read_file
 from luna16_monai.ct.opening import open_ct
+from luna16_monai.ct.opening import series_uid as opened_uid
 
 Change = Callable[[int, FileDataset], object]
 
@@ -222,6 +223,25 @@ def test_open_ct_refuses_two_stacks_that_lie_between_each_other(tmp_path, keywor
 )
 def test_open_ct_stacks_a_scan_made_in_steps(tmp_path, change):
     np.testing.assert_array_equal(open_ct(write(tmp_path / "series", change)).read(), VOXELS)
+
+
+def test_open_ct_finds_the_one_series_below_a_folder_and_lists_several(tmp_path):
+    study = tmp_path / "LIDC-IDRI-0001" / "study"
+    study.mkdir(parents=True)
+    write(study / "one", lambda k, slice_: None)
+    (study / "one" / "069.xml").write_text("<LidcReadMessage/>" * 20)
+    (study / "LICENSE").write_text("Creative Commons\n")
+    np.testing.assert_array_equal(open_ct(tmp_path / "LIDC-IDRI-0001").read(), VOXELS)
+    assert opened_uid(tmp_path / "LIDC-IDRI-0001") == UID
+    write(study / "two", everywhere(SeriesInstanceUID=f"{UID}.9"))
+    refused(study, f"2 series lie below 'study': {UID} (4 slices), {UID}.9 (4 slices): name the folder of one")
+    shutil.copytree(study / "one", study / "three")
+    refused(study, f"series {UID} is there twice, in one and three: remove one of them")
+
+
+def test_open_ct_says_to_give_the_folder_of_a_single_dicom_file(tmp_path):
+    path = write(tmp_path / "series", lambda k, slice_: None) / "a.dcm"
+    refused(path, "a.dcm is one DICOM file of a CT: give the folder of its series")
 
 
 # --- how files are written ------------------------------------------------------------------------------------------

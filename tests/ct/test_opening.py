@@ -373,7 +373,7 @@ def test_open_ct_refuses_a_folder_without_dicom(tmp_path):
     (tmp_path / "series").mkdir()
     refused(tmp_path / "series", "folder 'series' holds no DICOM file: give the folder of one CT series")
     (tmp_path / "series" / "sub").mkdir()
-    refused(tmp_path / "series", "sub in folder 'series' is no file: give the folder of one CT series")
+    refused(tmp_path / "series", "folder 'series' holds no CT slice: give the folder of one CT series")
 
 
 def on_slice(k: int, **tags: Any) -> Callable[[int, FileDataset], object]:
