@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai.ct.checks import check_file, check_voxels, right_angles
-from luna16_monai.ct.dicom_slice import DicomFile, Slice, as_slice, read_file, read_slice
+from luna16_monai.ct.dicom_pixels import read_slice
+from luna16_monai.ct.dicom_slice import DicomFile, Slice, as_slice, read_file
 from luna16_monai.geometry.grid import Geometry
 
 logger = logging.getLogger(__name__)

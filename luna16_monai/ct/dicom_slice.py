@@ -1,11 +1,9 @@
-"""One slice of a CT as a DICOM file: the named tags that place it and give it HU, and its voxels.
+"""One slice of a CT as a DICOM file: the named tags that place it and give it HU.
 
 pydicom walks over the file's elements; of their values only those listed here are looked at, as the bytes that stand
 in the file: no other tag reaches a message, the metadata or a file (structured_report.py, on request, has a list of
-its own). pydicom's own conversion of values is left out, since its warnings repeat them. Pixel data that are not
-compressed are read by numpy; a codestream goes to GDCM in a file that holds nothing else, so that GDCM's own view of
-the header (a default where a tag makes no sense, MONOCHROME1 inverted, no rescale for an unknown SOP class) can't
-change a value.
+its own). pydicom's own conversion of values is left out, since its warnings repeat them. `dicom_pixels` reads the
+voxels.
 """
 
 from __future__ import annotations
@@ -14,27 +12,17 @@ import math
 import mmap
 import re
 import struct
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom import encaps
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_file_meta_info, read_partial
-from pydicom.pixels.utils import get_j2k_parameters
 from pydicom.uid import (
-    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEG2000TransferSyntaxes,
     UncompressedTransferSyntaxes,
-    generate_uid,
 )
 
 TAGS = {
@@ -63,7 +51,6 @@ TAGS = {
     "RescaleType": 0x00281054,
 }
 """Every tag whose value is looked at, but for the transfer syntax."""
-AIR_HU = -1024
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 # No value that is looked at is longer: ImageOrientationPatient has six numbers of 16 characters.
@@ -72,7 +59,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # -1.024 for -1024: a whole number of thousands written with a dot. No scanner's offset is so small.
 _THOUSANDS_DOT = re.compile(r"[+-]?[1-9]\.\d{3}", re.ASCII)
 _DAMAGED = "is damaged or no DICOM file: fetch the series again"
-_AGAIN = "export the scan anew"
+AGAIN = "export the scan anew"
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ class DicomFile:
         if not value and default is not None:
             return default
         if len(value) != 2:
-            raise ValueError(f"{self.path.name}: {keyword} is missing or makes no sense: {_AGAIN}")
+            raise ValueError(f"{self.path.name}: {keyword} is missing or makes no sense: {AGAIN}")
         return int(struct.unpack(">H" if self.big_endian else "<H", value)[0])
 
     def numbers(self, keyword: str, count: int) -> list[float]:
@@ -119,10 +106,10 @@ class DicomFile:
         text = self.text(keyword)
         words = [word.strip(" \0") for word in text.split("\\")]
         if not text:
-            raise ValueError(f"{self.path.name}: {keyword} is missing{_so(keyword)}: {_AGAIN}")
+            raise ValueError(f"{self.path.name}: {keyword} is missing{_so(keyword)}: {AGAIN}")
         values = [float(word) if _NUMBER.fullmatch(word) else math.nan for word in words]
         if len(values) != count or not all(map(math.isfinite, values)):
-            raise ValueError(f"{self.path.name}: {keyword} makes no sense{_so(keyword)}: {_AGAIN}")
+            raise ValueError(f"{self.path.name}: {keyword} makes no sense{_so(keyword)}: {AGAIN}")
         return values
 
 
@@ -169,11 +156,14 @@ def _is_bare(start: bytes) -> bool:
 
 
 def _walked(path: Path, content: BinaryIO, size: int, has_meta: bool) -> DicomFile:
-    syntax = ""
+    # before pydicom would inflate it, to a thousand times its size
     if has_meta:
-        syntax = str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
-        if syntax == DeflatedExplicitVRLittleEndian:
-            raise _Refused("is deflated as a whole: export the scan anew, without deflating it")
+        deflated = read_file_meta_info(path).get("TransferSyntaxUID", "") == DeflatedExplicitVRLittleEndian
+    else:
+        deflated = DeflatedExplicitVRLittleEndian.encode() in content.read()
+        content.seek(0)
+    if deflated:
+        raise _Refused("is deflated as a whole: export the scan anew, without deflating it")
     found: list[int] = []
 
     def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
@@ -189,6 +179,7 @@ def _walked(path: Path, content: BinaryIO, size: int, has_meta: bool) -> DicomFi
         content.seek(at + 4)
         long_form = content.read(2) in (b"OB", b"OW", b"UN")
         pixels = at + (12 if long_form else 8), found[0]
+    syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
     big = not header.original_encoding[1] if header.original_encoding[1] is not None else False
     values = {}
     for keyword, tag in TAGS.items():
@@ -243,7 +234,7 @@ def as_slice(file: DicomFile) -> Slice:
     axes = np.reshape(file.numbers("ImageOrientationPatient", 6), (2, 3))
     between_rows, between_columns = file.numbers("PixelSpacing", 2)
     if not (between_rows > 0 and between_columns > 0):
-        raise ValueError(f"{name}: PixelSpacing makes no sense, so its place is unknown: {_AGAIN}")
+        raise ValueError(f"{name}: PixelSpacing makes no sense, so its place is unknown: {AGAIN}")
     if file.text("Modality") != "CT":
         raise ValueError(f"{name} is no CT slice (Modality is not CT): keep only the files of one CT in its folder")
     grey = file.text("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
@@ -251,7 +242,7 @@ def as_slice(file: DicomFile) -> Slice:
         raise ValueError(f"{name} is no single grey slice: export the scan as one file a slice")
     shape = file.number("Rows"), file.number("Columns")
     if 0 in shape:
-        raise ValueError(f"{name}: Rows or Columns is 0: {_AGAIN}")
+        raise ValueError(f"{name}: Rows or Columns is 0: {AGAIN}")
     rescale = _rescale(file)
     _check_pixels(file, shape)
     return Slice(file, shape, (between_rows, between_columns), (x, y, z), axes, rescale)
@@ -265,11 +256,11 @@ def _rescale(file: DicomFile) -> tuple[float, float]:
     if unit and not unit.startswith(("HU", "HOUNSFIELD", "US")):
         raise ValueError(f"{name}: RescaleType is not HU: give the CT itself, not a map of another quantity")
     if slope <= 0:
-        raise ValueError(f"{name}: RescaleSlope is not above 0, so its HU are unknown: {_AGAIN}")
+        raise ValueError(f"{name}: RescaleSlope is not above 0, so its HU are unknown: {AGAIN}")
     if _THOUSANDS_DOT.fullmatch(file.text("RescaleIntercept")):
         raise ValueError(
             f"{name}: RescaleIntercept is a number below 10 with three decimals, as if a dot parted the thousands, so "
-            f"its HU are unknown: {_AGAIN}"
+            f"its HU are unknown: {AGAIN}"
         )
     return slope, intercept
 
@@ -278,131 +269,24 @@ def _check_pixels(file: DicomFile, shape_yx: tuple[int, int]) -> None:
     """Check that the pixel data are as long as the header says, and of a kind that can be read."""
     name = file.path.name
     if file.pixels is None:
-        raise ValueError(f"{name}: no pixel data are found in it: {_AGAIN}")
+        raise ValueError(f"{name}: no pixel data are found in it: {AGAIN}")
     allocated, stored = file.number("BitsAllocated"), file.number("BitsStored")
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated or file.number("HighBit", stored - 1) != stored - 1:
-        raise ValueError(f"{name}: BitsAllocated, BitsStored and HighBit make no sense together: {_AGAIN}")
+        raise ValueError(f"{name}: BitsAllocated, BitsStored and HighBit make no sense together: {AGAIN}")
     if file.number("PixelRepresentation") > 1:
-        raise ValueError(f"{name}: PixelRepresentation makes no sense: {_AGAIN}")
+        raise ValueError(f"{name}: PixelRepresentation makes no sense: {AGAIN}")
     start, told = file.pixels
     length = min(told, file.path.stat().st_size - start)
     needed = shape_yx[0] * shape_yx[1] * allocated // 8
     if told == _UNDEFINED:
-        if _is_plain(file):
-            raise ValueError(f"{name}: pixel data of no length, which its transfer syntax does not allow: {_AGAIN}")
+        if is_plain(file):
+            raise ValueError(f"{name}: pixel data of no length, which its transfer syntax does not allow: {AGAIN}")
     elif length < needed:
         raise ValueError(
             f"{name} is too short: {length} bytes of pixel data, its header says {needed}: fetch the series again"
         )
 
 
-def _is_plain(file: DicomFile) -> bool:
+def is_plain(file: DicomFile) -> bool:
+    """Return whether a file's pixel data are not compressed."""
     return not file.syntax or file.syntax in UncompressedTransferSyntaxes
-
-
-def read_slice(one: Slice) -> NDArray[Any]:
-    """Return a slice's voxels in HU, (y, x): as whole numbers where slope and intercept are, else float64.
-
-    Raises:
-        ValueError: the pixel data can't be decoded, contradict the header, or have changed since.
-    """
-    file = one.file
-    padding = file.values.get("PixelPaddingValue", b"")
-    raw = _plain_pixels(one) if _is_plain(file) else _decoded(one)
-    stored, signed = file.number("BitsStored"), file.number("PixelRepresentation") == 1
-    padded = None
-    if not signed and raw.dtype.itemsize == 2 and len(padding) == 2:
-        value = file.number("PixelPaddingValue")
-        # a negative number written into unsigned voxels; smaller padding is an HU of its own, as in LIDC-IDRI
-        padded = raw == value if value >= 1 << 15 else None
-    values = _whole(raw, stored, signed, padded, one.name)
-    slope, intercept = one.rescale
-    hu: NDArray[Any]
-    if slope.is_integer() and intercept.is_integer() and slope < 1 << 15 and abs(intercept) < 1 << 30:
-        hu = values * int(slope) + int(intercept)
-        if np.int16(-32768) <= hu.min() and hu.max() <= 32767:
-            hu = hu.astype(np.int16)
-    else:
-        hu = values * slope + intercept
-    if padded is not None:
-        hu[padded] = AIR_HU
-    return hu
-
-
-def _whole(raw: NDArray[Any], stored: int, signed: bool, padded: NDArray[Any] | None, name: str) -> NDArray[np.int64]:
-    """The values of the stored bits; a value that does not fit them is refused, unless it is padding."""
-    values = raw.astype(np.int64)
-    if padded is not None:
-        values[padded] = 0
-    sign = 1 << (stored - 1)
-    low, high = (-sign, sign - 1) if signed else (0, 2 * sign - 1)
-    if signed and (values.max() > high or values.min() < low) and values.min() >= 0 and values.max() < 2 * sign:
-        # the bits above the sign are left 0
-        values = (values ^ sign) - sign
-    if values.min() < low or values.max() > high:
-        raise ValueError(f"{name}: its voxels take more bits than BitsStored {stored}: {_AGAIN}")
-    return values
-
-
-def _dtype(file: DicomFile) -> np.dtype[Any]:
-    kind = "i" if file.number("PixelRepresentation") else "u"
-    order = ">" if file.syntax == ExplicitVRBigEndian else "<"
-    return np.dtype(f"{order}{kind}{file.number('BitsAllocated') // 8}")
-
-
-def _plain_pixels(one: Slice) -> NDArray[Any]:
-    count = one.shape_yx[0] * one.shape_yx[1]
-    raw = np.fromfile(one.file.path, _dtype(one.file), count, offset=(one.file.pixels or (0, 0))[0])
-    if raw.size != count:
-        raise ValueError(f"{one.name} shrank to {raw.size} of {count} voxels: is it in use?")
-    return raw.reshape(one.shape_yx)
-
-
-def _decoded(one: Slice) -> NDArray[Any]:
-    """The voxels of a codestream, as stored, by GDCM."""
-    cure = "fetch the series again, or decompress it"
-    try:
-        with one.file.path.open("rb") as stream:
-            stream.seek((one.file.pixels or (0, 0))[0])
-            frame = encaps.get_frame(stream, 0, number_of_frames=1)
-    except Exception:  # what pydicom raises on damaged fragments
-        raise ValueError(f"{one.name} can't be decoded: {cure}") from None
-    if one.file.syntax in JPEG2000TransferSyntaxes:
-        is_signed = get_j2k_parameters(frame).get("is_signed")
-        if is_signed is not None and bool(is_signed) != bool(one.file.number("PixelRepresentation")):
-            raise ValueError(
-                f"{one.name}: its JPEG 2000 codestream is {'signed' if is_signed else 'unsigned'}, its "
-                f"PixelRepresentation says otherwise, so its HU are unknown: {_AGAIN}"
-            )
-    with tempfile.TemporaryDirectory() as folder:
-        bare = Path(folder, "pixels.dcm")
-        _write_bare(bare, one, frame)
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(bare))
-        try:
-            raw = sitk.GetArrayFromImage(reader.Execute())[0]
-        except RuntimeError:
-            raise ValueError(f"{one.name} can't be decoded: {cure}") from None
-    if raw.shape != one.shape_yx:
-        raise ValueError(f"{one.name}: its pixel data are of another size than Rows and Columns say: {cure}")
-    # GDCM may choose another type of the same width
-    return raw if raw.dtype.itemsize != _dtype(one.file).itemsize else raw.view(_dtype(one.file).newbyteorder("="))
-
-
-def _write_bare(path: Path, one: Slice, frame: bytes) -> None:
-    """Write a DICOM file that holds nothing but pixel data and how they are coded."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.UID(one.file.syntax)
-    bare = Dataset()
-    bare.file_meta = meta
-    bare.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
-    bare.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
-    bare.Modality, bare.SamplesPerPixel, bare.PhotometricInterpretation = "CT", 1, "MONOCHROME2"
-    bare.Rows, bare.Columns = one.shape_yx
-    for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation"):
-        setattr(bare, keyword, one.file.number(keyword))
-    bare.HighBit, bare.RescaleSlope, bare.RescaleIntercept = bare.BitsStored - 1, 1, 0
-    bare.PixelData = encaps.encapsulate([frame])
-    bare["PixelData"].VR, bare["PixelData"].is_undefined_length = "OB", True
-    bare.save_as(path, enforce_file_format=True)
