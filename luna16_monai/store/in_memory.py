@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.transforms import LoadImaged
 
 from luna16_monai.ct.folders import find_cts, holds_ct_files
 from luna16_monai.ct.opening import CT, find_series, open_ct, series_uid
@@ -56,6 +57,10 @@ class PreparedInMemory:
                     )
                 self.cts[uid] = found
         self.transform = Recipe.read(Path(recipe), spacing_zyx).build()
+        for step in getattr(self.transform, "transforms", ()):
+            if isinstance(step, LoadImaged):
+                # no float32 copy of a whole CT of which a few boxes are taken
+                step._loader.dtype = None
         self.kept = kept
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
 
@@ -76,7 +81,7 @@ class PreparedInMemory:
         if uid not in self._volumes:
             while len(self._volumes) >= self.kept:
                 self._volumes.popitem(last=False)
-            self._volumes[uid] = prepare_volume(self.cts[uid], self.transform)
+            self._volumes[uid] = prepare_volume(self.cts[uid], self.transform, True)
         return self._volumes[uid]
 
     def require_inside(self, table: PointTable) -> None:
