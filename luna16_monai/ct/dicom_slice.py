@@ -8,11 +8,14 @@ voxels.
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -133,13 +136,26 @@ def read_file(path: Path) -> DicomFile | None:
         raise ValueError(f"{path.name} {_DAMAGED}")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _silent_pydicom():
                 return _walked(path, cast(BinaryIO, content), len(content), start[128:132] == b"DICM")
         except _Refused as error:
             raise ValueError(f"{path.name} {error}") from None
         except Exception:  # whatever pydicom raises on a damaged file; its text may hold values
             raise ValueError(f"{path.name} {_DAMAGED}") from None
+
+
+@contextmanager
+def _silent_pydicom() -> Iterator[None]:
+    """Keep pydicom from repeating a value in its warnings or its log, such as a character set that it does not know."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class _Refused(ValueError):

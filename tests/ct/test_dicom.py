@@ -295,6 +295,15 @@ def test_open_ct_refuses_a_deflated_slice(tmp_path):
     refused(folder, "a.dcm is deflated as a whole: export the scan anew, without deflating it")
 
 
+def test_open_ct_repeats_no_value_that_pydicom_does_not_know(tmp_path, caplog, capfd):
+    folder = write(tmp_path / "series", everywhere(SpecificCharacterSet=CANARY, StudyDate=CANARY))
+    caplog.clear()
+    capfd.readouterr()
+    np.testing.assert_array_equal(open_ct(folder).read(), VOXELS)
+    assert CANARY not in caplog.text
+    assert CANARY not in "".join(capfd.readouterr())
+
+
 def test_read_file_keeps_the_named_tags_alone(tmp_path):
     file = read_file(write(tmp_path / "series", lambda k, slice_: None) / "a.dcm")
     assert file is not None
