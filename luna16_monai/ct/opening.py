@@ -167,6 +167,8 @@ def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
                 f"{name}: {int((~finite).sum())} voxels are NaN or infinite, the first at (z, y, x) = "
                 f"{tuple(map(int, first))}: convert the scan anew"
             )
+    elif voxels.dtype.itemsize == 8 and (voxels.max() > 2**53 or voxels.min() < -(2**53)):
+        raise ValueError(f"{name}: voxels beyond 2^53, which are no HU: convert the scan anew")
     limits = np.iinfo(np.int16)
     if limits.min <= voxels.min() and voxels.max() <= limits.max:
         whole = voxels.astype(np.int16)

@@ -115,6 +115,12 @@ def test_read_keeps_every_value_in_the_smallest_type(tmp_path, stored, values, e
     np.testing.assert_array_equal(hu, voxels)
 
 
+@pytest.mark.parametrize("value", [2**60, -(2**60)])
+def test_read_refuses_whole_numbers_that_no_type_of_ours_holds(tmp_path, value):
+    path = write_ct(tmp_path / "scan.mhd", np.array([0, value], np.int64).reshape(1, 1, 2))
+    refused(path, "scan.mhd: voxels beyond 2^53, which are no HU")
+
+
 def test_read_geometry_reads_no_voxel(tmp_path):
     path = write_ct(tmp_path / "scan.nii.gz")
     packed = bytearray(path.read_bytes())
