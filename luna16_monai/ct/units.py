@@ -60,9 +60,10 @@ def doubt_of_units(voxels: NDArray[Any], name: str) -> str | None:
         if high - low < LEAST_SPAN_HU:
             raise ValueError(f"{name} is not in HU: {what}, {none}: convert it to HU, or give the CT itself")
         return f"{name} is hardly in HU: {what}, {none}; was 1024 added to its values? convert it to HU"
-    # a whole CT has 10⁸ voxels: some twenty slices are as good
-    part = voxels[:: max(1, voxels.shape[0] // 16)]
-    share = np.count_nonzero((part >= SOFT_TISSUE_HU[0]) & (part <= SOFT_TISSUE_HU[1])) / part.size
+    # a whole CT has 10⁸ voxels: some twenty slices are as good, one by one to save memory
+    slices = voxels[:: max(1, voxels.shape[0] // 16)]
+    soft = sum(int(np.count_nonzero((one >= SOFT_TISSUE_HU[0]) & (one <= SOFT_TISSUE_HU[1]))) for one in slices)
+    share = soft / slices.size
     if share < LEAST_SOFT_TISSUE:
         return (
             f"{name} may not be in HU: only {100 * share:.3g} % of its voxels lie from {SOFT_TISSUE_HU[0]} to "

@@ -35,7 +35,7 @@ def test_prepared_in_memory_takes_the_series_of_a_patient_and_refuses_a_wrong_on
     volumes = PreparedInMemory(tmp_path, RECIPE)
     assert volumes.series_uids == (UID,)
     volumes.require_inside(point_table([(UID, *POINT, 0.0)]))
-    with pytest.raises(ValueError, match="unequal spacing|missing"):
+    with pytest.raises(ValueError, match=r"unequal spacing|missing"):
         volumes.require_inside(point_table([(f"{UID}.9", *POINT, 0.0)]))
     shutil.copytree(tmp_path / "study" / "thin", tmp_path / "study" / "again")
     with pytest.raises(ValueError, match=f"series {UID} is there twice, in study/again and study/thin"):
