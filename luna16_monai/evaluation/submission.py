@@ -2,7 +2,7 @@
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
 excluded findings, a table of other scans. `Truth` holds the question, and `evaluate` refuses it where it does not fit,
-or says beside the answer what is unusual. The rules themselves are in ``hits.py`` and ``froc.py``.
+or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from ct_files import UID, write_ct, write_dicom
@@ -55,3 +56,12 @@ def test_prepared_in_memory_follows_links_out_of_the_folder_only_when_allowed(tm
     with pytest.raises(ValueError, match="pass --allow-symlinks"):
         PreparedInMemory(tmp_path / "here" / "scan.mha", RECIPE)
     assert PreparedInMemory(tmp_path / "here" / "scan.mha", RECIPE, allow_symlinks=True).series_uids == ("scan",)
+
+
+def test_prepared_in_memory_keeps_one_volume(phantom_dir: Path) -> None:
+    volumes = PreparedInMemory(phantom_dir, bundle_dir() / "configs" / "prepare.yaml")
+    one, other = volumes.series_uids[:2]
+    first = volumes.volume(one)
+    assert volumes.volume(one) is first
+    volumes.volume(other)
+    assert volumes.volume(one) is not first

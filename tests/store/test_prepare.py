@@ -357,51 +357,7 @@ def test_prepare_of_a_folder_without_cts(tmp_path, store):
     assert not store.exists()
 
 
-# --- recipes --------------------------------------------------------------------------------------------------------
-
-
-def test_recipe_reads_the_bundles_list_and_replaces_its_spacing():
-    assert Recipe.read(PREPARE_YAML).spacing_zyx == [1.25, 0.7, 0.7]
-    assert NATIVE.spacing_zyx is None
-    assert Recipe.read(PREPARE_YAML, [2, 1, 1]).spacing_zyx == [2.0, 1.0, 1.0]
-
-
-def test_recipe_hash_follows_the_list_not_how_it_is_written(tmp_path):
-    text = PREPARE_YAML.read_text(encoding="utf-8")
-    path = tmp_path / "prepare.yaml"
-    path.write_text("# a comment\n" + text.replace("[1.25, 0.7, 0.7]", "[1.250, 0.70, 7.0e-1]"))
-    assert Recipe.read(path).hash == Recipe.read(PREPARE_YAML).hash == Recipe.read(PREPARE_YAML, (1.25, 0.7, 0.7)).hash
-    assert Recipe.read(path, [2, 1, 1]).hash == Recipe.read(path, [2.0, 1.0, 1.0]).hash
-    path.write_text(text.replace("bilinear", "nearest"))
-    assert Recipe.read(path).hash != Recipe.read(PREPARE_YAML).hash
-
-
-@pytest.mark.parametrize("spacing", [[0, 1, 1], [1, 1], [1, 1, -1], [1, 1, float("nan")], "fine", 3, [1, 1, "x"]])
-def test_recipe_refuses_what_is_no_spacing(spacing):
-    with pytest.raises(ValueError, match=r"spacing_zyx .*: give three numbers of millimetres above 0, or null"):
-        Recipe.read(PREPARE_YAML, spacing)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("transforms: []\n", "has no spacing_zyx: see the nodule bundle's configs/prepare.yaml"),
-        ("spacing_zyx: null\n", "has no transforms"),
-        ("", "has no spacing_zyx"),
-        ("- a\n- b\n", "has no spacing_zyx"),
-        ("a: [1\n", "cannot be read"),
-    ],
-)
-def test_recipe_refuses_a_file_that_is_none(tmp_path, content, message):
-    path = tmp_path / "prepare.yaml"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")):
-        Recipe.read(path)
-
-
-def test_recipe_refuses_a_file_that_is_absent(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no transform list .*x\.yaml: name a bundle's prepare\.yaml"):
-        Recipe.read(tmp_path / "x.yaml")
+# --- lists that cannot be built -------------------------------------------------------------------------------------
 
 
 def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, store, tmp_path):
