@@ -169,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     predict.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
+    predict.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
     predict.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     predict.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     predict.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
@@ -186,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     review.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
     review.add_argument("--reviewer", metavar="NAME", help="default: your login name")
     review.add_argument("--least", type=float, default=0.0, metavar="P", help="leave less probable ones out")
+    review.add_argument("--allow-symlinks", action="store_true", help="take CTs that are linked into place")
     review.add_argument("--ras", action="store_true", help="the predictions are RAS, not LPS as LUNA16's")
 
     export = verb("export", bundles.run_export, "write a trained network in another program's format")

@@ -29,7 +29,7 @@ def run_predict(options: argparse.Namespace) -> int:
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
         classifiers, options.ct, table, points, options.output, options.tta, wanted, shows_progress(options),
-        malignancy=_malignancy_classifier(options, device),
+        malignancy=_malignancy_classifier(options, device), allow_symlinks=options.allow_symlinks,
     )  # fmt: skip
     lines = [f"predict: {len(table)} probabilities in {options.output}"]
     if options.dicom_sr:
@@ -48,7 +48,8 @@ def run_review(options: argparse.Namespace) -> int:
     predictions = _existing(options.predictions)
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
     decisions = Decisions(path, options.reviewer or login_name())
-    server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
+    session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)
+    server = ReviewServer(session, options.port)
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"

@@ -20,6 +20,7 @@ from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
 from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
@@ -49,15 +50,17 @@ class CT:
 
         Raises:
             FileNotFoundError: a file is gone since the CT was opened.
-            ValueError: voxels that are NaN or infinite, or a file that is damaged.
+            ValueError: voxels that are NaN or infinite or can't be HU, or a file that is damaged.
         """
         try:
-            voxels = self.load()
+            stored = self.load()
         except FileNotFoundError as error:
             gone = Path(error.filename or self.path).name
             what = gone if gone == self.name else f"{gone}, the data file of {self.name},"
             raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from None
-        return _hounsfield(voxels, self.name)
+        voxels = _hounsfield(stored, self.name)
+        check_hounsfield(voxels, self.name)
+        return voxels
 
 
 def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:
@@ -73,7 +76,8 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
         ValueError: another type of file, or a header that can't be trusted; the message names the file.
     """
     if path.is_dir():
-        return CT(path, *dicom.open_series(path, data_dir or path, allow_symlinks))
+        folder = _only_series(path, allow_symlinks)
+        return CT(folder, *dicom.open_series(folder, data_dir or path, allow_symlinks))
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
@@ -81,6 +85,8 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
         return CT(path, *_open_nifti(path))
+    if dicom.is_dicom(path):
+        raise ValueError(f"{path.name} is one DICOM file of a CT: give the folder of its series")
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
 
 
@@ -97,8 +103,46 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
             reached through a symbolic link that leaves the folder, without `allow_symlinks`.
     """
     if path.is_dir():
-        return dicom.series_uid(path, allow_symlinks)
+        return dicom.series_uid(_only_series(path, allow_symlinks), allow_symlinks)
     return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+
+
+def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
+    """Return the folder of each DICOM series of CT slices in a folder and below it, as an archive lays them out.
+
+    Args:
+        folder: of a series, a study, a patient or several.
+        allow_symlinks: whether symbolic links may leave it.
+
+    Raises:
+        ValueError: there is no series, or one in two places.
+    """
+    found: dict[str, Path] = {}
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
+    for place in folders:
+        if not any(path.is_file() for path in place.iterdir()):
+            continue
+        uid = dicom.first_series(place, folder, allow_symlinks)
+        if uid is None:
+            continue
+        if uid in found:
+            a, b = (one.relative_to(folder).as_posix() for one in (found[uid], place))
+            raise ValueError(f"series {uid} is there twice, in {a} and {b}: remove one of them")
+        found[uid] = place
+    if not found:
+        raise ValueError(f"folder {folder.name!r} holds no CT slice: give the folder of one CT series")
+    return found
+
+
+def _only_series(folder: Path, allow_symlinks: bool) -> Path:
+    """The folder itself where it has files and no folders; else the one folder of a series in and below it."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        return folder
+    found = find_series(folder, allow_symlinks)
+    if len(found) > 1:
+        told = ", ".join(f"{uid} ({len(dicom.slice_files(place))} slices)" for uid, place in list(found.items())[:5])
+        raise ValueError(f"{len(found)} series lie below {folder.name!r}: {told}: name the folder of one")
+    return next(iter(found.values()))
 
 
 def has_ct_suffix(path: Path) -> bool:
@@ -123,6 +167,8 @@ def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
                 f"{name}: {int((~finite).sum())} voxels are NaN or infinite, the first at (z, y, x) = "
                 f"{tuple(map(int, first))}: convert the scan anew"
             )
+    elif voxels.dtype.itemsize == 8 and (voxels.max() > 2**53 or voxels.min() < -(2**53)):
+        raise ValueError(f"{name}: voxels beyond 2^53, which are no HU: convert the scan anew")
     limits = np.iinfo(np.int16)
     if limits.min <= voxels.min() and voxels.max() <= limits.max:
         whole = voxels.astype(np.int16)

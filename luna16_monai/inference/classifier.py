@@ -65,9 +65,9 @@ class Classifier:
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
         self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
 
-    def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
+    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""
-        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"])
+        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
 
     @property
     def recipe(self) -> Path:
@@ -135,13 +135,15 @@ class Classifier:
         return torch.stack(scored).mean(0).cpu()
 
 
-def volumes_of(classifiers: Sequence[Classifier], paths: Sequence[Path]) -> list[PreparedInMemory]:
+def volumes_of(
+    classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
+) -> list[PreparedInMemory]:
     """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
     shared: dict[tuple[str, str], PreparedInMemory] = {}
     for one in classifiers:
         way = _way(one)
         if way not in shared:
-            shared[way] = one.volumes(paths)
+            shared[way] = one.volumes(paths, allow_symlinks)
     return [shared[_way(one)] for one in classifiers]
 
 

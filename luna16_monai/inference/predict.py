@@ -58,6 +58,7 @@ def predict(
     wanted: Wanted | None = None,
     progress: bool = False,
     malignancy: Classifier | None = None,
+    allow_symlinks: bool = False,
 ) -> dict[str, Any]:
     """Score a table's candidates, and write the results.
 
@@ -71,6 +72,7 @@ def predict(
         wanted: what else is written.
         progress: show a bar.
         malignancy: the second bundle, whose probabilities are a column of their own.
+        allow_symlinks: take CTs that are linked into place.
 
     Returns:
         ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
@@ -85,7 +87,7 @@ def predict(
     source = _source(wanted, cts, points)
     _check_explain(wanted, classifiers)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
-    volumes = volumes_of(both, cts)
+    volumes = volumes_of(both, cts, allow_symlinks)
     scored = score_in_turn(both, points, volumes, tta)
     probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None

@@ -32,6 +32,7 @@ class Review:
         decisions: where to and under whose name.
         least: only candidates of at least this probability.
         ras: the predictions are RAS; decisions are LPS all the same, as training reads them.
+        allow_symlinks: take CTs that are linked into place.
 
     Attributes:
         candidates: by falling probability; ``number``, ``series_uid``, ``point_xyz``, ``probability``,
@@ -44,10 +45,18 @@ class Review:
     """
 
     def __init__(
-        self, predictions: Path, cts: Sequence[Path], decisions: Decisions, least: float = 0.0, ras: bool = False
+        self,
+        predictions: Path,
+        cts: Sequence[Path],
+        decisions: Decisions,
+        least: float = 0.0,
+        ras: bool = False,
+        allow_symlinks: bool = False,
     ) -> None:
         # the nodule bundle's way of reading a CT, but on the CT's own grid: what was scanned is what is judged
-        self.volumes = PreparedInMemory(cts, bundle_dir() / "configs" / "prepare.yaml", None)
+        self.volumes = PreparedInMemory(
+            cts, bundle_dir() / "configs" / "prepare.yaml", None, allow_symlinks=allow_symlinks
+        )
         self.decisions = decisions
         table = read_points(predictions, "probability")
         table = from_ras(table) if ras else table

@@ -62,6 +62,7 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
         ("shared memory", _shared_memory),
         ("disk", lambda: _disk(data, store, runs)),
         ("data", lambda: _data(data)),
+        ("units", lambda: _units(data)),
         ("store", lambda: _store(store, data)),
     ]
     checks = [check for name, examination in examinations for check in _guarded(name, examination)]
@@ -330,6 +331,17 @@ def _data(data: Path) -> Iterator[Check]:
         ok = False if found and "candidates_V2" in absent else None
         problem = "; ".join(f"no {name}.csv, so {TABLES[name]}" for name in absent)
         yield _check("tables", ok, names, problem, f"luna16 download --output {data}")
+
+
+def _units(data: Path) -> Iterator[Check]:
+    """Read one CT, the first, and tell whether it can be in HU."""
+    from luna16_monai.ct.opening import open_ct
+    from luna16_monai.ct.units import doubt_of_units
+
+    for path in list(_series(data).values())[:1]:
+        ct = open_ct(path, data, allow_symlinks=True)
+        doubt = doubt_of_units(ct.read(), ct.name)
+        yield _check("units", None if doubt else True, ct.name, doubt)
 
 
 def _series(data: Path) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
@@ -17,16 +18,23 @@ from luna16_monai.ct.opening import CT, _suffix, open_ct
 
 # LoadImage makes a text of whatever it is given, so an opened CT reaches its reader beside it
 _OPENED: ContextVar[CT | None] = ContextVar("opened", default=None)
+_AS_VIEW: ContextVar[bool] = ContextVar("as_view", default=False)
 
 
 @contextmanager
-def already_open(ct: CT) -> Iterator[None]:
-    """Let each `CTReader` that is given this CT's path take the CT itself, instead of opening it again."""
-    token = _OPENED.set(ct)
+def already_open(ct: CT, as_view: bool = False) -> Iterator[None]:
+    """Let each `CTReader` that is given this CT's path take the CT itself, instead of opening it again.
+
+    Args:
+        ct: the opened CT.
+        as_view: give the voxels in (x, y, z) without a copy, for who takes little of them.
+    """
+    tokens = _OPENED.set(ct), _AS_VIEW.set(as_view)
     try:
         yield
     finally:
-        _OPENED.reset(token)
+        _OPENED.reset(tokens[0])
+        _AS_VIEW.reset(tokens[1])
 
 
 class CTReader(ImageReader):
@@ -71,7 +79,8 @@ class CTReader(ImageReader):
             ct = opened
         else:
             ct = open_ct(img[0], self.data_dir, self.allow_symlinks)
-        voxels = _transposed(ct.read())
+        # of an array MONAI makes a contiguous copy, of a tensor it does not
+        voxels: Any = torch.from_numpy(ct.read()).permute(2, 1, 0) if _AS_VIEW.get() else _transposed(ct.read())
         affine = ct.geometry.ras_affine_xyz()
         return voxels, {
             "spacing": np.array(ct.geometry.spacing_zyx[::-1]),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ct_files import VOXELS, write_ct, write_dicom
+from ct_files import VOXELS, write_ct
 
 from luna16_monai.ct.folders import SUBSETS, CTFile, find_cts, subset_folder
-from luna16_monai.ct.opening import open_ct, read_geometry
+from luna16_monai.ct.opening import read_geometry
 
 
 def places(cts: list[CTFile]) -> list[tuple[str, Path, int | None]]:
@@ -28,19 +28,6 @@ def test_find_cts_sorts_by_series_and_leaves_the_lung_masks(tmp_path):
         ("1.2", tmp_path / "subset9" / "1.2.mhd", 9),
         ("1.3", tmp_path / "subset0" / "1.3.mhd", 0),
     ]
-
-
-@pytest.mark.parametrize("name", ["1.2.mhd", "1.2.mha", "1.2.nii", "1.2.nii.gz"])
-def test_find_cts_gives_the_opened_ct_which_can_be_pickled(tmp_path, name):
-    path = write_ct(tmp_path / name)
-    (found,) = find_cts(tmp_path)
-    assert (found.ct.path, found.ct.name, found.ct.geometry) == (path, name, read_geometry(path))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).ct.read(), VOXELS)
-
-
-def test_an_opened_dicom_series_can_be_pickled(tmp_path):
-    ct = pickle.loads(pickle.dumps(open_ct(write_dicom(tmp_path / "series"))))
-    np.testing.assert_array_equal(ct.read(), VOXELS)
 
 
 def test_find_cts_refuses_the_lung_masks(tmp_path):
@@ -103,3 +90,11 @@ def test_find_cts_follows_links_that_stay_in_the_folder(tmp_path):
 
 def test_subset_folders_are_luna16s_ten():
     assert [subset_folder(number) for number in SUBSETS] == [f"subset{digit}" for digit in "0123456789"]
+
+
+@pytest.mark.parametrize("name", ["1.2.mhd", "1.2.mha", "1.2.nii", "1.2.nii.gz"])
+def test_find_cts_gives_the_opened_ct_which_can_be_pickled(tmp_path, name):
+    path = write_ct(tmp_path / name)
+    (found,) = find_cts(tmp_path)
+    assert (found.ct.path, found.ct.name, found.ct.geometry) == (path, name, read_geometry(path))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).ct.read(), VOXELS)

@@ -46,10 +46,57 @@ def test_open_ct_refuses_a_nifti_header_that_is_no_ct(tmp_path, data, affine, he
     refused(write_nifti(tmp_path / "scan.nii", data, affine, **header), message)
 
 
-def test_open_ct_refuses_negative_spacing_in_nifti_and_logs_nothing(tmp_path, capfd):
+def test_open_ct_reads_a_negative_pixdim_of_nifti_beside_a_right_sform_and_logs_nothing(tmp_path, capfd):
     path = write_nifti(tmp_path / "scan.nii", pixdim=[1, -0.5, 0.75, 2, 1, 1, 1, 1])
+    assert open_ct(path).geometry.spacing_zyx == (2, 0.75, 0.5)
+    path = write_nifti(tmp_path / "scan.nii", pixdim=[1, -0.5, 0.75, 2, 1, 1, 1, 1], sform_code=0, qform_code=1)
     refused(path, "scan.nii is no NIfTI file (HeaderDataError): fetch or convert it anew")
     assert capfd.readouterr() == ("", "")
+
+
+def test_open_ct_refuses_a_nifti_whose_sform_and_pixdim_differ(tmp_path):
+    # ITK and nibabel would read 1 mm where the voxels are 0.5 x 0.75 x 2 mm
+    path = write_nifti(tmp_path / "scan.nii", srow_x=[1, 0, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[0, 0, 1, 0])
+    refused(path, "scan.nii: its sform has a spacing of 1 x 1 x 1 mm, its pixdim says 0.5 x 0.75 x 2 mm")
+
+
+def test_open_ct_takes_an_exact_qform_where_the_sform_is_off_by_rounding(tmp_path):
+    # y leans by 3e-4 of its length towards x; the qform is exact
+    affine = np.diag([0.5, 0.75, 2, 1.0])
+    image = nib.Nifti1Image(VOXELS.T, affine)
+    image.set_qform(affine, 1)
+    leaning = affine.copy()
+    leaning[0, 1] = 0.75 * 3e-4
+    image.set_sform(leaning, 1)
+    nib.save(image, tmp_path / "scan.nii")
+    # RAS (0.5 i, 0.75 j, 2 k) is LPS (-0.5 i, -0.75 j, 2 k)
+    np.testing.assert_array_equal(open_ct(tmp_path / "scan.nii").geometry.world_from_voxel((1, 2, 3)), (-1.5, -1.5, 2))
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "scan.nii")
+    axes = open_ct(tmp_path / "scan.nii").geometry.affine[:3, :3] / (2, 0.75, 0.5)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+
+
+def test_open_ct_reads_several_gzip_members_and_zeros_behind_them(tmp_path):
+    content = write_nifti(tmp_path / "scan.nii").read_bytes()
+    packed = tmp_path / "scan.nii.gz"
+    members = b"".join(gzip.compress(content[start : start + 100]) for start in range(0, len(content), 100))
+    for end in (b"", gzip.compress(b""), b"\0" * 512, b"\0" * (1 << 21)):
+        packed.write_bytes(members + end)
+        np.testing.assert_array_equal(open_ct(packed).read(), VOXELS)
+    for end in (b"x", b"\0" * 512 + b"x", gzip.compress(b"y"), b"\x1f"):
+        packed.write_bytes(members + end)
+        refused(packed, "scan.nii.gz is too long")
+    packed.write_bytes(members[:-9])
+    refused(packed, "scan.nii.gz is too short")
+
+
+def test_open_ct_tells_gzip_by_its_bytes_and_not_by_its_name(tmp_path):
+    content = write_nifti(tmp_path / "scan.nii").read_bytes()
+    (tmp_path / "plain.nii.gz").write_bytes(content)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(content))
+    for name in ("plain.nii.gz", "packed.nii"):
+        np.testing.assert_array_equal(open_ct(tmp_path / name).read(), VOXELS)
 
 
 def test_open_ct_refuses_a_nifti_file_of_another_length(tmp_path):

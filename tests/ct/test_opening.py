@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,14 @@ def test_series_uid_does_not_repeat_an_invalid_one(tmp_path):
     with pytest.raises(ValueError, match=r"no valid SeriesInstanceUID: export the scan anew") as caught:
         series_uid(folder)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [2**60, -(2**60)])
+def test_read_refuses_whole_numbers_that_no_type_of_ours_holds(tmp_path, value):
+    path = write_ct(tmp_path / "scan.mhd", np.array([0, value], np.int64).reshape(1, 1, 2))
+    refused(path, "scan.mhd: voxels beyond 2^53, which are no HU")
+
+
+def test_an_opened_dicom_series_can_be_pickled(tmp_path):
+    ct = pickle.loads(pickle.dumps(open_ct(write_dicom(tmp_path / "series"))))
+    np.testing.assert_array_equal(ct.read(), VOXELS)

@@ -80,7 +80,7 @@ def test_write_background_phantom_second_call_does_nothing(chest_ct, background_
 
 def test_read_background_refuses_what_holds_no_lungs(tmp_path, chest_ct):
     image = sitk.ReadImage(str(chest_ct))
-    sitk.WriteImage(sitk.Clamp(image, lowerBound=0, upperBound=100), str(tmp_path / "head.mhd"))
+    sitk.WriteImage(sitk.Clamp(image, lowerBound=-200, upperBound=3000), str(tmp_path / "head.mhd"))
     with pytest.raises(ValueError, match=r"no lungs in head.mhd \(less than 20 ml .* give a chest CT"):
         read_background(tmp_path / "head.mhd")
     with pytest.raises(FileNotFoundError, match="does not exist"):
