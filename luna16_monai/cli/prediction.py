@@ -31,6 +31,7 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--malignancy", nargs="?", const="", metavar="DIR", help=text)
     verb.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
+    console.add_symlinks(verb)
     verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     verb.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     console.add_device(verb)
@@ -55,7 +56,7 @@ def run_predict(options: argparse.Namespace) -> int:
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
         classifiers, options.ct, table, points, options.output, options.tta, wanted, console.shows_progress(options),
-        malignancy=_malignancy_classifier(options, device),
+        malignancy=_malignancy_classifier(options, device), allow_symlinks=options.allow_symlinks,
     )  # fmt: skip
     lines = [f"predict: {len(table)} probabilities in {options.output}"]
     if options.dicom_sr:
@@ -91,6 +92,7 @@ def add_review(verbs: Verbs) -> None:
     verb.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
     verb.add_argument("--reviewer", metavar="NAME", help="default: your login name")
     verb.add_argument("--least", type=float, default=0.0, metavar="P", help="leave less probable ones out")
+    console.add_symlinks(verb)
     verb.add_argument("--ras", action="store_true", help="the predictions are RAS, not LPS as LUNA16's")
 
 
@@ -103,7 +105,8 @@ def run_review(options: argparse.Namespace) -> int:
     predictions = console.existing(options.predictions)
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
     decisions = Decisions(path, options.reviewer or login_name())
-    server = ReviewServer(Review(predictions, options.ct, decisions, options.least, options.ras), options.port)
+    session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)
+    server = ReviewServer(session, options.port)
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"

@@ -5,6 +5,9 @@
 - ``metaimage``: .mhd and .mha
 - ``nifti``: .nii and .nii.gz
 - ``dicom``: DICOM series
+- ``dicom_slice``: one slice of a DICOM series
+- ``dicom_pixels``: its voxels in HU
+- ``units``: whether voxels are HU
 - ``checks``: sizes and voxels checked before they are trusted
 - ``lungs``: the lungs in a CT
 """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from luna16_monai.ct.opening import SUFFIXES, _suffix, open_ct, series_uid
+from luna16_monai.ct.opening import CT, SUFFIXES, _suffix, open_ct, series_uid
 
 # LUNA16's lung masks bear the names of the CTs.
 _MASKS = "seg-lungs"
@@ -22,18 +22,27 @@ def subset_folder(number: int) -> str:
 
 @dataclass(frozen=True)
 class CTFile:
-    """A scan found on the disk: its series, its file, and LUNA16's subset (None outside subset0 to subset9)."""
+    """A scan found on the disk.
+
+    Attributes:
+        series_uid: its series.
+        path: its file.
+        subset: LUNA16's subset, None outside subset0 to subset9.
+        ct: the scan as it was opened, so that it need not be opened again; it counts in no comparison.
+    """
 
     series_uid: str
     path: Path
     subset: int | None
+    ct: CT = field(compare=False, repr=False)
 
 
 def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
     """List the CTs of a data folder, sorted by series, each with its header and file sizes checked.
 
-    They lie in LUNA16's subset0 to subset9, or in the folder itself. LUNA16's lung masks (seg-lungs-LUNA16), which
-    bear the names of the CTs, are never taken; nor are files whose name starts with a dot.
+    They lie in LUNA16's subset0 to subset9 (or, as some archives unpack, in subset0/subset0), or in the folder itself.
+    LUNA16's lung masks (seg-lungs-LUNA16), which bear the names of the CTs, are never taken; nor are files whose name
+    starts with a dot.
 
     Args:
         data_dir: the data folder.
@@ -47,22 +56,36 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
         raise FileNotFoundError(f"data folder {str(data_dir)!r} does not exist: give the folder that holds the CTs")
     if data_dir.resolve().name.lower().startswith(_MASKS):
         raise ValueError(f"{data_dir.name} holds LUNA16's lung masks, not CTs: give the folder above it")
-    folders: list[tuple[Path, int | None]] = [(data_dir, None)]
-    folders += [(path, k) for k in SUBSETS if (path := data_dir / subset_folder(k)).is_dir()]
     found: dict[str, CTFile] = {}
-    for folder, subset in folders:
+    for folder, subset in places(data_dir):
         for path in sorted(folder.iterdir()):
             if not _suffix(path) or path.name.startswith("."):
                 continue
-            ct = CTFile(series_uid(path, allow_symlinks), path, subset)
-            twin = found.setdefault(ct.series_uid, ct)
-            if twin is not ct:
-                a, b = (p.relative_to(data_dir).as_posix() for p in (twin.path, path))
-                raise ValueError(f"series {ct.series_uid} is there twice, as {a} and {b}: remove one of them")
-            open_ct(path, data_dir, allow_symlinks)
+            uid = series_uid(path, allow_symlinks)
+            if uid in found:
+                a, b = (p.relative_to(data_dir).as_posix() for p in (found[uid].path, path))
+                raise ValueError(f"series {uid} is there twice, as {a} and {b}: remove one of them")
+            found[uid] = CTFile(uid, path, subset, open_ct(path, data_dir, allow_symlinks))
     if not found:
         raise FileNotFoundError(_nothing_found(data_dir))
     return [found[uid] for uid in sorted(found)]
+
+
+def holds_ct_files(folder: Path) -> bool:
+    """Return whether a folder holds files that are CTs by their names, or LUNA16's subsets."""
+    return any(
+        (_suffix(path) and not path.name.startswith(".")) or path.name in map(subset_folder, SUBSETS)
+        for path in folder.iterdir()
+    )
+
+
+def places(data_dir: Path) -> list[tuple[Path, int | None]]:
+    """The folders in which CTs may lie, and the subset of each; a subset may lie in a folder of its own name."""
+    places: list[tuple[Path, int | None]] = [(data_dir, None)]
+    for k in SUBSETS:
+        name = subset_folder(k)
+        places += [(path, k) for path in (data_dir / name, data_dir / name / name) if path.is_dir()]
+    return places
 
 
 def _nothing_found(data_dir: Path) -> str:

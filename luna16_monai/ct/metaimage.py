@@ -2,16 +2,20 @@
 
 A file from the internet may lie: a header of 100 bytes can ask for 10^12 voxels, name `../../secret` as its data, or
 sit beside a raw file that was cut short. ITK's own parser follows such paths, fills up what is missing, and reads a
-damaged .zraw without a word. So no library opens these files here: the header is parsed against a closed list of
-keys, sizes are compared before anything is allocated, and numpy reads the bytes.
+damaged .zraw without a word. So no library opens these files here: the header is parsed against a list of keys, sizes
+are compared before anything is allocated, and numpy reads the bytes. Keys that are unknown are skipped, since
+SimpleITK copies metadata of any name into a header; the format's own keys that would change the voxels or their place
+and are not read are refused.
 
 What remains unfound is a flipped bit in an uncompressed raw file: only the checksum of the volume store can tell.
-Rejected: the split and the ASCII forms of the format, its synonyms (Position, Orientation, ...), and gzip in place of
-zlib, none of which LUNA16 or SimpleITK writes.
+Rejected: the split and the ASCII forms of the format and its synonyms (Position, Orientation, ...), none of which
+LUNA16 or SimpleITK writes.
 """
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -22,20 +26,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, check_file, check_voxels, inflate
-from luna16_monai.geometry.grid import Geometry, is_orthonormal
+from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, check_file, check_voxels, inflate, right_angles
+from luna16_monai.geometry.grid import Geometry
 from luna16_monai.machine.files import atomic_write
+
+logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 1024
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COUNT = re.compile(r"[1-9]\d{0,18}", re.ASCII)
-_LINE = re.compile(r"(\w+)\s*=\s*(.*)", re.ASCII)
+_LINE = re.compile(r"([^=\s][^=]*?)\s*=\s*(.*)", re.ASCII)
+# Keys of the format that would change the voxels or their place.
+_REFUSED = ("Position", "Origin", "Orientation", "Rotation", "ElementToIntensityFunctionSlope",
+            "ElementToIntensityFunctionOffset", "ElementNBits")  # fmt: skip
 _DTYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
     "MET_SHORT": "i2",
     "MET_USHORT": "u2",
     "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
@@ -100,12 +114,12 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     """
     name = path.name
     check_file(path, data_dir or path.parent, allow_symlinks)
-    local = path.suffix.lower() == ".mha"
-    text, offset = _header_text(path, local)
+    text, offset = _header_text(path)
     header = _parse(text, name)
 
     data_name = header["ElementDataFile"]
-    if local != (data_name == "LOCAL"):
+    local = data_name.upper() == "LOCAL"
+    if path.suffix.lower() == ".mha" and not local:
         raise ValueError(
             f"{name}: ElementDataFile {data_name!r}: a .mha holds its voxels itself (LOCAL), a .mhd names one file "
             "beside it; write it anew with SimpleITK"
@@ -121,7 +135,11 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     stored = data_path.stat().st_size - offset
     expected = header.get("CompressedDataSize", stored) if compressed else _voxel_bytes((z, y, x), dtype)
     check_voxels((z, y, x), dtype, stored if compressed else None, name)
-    if stored != expected:
+    if header.get("HeaderSize") == "-1" and not compressed and stored > expected:
+        # ITK: what is too much lies at the start
+        offset, stored = offset + stored - expected, expected
+    # what follows a compressed stream is looked at when it is read: zero bytes may
+    if stored != expected and not (compressed and stored > expected):
         raise ValueError(
             f"{data_path.name} is too {'short' if stored < expected else 'long'}: {stored} bytes, its header says "
             f"{expected} (DimSize {x} {y} {z}, {header['ElementType']}): {_DAMAGED}"
@@ -129,23 +147,25 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     return MetaImage(path, data_path, offset, stored, compressed, dtype, _geometry(header, name))
 
 
-def _header_text(path: Path, local: bool) -> tuple[str, int]:
-    """The header's text, and where the voxels begin (0 for .mhd)."""
+def _header_text(path: Path) -> tuple[str, int]:
+    """The header's text, and where the voxels begin: behind it if it holds them, else 0."""
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     end = 0
-    if local:
-        found = re.search(rb"^ElementDataFile[ \t]*=[^\r\n]*\r?\n", raw, re.MULTILINE)
-        if found is None or found.end() > MAX_HEADER_BYTES:
-            raise ValueError(
-                f"{path.name}: no ElementDataFile in the first {MAX_HEADER_BYTES} bytes: this is no MetaImage file"
-            )
+    # ElementDataFile ends a header; what follows it in a .mhd that names another file is told of by the parser
+    found = re.search(rb"^ElementDataFile[ \t]*=([^\r\n]*)\r?\n", raw, re.MULTILINE)
+    is_mha = path.suffix.lower() == ".mha"
+    if found is not None and found.end() <= MAX_HEADER_BYTES and (is_mha or found[1].strip().upper() == b"LOCAL"):
         end = found.end()
         raw = raw[:end]
+    elif is_mha:
+        raise ValueError(
+            f"{path.name}: no ElementDataFile in the first {MAX_HEADER_BYTES} bytes: this is no MetaImage file"
+        )
     elif len(raw) > MAX_HEADER_BYTES:
         raise ValueError(f"{path.name}: a header of more than {MAX_HEADER_BYTES} bytes: this is no MetaImage header")
     try:
-        text = raw.decode("utf-8")
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name}: byte {error.start} is no text: this is no MetaImage header") from error
     return text, end
@@ -154,6 +174,7 @@ def _header_text(path: Path, local: bool) -> tuple[str, int]:
 def _parse(text: str, name: str) -> dict[str, Any]:
     """The header's values by key, each checked and converted."""
     header: dict[str, Any] = {}
+    skipped = 0
     # Not splitlines: it would also cut at form feeds and Unicode's own line ends.
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         where = f"{name} line {number}"
@@ -164,14 +185,20 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         if found is None or not line.replace("\t", " ").isprintable():
             raise ValueError(f"{where} is not of the form 'Key = Value': this is no MetaImage header")
         key, value = found.groups()
-        # ITK_...: what SimpleITK adds when it writes an image that it has read; it says nothing about the voxels.
-        check = _KEYS.get(key) or (_text if key.startswith("ITK_") else None)
+        if "ElementDataFile" in header:
+            what = key if key in _KEYS else "a line"
+            raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {_DAMAGED}")
+        check = _KEYS.get(key)
         if check is None:
-            raise ValueError(f"{where}: unknown key {key[:60]!r}: remove the line, or write the CT anew with SimpleITK")
+            if key.lower() in _MEANT:
+                raise ValueError(
+                    f"{where}: key {key[:60]!r} is not read, and would change the voxels or their place: write the CT "
+                    "anew with SimpleITK"
+                )
+            skipped += 1
+            continue
         if key in header:
             raise ValueError(f"{where}: {key} appears twice: {_DAMAGED}")
-        if "ElementDataFile" in header:
-            raise ValueError(f"{where}: {key} after ElementDataFile, which ends a header: {_DAMAGED}")
         try:
             header[key] = check(value)
         except ValueError as error:
@@ -179,36 +206,41 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     missing = [key for key in _REQUIRED if key not in header]
     if missing:
         raise ValueError(f"{name}: {missing[0]} is missing: this is no complete MetaImage header")
+    if skipped:
+        logger.debug("%s: %d keys that say nothing about the voxels are skipped", name, skipped)
     return header
 
 
 def _geometry(header: dict[str, Any], name: str) -> Geometry:
     spacing = np.array(header["ElementSpacing"])
-    if np.any(spacing <= 0):
-        raise ValueError(f"{name}: ElementSpacing {spacing.tolist()} mm must be above 0: {_DAMAGED}")
+    if np.any(spacing == 0):
+        raise ValueError(f"{name}: ElementSpacing {spacing.tolist()} mm must not be 0: {_DAMAGED}")
     # The file lists the axes one after the other; in a direction matrix they are columns.
     direction = np.reshape(header.get("TransformMatrix", np.eye(3)), (3, 3)).T
-    if not is_orthonormal(direction):
+    right = right_angles(direction, header["DimSize"])
+    if right is None:
         raise ValueError(
             f"{name}: TransformMatrix {direction.T.ravel().tolist()} is no rotation or flip: its axes must be of "
             "length 1 and at right angles; resample a sheared scan first"
         )
     try:
-        return Geometry.from_axes(header["DimSize"], spacing, header["Offset"], direction)
+        # as ITK: an axis of negative spacing is flipped
+        return Geometry.from_axes(header["DimSize"], np.abs(spacing), header["Offset"], right * np.sign(spacing))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
 def _plain_name(data_name: str, name: str) -> str:
-    plain = data_name not in ("", ".", "..") and all(
-        flavour(data_name).name == data_name for flavour in (PurePosixPath, PureWindowsPath)
+    bare = data_name.removeprefix("./")
+    plain = bare not in ("", ".", "..") and all(
+        flavour(bare).name == bare for flavour in (PurePosixPath, PureWindowsPath)
     )
-    if not plain or data_name == "LIST" or "%" in data_name:
+    if not plain or bare == "LIST":
         raise ValueError(
             f"{name}: ElementDataFile {data_name[:60]!r} must be the plain name of one file beside the header: "
             "write the CT anew with SimpleITK"
         )
-    return data_name
+    return bare
 
 
 def _text(value: str) -> str:
@@ -228,6 +260,12 @@ def _flag(value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise ValueError("is neither True nor False")
     return value.lower() == "true"
+
+
+def _true(value: str) -> bool:
+    if not _flag(value):
+        raise ValueError("is not supported: expected True")
+    return True
 
 
 def _numbers(count: int) -> Callable[[str], list[float]]:
@@ -255,7 +293,7 @@ _REQUIRED = ("NDims", "DimSize", "ElementSpacing", "Offset", "ElementType", "Ele
 _KEYS: dict[str, Callable[[str], Any]] = {
     "ObjectType": _one_of("Image"),
     "NDims": _one_of("3"),
-    "BinaryData": _one_of("True"),
+    "BinaryData": _true,
     "BinaryDataByteOrderMSB": _flag,
     "ElementByteOrderMSB": _flag,
     "CompressedData": _flag,
@@ -269,7 +307,7 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "ElementMin": _numbers(1),
     "ElementMax": _numbers(1),
     "ElementNumberOfChannels": _one_of("1"),
-    "HeaderSize": _one_of("0"),
+    "HeaderSize": _one_of("0", "-1"),
     "DimSize": _counts(3),
     "DistanceUnits": _one_of("mm"),
     "Modality": _text,
@@ -278,6 +316,8 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "ElementType": _one_of(*_DTYPES),
     "ElementDataFile": _text,
 }
+# What is no key to be skipped, whatever its case.
+_MEANT = {key.lower() for key in (*_KEYS, *_REFUSED)} - {"name", "comment", "modality"}
 
 
 def write_mhd(path: Path, hu: NDArray[np.int16], geometry: Geometry) -> None:

@@ -20,6 +20,7 @@ from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
 from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
@@ -27,25 +28,39 @@ SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class CT:
-    """A scan whose headers have passed, its voxels not read yet.
+    """A scan whose headers have passed, its voxels not read yet; it can be pickled.
 
     Args:
-        name: file or folder, for messages.
+        path: its file or folder.
         geometry: where the voxels lie.
         load: reads the voxels as stored, (z, y, x).
     """
 
-    name: str
+    path: Path
     geometry: Geometry
     load: Callable[[], NDArray[Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of its file or folder, for messages."""
+        return self.path.name
 
     def read(self) -> NDArray[Any]:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
 
         Raises:
-            ValueError: voxels that are NaN or infinite, or a file that is damaged.
+            FileNotFoundError: a file is gone since the CT was opened.
+            ValueError: voxels that are NaN or infinite or can't be HU, or a file that is damaged.
         """
-        return _hounsfield(self.load(), self.name)
+        try:
+            stored = self.load()
+        except FileNotFoundError as error:
+            gone = Path(error.filename or self.path).name
+            what = gone if gone == self.name else f"{gone}, the data file of {self.name},"
+            raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from None
+        voxels = _hounsfield(stored, self.name)
+        check_hounsfield(voxels, self.name)
+        return voxels
 
 
 def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:
@@ -61,14 +76,17 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
         ValueError: another type of file, or a header that can't be trusted; the message names the file.
     """
     if path.is_dir():
-        return CT(path.name, *dicom.open_series(path, data_dir or path, allow_symlinks))
+        folder = _only_series(path, allow_symlinks)
+        return CT(folder, *dicom.open_series(folder, data_dir or path, allow_symlinks))
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
-        return CT(path.name, image.geometry, image.read)
+        return CT(path, image.geometry, image.read)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
-        return CT(path.name, *_open_nifti(path))
+        return CT(path, *_open_nifti(path))
+    if dicom.is_dicom(path):
+        raise ValueError(f"{path.name} is one DICOM file of a CT: give the folder of its series")
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
 
 
@@ -85,8 +103,51 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
             reached through a symbolic link that leaves the folder, without `allow_symlinks`.
     """
     if path.is_dir():
-        return dicom.series_uid(path, allow_symlinks)
+        return dicom.series_uid(_only_series(path, allow_symlinks), allow_symlinks)
     return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+
+
+def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
+    """Return the folder of each DICOM series of CT slices in a folder and below it, as an archive lays them out.
+
+    Args:
+        folder: of a series, a study, a patient or several.
+        allow_symlinks: whether symbolic links may leave it.
+
+    Raises:
+        ValueError: there is no series, or one in two places.
+    """
+    found: dict[str, Path] = {}
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
+    for place in folders:
+        if not any(path.is_file() for path in place.iterdir()):
+            continue
+        uid = dicom.first_series(place, folder, allow_symlinks)
+        if uid is None:
+            continue
+        if uid in found:
+            a, b = (one.relative_to(folder).as_posix() for one in (found[uid], place))
+            raise ValueError(f"series {uid} is there twice, in {a} and {b}: remove one of them")
+        found[uid] = place
+    if not found:
+        raise ValueError(f"folder {folder.name!r} holds no CT slice: give the folder of one CT series")
+    return found
+
+
+def _only_series(folder: Path, allow_symlinks: bool) -> Path:
+    """The folder itself where it has files and no folders; else the one folder of a series in and below it."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        return folder
+    found = find_series(folder, allow_symlinks)
+    if len(found) > 1:
+        told = ", ".join(f"{uid} ({len(dicom.slice_files(place))} slices)" for uid, place in list(found.items())[:5])
+        raise ValueError(f"{len(found)} series lie below {folder.name!r}: {told}: name the folder of one")
+    return next(iter(found.values()))
+
+
+def has_ct_suffix(path: Path) -> bool:
+    """Return whether a file's name ends as a CT's does."""
+    return bool(_suffix(path))
 
 
 def _suffix(path: Path) -> str:
@@ -106,6 +167,8 @@ def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
                 f"{name}: {int((~finite).sum())} voxels are NaN or infinite, the first at (z, y, x) = "
                 f"{tuple(map(int, first))}: convert the scan anew"
             )
+    elif voxels.dtype.itemsize == 8 and (voxels.max() > 2**53 or voxels.min() < -(2**53)):
+        raise ValueError(f"{name}: voxels beyond 2^53, which are no HU: convert the scan anew")
     limits = np.iinfo(np.int16)
     if limits.min <= voxels.min() and voxels.max() <= limits.max:
         whole = voxels.astype(np.int16)

@@ -6,8 +6,9 @@ same ``Volume.cutout`` takes the box, the same transforms of the bundle's YAML m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from luna16_monai.inference.views import _views
 from luna16_monai.runs.record import read_calibration
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable
+
+Preprocessing = Callable[[Any], Mapping[str, Any]]
+"""A bundle's transforms of a candidate, which know where its CT comes from."""
 
 
 class Classifier:
@@ -61,9 +65,9 @@ class Classifier:
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
         self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
 
-    def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
+    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""
-        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"])
+        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
 
     @property
     def recipe(self) -> Path:
@@ -90,15 +94,31 @@ class Classifier:
         volumes.require_inside(table)
         order = np.argsort(table.series, kind="stable")
         result = np.empty(len(table))
-        for start in range(0, len(table), batch_size):
-            rows = order[start : start + batch_size]
-            result[rows] = self.score(self.images(table, rows, volumes), tta).numpy()
+        result[order] = self.score_rows(table, order, self.preprocessing(volumes), tta, batch_size)
         return result
 
-    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], volumes: VolumeSource) -> Tensor:
+    def score_rows(
+        self,
+        table: PointTable,
+        rows: NDArray[np.intp],
+        preprocessing: Preprocessing,
+        tta: bool = False,
+        batch_size: int = 32,
+    ) -> NDArray[np.float64]:
+        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows."""
+        result = np.empty(len(rows))
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            result[part] = self.score(self.images(table, rows[part], preprocessing), tta).numpy()
+        return result
+
+    def preprocessing(self, volumes: VolumeSource) -> Preprocessing:
+        """Build the bundle's transforms of a candidate, for CTs from this source; it takes a while, so once for all."""
+        return ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
+
+    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], preprocessing: Preprocessing) -> Tensor:
         """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
         candidates = CandidateList(table, positives_first=False)
-        preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
         tracked = get_track_meta()
         set_track_meta(False)
         try:
@@ -115,15 +135,32 @@ class Classifier:
         return torch.stack(scored).mean(0).cpu()
 
 
+def volumes_of(
+    classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
+) -> list[PreparedInMemory]:
+    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
+    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    for one in classifiers:
+        way = _way(one)
+        if way not in shared:
+            shared[way] = one.volumes(paths, allow_symlinks)
+    return [shared[_way(one)] for one in classifiers]
+
+
+def _way(one: Classifier) -> tuple[str, str]:
+    """By what two bundles are known to prepare a CT alike."""
+    return str(one.recipe.resolve()), str(one.config["spacing_zyx"])
+
+
 def score_in_turn(
-    classifiers: Sequence[Classifier], table: PointTable, paths: Sequence[Path], tta: bool = False
+    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], tta: bool = False
 ) -> list[NDArray[np.float64]]:
-    """Score points with several bundles; each CT is prepared once for all that prepare it alike.
+    """Score points with several bundles; each CT is prepared once for all that share their volumes.
 
     Args:
         classifiers: the bundles.
         table: the points.
-        paths: the CTs.
+        volumes: of each bundle, see `volumes_of`.
         tta: as `Classifier.probabilities`.
 
     Returns:
@@ -132,17 +169,12 @@ def score_in_turn(
     Raises:
         ValueError: a point's series is not among the CTs, or it lies outside its scan.
     """
-    shared: dict[tuple[str, str], PreparedInMemory] = {}
-    volumes = []
-    for one in classifiers:
-        way = (str(one.recipe.resolve()), str(one.config["spacing_zyx"]))
-        if way not in shared:
-            shared[way] = one.volumes(paths)
-            shared[way].require_inside(table)
-        volumes.append(shared[way])
+    for prepared in dict.fromkeys(volumes):
+        prepared.require_inside(table)
+    built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
     scored = [np.empty(len(table)) for _ in classifiers]
     for code in np.unique(table.series):
         rows = np.flatnonzero(table.series == code)
-        for one, prepared, result in zip(classifiers, volumes, scored, strict=True):
-            result[rows] = one.probabilities(table.select(rows), prepared, tta)
+        for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
+            result[rows] = one.score_rows(table, rows, preprocessing, tta)
     return scored

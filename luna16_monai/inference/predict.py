@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luna16_monai import __version__
-from luna16_monai.inference.classifier import Classifier, score_in_turn
-from luna16_monai.inference.occlusion import explain, write_explanations
+from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
+from luna16_monai.inference.occlusion import Explanation, explain, write_explanations
 from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
+    Source,
     read_source,
     require_threshold,
     write_structured_report,
 )
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
+from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable, write_points
 
 
@@ -55,6 +58,7 @@ def predict(
     wanted: Wanted | None = None,
     progress: bool = False,
     malignancy: Classifier | None = None,
+    allow_symlinks: bool = False,
 ) -> dict[str, Any]:
     """Score a table's candidates, and write the results.
 
@@ -68,6 +72,7 @@ def predict(
         wanted: what else is written.
         progress: show a bar.
         malignancy: the second bundle, whose probabilities are a column of their own.
+        allow_symlinks: take CTs that are linked into place.
 
     Returns:
         ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
@@ -79,34 +84,17 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
-    source = None
-    if wanted.dicom_sr is not None:
-        require_threshold(wanted.threshold)
-        if len(cts) != 1:
-            raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
-        source = read_source(cts[0])
-        points.require_series([source.series_uid], "the series of --dicom-sr")
-    if wanted.explain is not None:
-        require_empty(wanted.explain, "name a new folder for --explain, or empty it")
-        if len(classifiers) != 1 or wanted.explain_top < 1:
-            raise ValueError(
-                f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
-                "least one candidate"
-            )
+    source = _source(wanted, cts, points)
+    _check_explain(wanted, classifiers)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
-    scored = score_in_turn(both, points, cts, tta)
+    volumes = volumes_of(both, cts, allow_symlinks)
+    scored = score_in_turn(both, points, volumes, tta)
     probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None
     more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
     if malignancy is not None:
         more["malignancy"] = scored[-1]
-    explanations = None
-    if wanted.explain is not None:
-        top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
-        by_series = top[np.argsort(points.series[top], kind="stable")]
-        volumes = classifiers[0].volumes(cts)
-        made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
-        explanations = [made[row] for row in top]
+    explanations = _explanations(wanted, classifiers[0], points, probability, volumes[0], progress)
 
     uids = table.row_series()
     write_points(output, uids, table.points_xyz, probability, "probability", **more)
@@ -120,6 +108,47 @@ def predict(
         write_explanations(wanted.explain, explanations)
         result["explained"] = len(explanations)
     return result
+
+
+def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable) -> Source | None:
+    """The series that the structured report is about; None where none is wanted."""
+    if wanted.dicom_sr is None:
+        return None
+    require_threshold(wanted.threshold)
+    if len(cts) != 1:
+        raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
+    source = read_source(cts[0])
+    points.require_series([source.series_uid], "the series of --dicom-sr")
+    return source
+
+
+def _check_explain(wanted: Wanted, classifiers: Sequence[Classifier]) -> None:
+    """Refuse explanations that cannot be made, or would be mixed with older ones."""
+    if wanted.explain is None:
+        return
+    require_empty(wanted.explain, "name a new folder for --explain, or empty it")
+    if len(classifiers) != 1 or wanted.explain_top < 1:
+        raise ValueError(
+            f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
+            "least one candidate"
+        )
+
+
+def _explanations(
+    wanted: Wanted,
+    classifier: Classifier,
+    points: PointTable,
+    probability: NDArray[np.float64],
+    volumes: PreparedInMemory,
+    progress: bool,
+) -> list[Explanation] | None:
+    """Explain the most probable candidates, the first one first; None where that is not wanted."""
+    if wanted.explain is None:
+        return None
+    top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
+    by_series = top[np.argsort(points.series[top], kind="stable")]
+    made = dict(zip(by_series, explain(classifier, points.select(by_series), volumes, progress), strict=True))
+    return [made[row] for row in top]
 
 
 def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, threshold: float) -> Algorithm:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luna16_monai.bundle.folders import bundle_dir
-from luna16_monai.ct.opening import read_geometry
 from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, PIXELS, SIDE_MM, as_jpeg, slices_through, steps_across
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.review.decisions import Decision, Decisions
@@ -34,6 +32,7 @@ class Review:
         decisions: where to and under whose name.
         least: only candidates of at least this probability.
         ras: the predictions are RAS; decisions are LPS all the same, as training reads them.
+        allow_symlinks: take CTs that are linked into place.
 
     Attributes:
         candidates: by falling probability; ``number``, ``series_uid``, ``point_xyz``, ``probability``,
@@ -46,10 +45,18 @@ class Review:
     """
 
     def __init__(
-        self, predictions: Path, cts: Sequence[Path], decisions: Decisions, least: float = 0.0, ras: bool = False
+        self,
+        predictions: Path,
+        cts: Sequence[Path],
+        decisions: Decisions,
+        least: float = 0.0,
+        ras: bool = False,
+        allow_symlinks: bool = False,
     ) -> None:
         # the nodule bundle's way of reading a CT, but on the CT's own grid: what was scanned is what is judged
-        self.volumes = PreparedInMemory(cts, bundle_dir() / "configs" / "prepare.yaml", None)
+        self.volumes = PreparedInMemory(
+            cts, bundle_dir() / "configs" / "prepare.yaml", None, allow_symlinks=allow_symlinks
+        )
         self.decisions = decisions
         table = read_points(predictions, "probability")
         table = from_ras(table) if ras else table
@@ -77,7 +84,6 @@ class Review:
             for number, row in enumerate(rows)
         ]
         self.keys = [point_key(one["series_uid"], one["point_xyz"]) for one in self.candidates]
-        self._scan = lru_cache(64)(lambda uid: read_geometry(self.volumes.paths[uid]))
         self._reading = threading.Lock()
         self._volume(self.candidates[0]["series_uid"])
 
@@ -92,7 +98,7 @@ class Review:
         if number < 0:
             raise IndexError(f"candidate {number}: there is none below 0")
         candidate = self.candidates[number]
-        scan = self._scan(candidate["series_uid"])
+        scan = self.volumes.cts[candidate["series_uid"]].geometry
         step_mm, low, high = steps_across(scan, candidate["point_xyz"], view)
         if not low <= step <= high:
             raise ValueError(f"step {step} leads out of the scan: choose one from {low} to {high}")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.transforms import LoadImaged
 
-from luna16_monai.ct.folders import find_cts
-from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.ct.folders import find_cts, holds_ct_files
+from luna16_monai.ct.opening import CT, find_series, open_ct, series_uid
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.preparation import Recipe, prepare_volume
@@ -24,10 +25,15 @@ class PreparedInMemory:
         recipe: a bundle's ``prepare.yaml``.
         spacing_zyx: mm; None for each CT's own.
         kept: volumes that stay in memory; candidates come series by series.
+        allow_symlinks: take CTs that are linked into place.
+
+    Attributes:
+        cts: the opened CT of each series; none is opened again.
+        wrong: why a series that lies beside others in a folder can't be read.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no CT.
-        ValueError: two CTs have the same identifier.
+        ValueError: two CTs have the same identifier, or one has headers that can't be trusted.
     """
 
     def __init__(
@@ -36,24 +42,32 @@ class PreparedInMemory:
         recipe: Path | str,
         spacing_zyx: Sequence[float] | str | None = "file",
         kept: int = 1,
+        allow_symlinks: bool = False,
     ) -> None:
-        self.paths: dict[str, Path] = {}
+        self.cts: dict[str, CT] = {}
+        self.wrong: dict[str, ValueError] = {}
         for path in [paths] if isinstance(paths, Path | str) else paths:
-            for uid, found in _cts_at(Path(path)):
-                if uid in self.paths:
+            opened, wrong = _cts_at(Path(path), allow_symlinks)
+            self.wrong.update(wrong)
+            for uid, found in opened:
+                if uid in self.cts:
                     raise ValueError(
-                        f"{found.name} and {self.paths[uid].name} are both series {uid}: "
+                        f"{found.name} and {self.cts[uid].name} are both series {uid}: "
                         "name one of them, or rename a file"
                     )
-                self.paths[uid] = found
+                self.cts[uid] = found
         self.transform = Recipe.read(Path(recipe), spacing_zyx).build()
+        for step in getattr(self.transform, "transforms", ()):
+            if isinstance(step, LoadImaged):
+                # no float32 copy of a whole CT of which a few boxes are taken
+                step._loader.dtype = None
         self.kept = kept
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
 
     @property
     def series_uids(self) -> tuple[str, ...]:
         """The series of the CTs, sorted."""
-        return tuple(sorted(self.paths))
+        return tuple(sorted(self.cts))
 
     def volume(self, uid: str) -> Volume:
         """A CT on the recipe's grid.
@@ -61,13 +75,13 @@ class PreparedInMemory:
         Raises:
             KeyError: none of the CTs is this series.
         """
-        if uid not in self.paths:
+        if uid not in self.cts:
             known = ", ".join(self.series_uids[:5])
             raise KeyError(f"series {uid} is none of the CTs ({known}): name its CT with --ct")
         if uid not in self._volumes:
             while len(self._volumes) >= self.kept:
                 self._volumes.popitem(last=False)
-            self._volumes[uid] = prepare_volume(self.paths[uid], self.transform)
+            self._volumes[uid] = prepare_volume(self.cts[uid], self.transform, True)
         return self._volumes[uid]
 
     def require_inside(self, table: PointTable) -> None:
@@ -76,19 +90,37 @@ class PreparedInMemory:
         Raises:
             ValueError: names the first row for which that is not so.
         """
-        table.require_series(self.series_uids, "the CTs that were named")
+        for uid in table.series_uids:
+            if uid in self.wrong:
+                raise self.wrong[uid]
+        known = ", ".join(self.series_uids[:3]) + (", ..." if len(self.series_uids) > 3 else "")
+        table.require_series(self.series_uids, f"the CTs that were named, which are known by the names {known}")
         for code in np.unique(table.series):
             uid = table.series_uids[code]
             part = table.select(table.series == code)
-            scan = read_geometry(self.paths[uid])
             question = "does this table belong to this CT, and are its points LPS (else --ras)?"
-            require_inside(part.points_xyz, scan, uid, part.place, question)
+            require_inside(part.points_xyz, self.cts[uid].geometry, uid, part.place, question)
 
 
-def _cts_at(path: Path) -> list[tuple[str, Path]]:
-    """The series at a path: a file, a folder of DICOM files, or LUNA16's layout."""
+def _cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict[str, ValueError]]:
+    """Open the series at a path: a file, folders of DICOM files, a folder of CT files, or LUNA16's layout.
+
+    Of several DICOM series below a folder, those that can't be read are given by their error: it may be that nobody
+    asks for them.
+    """
     if not path.exists():
         raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
-    if path.is_dir() and (any(path.glob("*.mhd")) or any(path.glob("subset*"))):
-        return [(ct.series_uid, ct.path) for ct in find_cts(path)]
-    return [(series_uid(path), path)]
+    if path.is_dir() and holds_ct_files(path):
+        return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
+    if not path.is_dir():
+        return [(series_uid(path), open_ct(path, allow_symlinks=allow_symlinks))], {}
+    found, wrong = [], {}
+    folders = find_series(path, allow_symlinks)
+    for uid, folder in folders.items():
+        try:
+            found.append((uid, open_ct(folder, allow_symlinks=allow_symlinks)))
+        except ValueError as error:
+            if len(folders) == 1:
+                raise
+            wrong[uid] = error
+    return found, wrong

@@ -7,7 +7,9 @@ no offset between the grids; a sparse matrix for each axis, which took twice the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from monai.data import MetaTensor, get_track_meta
 from monai.transforms import Spacingd, SpatialResample
 from monai.transforms.inverse import TraceableTransform
 from monai.utils import convert_to_tensor, get_equivalent_dtype
+from numpy.typing import NDArray
 from torch import Tensor
 
 PARALLEL = 1e-6
@@ -79,8 +82,93 @@ class SeparableResample(SpatialResample):
             transform_info=self.get_transform_info(),
             lazy=False,
         )
-        out = convert_to_tensor(interpolate_axes(img.as_tensor(), positions), track_meta=get_track_meta())
+        held = _HELD.get()
+        if held is None:
+            values = interpolate_axes(img.as_tensor(), positions)
+        else:
+            values = held.placeholder(img.as_tensor(), positions)
+        out = convert_to_tensor(values, track_meta=get_track_meta())
         return out.copy_meta_from(meta) if isinstance(out, MetaTensor) else out
+
+
+class Held:
+    """A resampling that was held back: its input and the places of its output, for boxes of it to be made on demand.
+
+    Looks like the output as an array of int16 (z, y, x): slices of it give the voxels. What costs more than the whole
+    is made whole.
+    """
+
+    def __init__(self) -> None:
+        self.source: Tensor | None = None
+        self.positions: list[np.ndarray] = []
+        self.stand_in: Tensor | None = None
+        self._made = 0
+        self._whole: NDArray[np.int16] | None = None
+
+    def placeholder(self, source: Tensor, positions: list[np.ndarray]) -> Tensor:
+        """Keep the input and the places; return a tensor of the output's shape that takes no memory."""
+        self.source, self.positions = source, positions
+        self.stand_in = torch.zeros(1).expand(source.shape[0], *(len(one) for one in positions))
+        return self.stand_in
+
+    def stands_for(self, image: Tensor) -> bool:
+        """Whether an image is the placeholder, untouched since."""
+        return self.stand_in is not None and image.data_ptr() == self.stand_in.data_ptr() and not any(image.stride())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The output's, (z, y, x)."""
+        x, y, z = map(len, self.positions)
+        return z, y, x
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The output's."""
+        return np.dtype(np.int16)
+
+    def __getitem__(self, box_zyx: Any) -> NDArray[np.int16]:
+        """The voxels of a box, a slice along each of (z, y, x)."""
+        parts = [one[part] for one, part in zip(self.positions, box_zyx[::-1], strict=True)]
+        self._made += int(np.prod([len(part) for part in parts]))
+        if self._whole is None and self._made > np.prod(self.shape):
+            self._whole = self._voxels(self.positions)
+            self.source = None
+        return self._voxels(parts) if self._whole is None else self._whole[box_zyx]
+
+    def _voxels(self, positions: Sequence[np.ndarray]) -> NDArray[np.int16]:
+        if not all(len(one) for one in positions) or self.source is None:
+            return np.empty([len(one) for one in positions[::-1]], np.int16)
+        source, moved = self.source, []
+        for axis, one in enumerate(positions, start=1):
+            last = source.shape[axis] - 1
+            low = int(np.clip(np.floor(one.min()), 0, last - 1))
+            high = int(np.clip(np.floor(one.max()) + 1, low + 1, last))
+            source = source.narrow(axis, low, high - low + 1)
+            moved.append(one - low)
+        return as_int16(interpolate_axes(source, moved))
+
+
+_HELD: ContextVar[Held | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def holding_back() -> Iterator[Held]:
+    """Let a `SeparableSpacingd` hold its work back, in what is given."""
+    held = Held()
+    token = _HELD.set(held)
+    try:
+        yield held
+    finally:
+        _HELD.reset(token)
+
+
+def as_int16(image: Tensor) -> NDArray[np.int16]:
+    """Return the one channel of an image (1, x, y, z) as (z, y, x) int16, rounded; a float image is overwritten."""
+    voxels = image[0].permute(2, 1, 0)
+    if voxels.dtype != torch.int16:
+        limits = torch.iinfo(torch.int16)
+        voxels = voxels.round_().clamp_(limits.min, limits.max).short()
+    return np.ascontiguousarray(voxels.numpy())
 
 
 _TRILINEAR = ("bilinear", "border")

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from ct_files import write_ct
 from monai.data import MetaTensor
-from monai.transforms import Spacingd
+from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged, Spacingd
 
 from luna16_monai.store import resampling as spacing
-from luna16_monai.store.resampling import SeparableSpacingd, interpolate_axes
+from luna16_monai.store.preparation import prepare_volume
+from luna16_monai.store.reader import CTReader
+from luna16_monai.store.resampling import Held, SeparableSpacingd, interpolate_axes
 
 TURNED = np.array([[0.0, -0.8, 0.0, 5.0], [0.6, 0.0, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
 OBLIQUE = np.diag([0.8, 0.6, 2.0, 1.0]) @ np.array(
@@ -100,3 +103,48 @@ def test_separable_spacingd_of_turned_axes_equals_monais():
     _, _, expected, result = both(TURNED)
     np.testing.assert_allclose(result["image"].numpy(), expected["image"].numpy(), atol=0.05)
     assert torch.equal(result["image"].affine, expected["image"].affine)
+
+
+# --- held back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 0.7, 1.25), (0.5, 0.9, 3.0), (1.0, 0.8, 2.0)])
+def test_resampling_that_is_held_back_gives_the_voxels_of_the_whole(tmp_path, spacing):
+    rng = np.random.default_rng(1)
+    hu = rng.integers(-1024, 1500, (14, 21, 19)).astype(np.int16)
+    path = write_ct(tmp_path / "scan.mhd", hu)
+    transform = Compose(
+        [
+            LoadImaged("image", reader=CTReader, ensure_channel_first=True),
+            SeparableSpacingd("image", spacing, mode="bilinear", padding_mode="border", dtype=np.float32),
+        ]
+    )
+    whole, held = prepare_volume(path, transform), prepare_volume(path, transform, True)
+    assert isinstance(held.voxels, Held)
+    assert held.geometry == whole.geometry
+    assert held.voxels.shape == whole.voxels.shape
+    for z, y, x in [(0, 0, 0), (3, 5, 2), (9, 1, 6), (50, 0, 0)]:
+        box = tuple(slice(start, start + side) for start, side in zip((z, y, x), (5, 7, 6), strict=True))
+        np.testing.assert_array_equal(held.voxels[box], whole.voxels[box])
+    point = whole.geometry.world_from_voxel((4, 3, 5))
+    np.testing.assert_array_equal(held.cutout(point), whole.cutout(point))
+    # more than the whole was asked for by now: it is made, and gives the same
+    everything = (slice(None),) * 3
+    for _ in range(2):
+        np.testing.assert_array_equal(held.voxels[everything], whole.voxels)
+    assert held.voxels.source is None
+
+
+def test_resampling_is_not_held_back_where_the_list_goes_on(tmp_path):
+    hu = np.random.default_rng(1).integers(-1000, 500, (8, 9, 10)).astype(np.int16)
+    path = write_ct(tmp_path / "scan.mhd", hu)
+    transform = Compose(
+        [
+            LoadImaged("image", reader=CTReader, ensure_channel_first=True),
+            SeparableSpacingd("image", (1, 1, 1), mode="bilinear", padding_mode="border", dtype=np.float32),
+            ScaleIntensityRanged("image", -1000, 1000, -500, 500),
+        ]
+    )
+    whole, held = prepare_volume(path, transform), prepare_volume(path, transform, True)
+    assert isinstance(held.voxels, np.ndarray)
+    np.testing.assert_array_equal(held.voxels, whole.voxels)
