@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 from tqdm import tqdm
 
@@ -103,6 +102,9 @@ class Store:
         path = self.store_dir / f"{series_uid}.b2nd"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is gone: run luna16 prepare again, it makes what is missing")
+        # a quarter of a second, which a prediction that reads no store does not need
+        import blosc2
+
         voxels = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
         volumes[series_uid] = Volume(voxels, geometry, scan)
         while len(volumes) > OPEN_VOLUMES:
