@@ -25,6 +25,7 @@ from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, thresholds
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.networks.folding import folded_state
 from luna16_monai.runs.history import HISTORY, read_history
 from luna16_monai.runs.record import RUN
 from luna16_monai.runs.results import write_results
@@ -93,7 +94,7 @@ class BestEpoch:
 
     Args:
         output_dir: where to.
-        network: its bare state dict becomes model.pt.
+        network: its bare state dict becomes model.pt, batch norms behind convolutions folded into them.
         scores: holds the predictions of the validation epoch.
         candidates: the validation list.
     """
@@ -112,7 +113,7 @@ class BestEpoch:
         if state.best_metric_epoch != state.epoch:
             return
         with atomic_write(self.output_dir / "model.pt") as stream:
-            torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, stream)
+            torch.save(folded_state(self.network), stream)
         self.results(
             engine,
             epoch=state.epoch,
