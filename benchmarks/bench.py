@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from monai.engines.utils import default_prepare_batch
 from monai.transforms import Compose, Spacingd
 from torch import nn
 
+from luna16_monai.bundle.command import command
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.metaimage import write_mhd
 from luna16_monai.dataset.augmentation import Augmentation
@@ -276,7 +277,7 @@ class Whole:
         return time.perf_counter() - started
 
 
-def seconds_of(command: list[str], until: str | None = None) -> float:
+def seconds_of(command: Sequence[str], until: str | None = None) -> float:
     """Of a command, whole or until it prints something."""
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -297,9 +298,8 @@ def start_up(data: Path, store: Path, folder: Path) -> float:
         "dataset_dir": data, "store_dir": store, "output_dir": folder / f"run{time.monotonic_ns()}", "device": "cpu",
         "validation_stride": 3, "max_epochs": 1, "samples_per_epoch": 64,
     }  # fmt: skip
-    words = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", str(TRAIN)]
-    return seconds_of([*command, *words], "epoch 1 training: loss")
+    words = command("training", [TRAIN], {key: str(value) for key, value in settings.items()})
+    return seconds_of(words, "epoch 1 training: loss")
 
 
 def index_of(rows: int, folder: Path) -> dict[str, float]:

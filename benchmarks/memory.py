@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from luna16_monai.bundle.command import command
 from luna16_monai.machine.files import write_json
 from luna16_monai.store.index import INDEX
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.points import write_points
 
 SERIES, POSITIVES, CACHE_GB = 888, 1557, 0.5
-TRAIN = "bundles/nodule_classification/configs/train.yaml"
+TRAIN = Path("bundles/nodule_classification/configs/train.yaml")
 
 
 def make_up(source: Path, folder: Path, rows: int) -> None:
@@ -82,10 +83,9 @@ def train(folder: Path, workers: int) -> dict[str, Any]:
         "samples_per_epoch": 256, "batch_size": 32, "num_workers": workers, "cache_gb": CACHE_GB,
         "validation_negatives": 64, "device": "cpu",
     }  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
-    command += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    words = command("training", [TRAIN], {key: str(value) for key, value in settings.items()})
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     main = worker = 0.0
     while process.poll() is None:
         main = max(main, peak_mb(process.pid))

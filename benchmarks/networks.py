@@ -20,6 +20,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from luna16_monai.bundle.command import command
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli.demo import cutouts
 from luna16_monai.dataset.splits import Split
@@ -62,12 +63,9 @@ def train(data: Path, store: Path, output: Path, network: dict[str, Any] | None,
     }  # fmt: skip
     if network is not None:
         settings["network_def"] = network
-    words = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", TRAIN]
-    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
+    words = command("training", [TRAIN], {key: str(value) for key, value in settings.items()})
     seen: list[tuple[float, int, float]] = []
-    with subprocess.Popen(
-        [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    ) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -96,7 +94,7 @@ def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:
     train_cutouts, held_out = (cutouts(part, store) for part in (split.train, split.validation))
     scores = score_baselines(train_cutouts, split.train.labels, held_out, store.index["spacing_zyx"])
     table = split.validation.table
-    uids = [table.series_uids[code] for code in table.series]
+    uids = table.row_series()
     paths = {TREES[name]: output / name / "submission.csv" for name in scores}
     for path, probability in zip(paths.values(), scores.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from luna16_monai.machine.claims import require_empty
+
 BUNDLES = ("nodule_classification", "malignancy_classification")
 TARGET = "_target_"
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -54,8 +56,7 @@ def copy_bundle(bundle: Path, output: Path) -> None:
     Raises:
         FileExistsError: the folder is there and not empty.
     """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: name a new folder, or empty it")
+    require_empty(output, "name a new folder, or empty it")
     shutil.copytree(bundle, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 

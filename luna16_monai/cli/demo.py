@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from luna16_monai.bundle.command import command
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.splits import Split
@@ -152,10 +153,7 @@ def _train(bundle: str, title: str, plan: Plan, data: Path, store: Path, setting
         **settings,
     }
     config = bundle_dir(bundle) / "configs" / "train.yaml"
-    training = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", config]
-    for key, value in overrides.items():
-        training += [f"--{key}", value]
-    _step(title, training)
+    _step(title, command("training", [config], {key: str(value) for key, value in overrides.items()}))
 
 
 def _points_of_one_scan(nodule_run: Path, output: Path) -> tuple[str, Path]:

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luna16_monai.bundle.folders import require_trust
 from luna16_monai.cli.console import data_folder, shows_progress, store_folder, tell, warn
+from luna16_monai.machine.extras import install, is_installed
 
 if TYPE_CHECKING:
     from luna16_monai.experiments.search import TunePlan
@@ -43,10 +43,10 @@ def run_crossval(options: argparse.Namespace) -> int:
         options.gpus,
     )
     result = crossval(plan, _execute(options), shows_progress(options), options.bootstrap, options.seed)
-    if find_spec("matplotlib") and find_spec("jinja2"):
+    if is_installed("matplotlib", "jinja2"):
         write_report(options.output, options.output / "report.html", store_dir)
     else:
-        print("luna16: no report.html: pip install 'luna16_monai[report]', then luna16 report --run", file=sys.stderr)
+        print(f"luna16: no report.html: {install('report')}, then luna16 report --run", file=sys.stderr)
     warn(result.get("warnings", ()))
     return tell(options, result, _told_folds(result, options.output))
 
@@ -153,7 +153,7 @@ def write_chart(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> bool:
     try:
         from luna16_monai.report import charts
     except ModuleNotFoundError:
-        logger.warning("no trials.svg: it needs matplotlib: pip install 'luna16_monai[report]'")
+        logger.warning("no trials.svg: it needs matplotlib: %s", install("report"))
         return False
     ranges = plan.search.ranges
     drawn = {name: [row["drawn"][name] for row in rows] for name in ranges}

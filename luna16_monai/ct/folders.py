@@ -11,6 +11,15 @@ from luna16_monai.ct.opening import SUFFIXES, _suffix, open_ct, series_uid
 _MASKS = "seg-lungs"
 
 
+SUBSETS = range(10)
+"""The numbers of LUNA16's official subsets."""
+
+
+def subset_folder(number: int) -> str:
+    """Return the name of the folder that holds one of LUNA16's subsets; its zip bears the same."""
+    return f"subset{number}"
+
+
 @dataclass(frozen=True)
 class CTFile:
     """A scan found on the disk: its series, its file, and LUNA16's subset (None outside subset0 to subset9)."""
@@ -39,7 +48,7 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
     if data_dir.resolve().name.lower().startswith(_MASKS):
         raise ValueError(f"{data_dir.name} holds LUNA16's lung masks, not CTs: give the folder above it")
     folders: list[tuple[Path, int | None]] = [(data_dir, None)]
-    folders += [(data_dir / f"subset{k}", k) for k in range(10) if (data_dir / f"subset{k}").is_dir()]
+    folders += [(path, k) for k in SUBSETS if (path := data_dir / subset_folder(k)).is_dir()]
     found: dict[str, CTFile] = {}
     for folder, subset in folders:
         for path in sorted(folder.iterdir()):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from luna16_monai.dataset.candidates import CandidateList, sample_negatives
+from luna16_monai.store.reading import Store
 from luna16_monai.tables.hits import lies_on
-from luna16_monai.tables.lidc import read_patients
+from luna16_monai.tables.lidc import Patients, read_patients
 from luna16_monai.tables.luna16 import read_candidates, read_excluded, read_series_list
 from luna16_monai.tables.points import PointTable
 
@@ -20,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def split_by_stride(
-    series_uids: Sequence[str], stride: int, patients: Mapping[str, str]
+    series_uids: Sequence[str], stride: int, patients: Patients
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Hold out every ``stride``-th series in sorted order, and with each the other series of its patient.
 
     Args:
         series_uids: the series to split.
         stride: 20 is the design's; the first series is held out.
-        patients: series to patient; a series that is not in it counts as a patient of its own.
+        patients: of the series.
 
     Returns:
         The series for training and those for validation, sorted.
@@ -38,13 +39,13 @@ def split_by_stride(
     if stride < 2:
         raise ValueError(f"validation_stride {stride} leaves nothing to train on: use 2 or more")
     ordered = sorted(series_uids)
-    held_out = {patients.get(uid, uid) for uid in ordered[::stride]}
-    validation = tuple(uid for uid in ordered if patients.get(uid, uid) in held_out)
-    return tuple(uid for uid in ordered if patients.get(uid, uid) not in held_out), validation
+    held_out = patients.of_all(ordered[::stride])
+    validation = tuple(uid for uid in ordered if patients.of(uid) in held_out)
+    return tuple(uid for uid in ordered if patients.of(uid) not in held_out), validation
 
 
 def split_by_subset(
-    subsets: Mapping[str, int | None], validation_subset: int, patients: Mapping[str, str], join_patients: bool = False
+    subsets: Mapping[str, int | None], validation_subset: int, patients: Patients, join_patients: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Hold out one of LUNA16's official subsets.
 
@@ -54,7 +55,7 @@ def split_by_subset(
     Args:
         subsets: series to subset, 0 to 9.
         validation_subset: the subset to hold out.
-        patients: series to patient.
+        patients: of the series.
         join_patients: hold out all series of the patients in the validation subset.
 
     Returns:
@@ -64,9 +65,9 @@ def split_by_subset(
         ValueError: a series has no subset, or no series is in the validation subset.
     """
     validation = _of_subset(subsets, validation_subset, "validation_subset")
-    held_out = {patients.get(uid, uid) for uid in validation}
+    held_out = patients.of_all(validation)
     both_sides = [
-        uid for uid, subset in subsets.items() if subset != validation_subset and patients.get(uid, uid) in held_out
+        uid for uid, subset in subsets.items() if subset != validation_subset and patients.of(uid) in held_out
     ]
     if both_sides and not join_patients:
         logger.warning(
@@ -80,14 +81,14 @@ def split_by_subset(
 
 
 def set_aside(
-    subsets: Mapping[str, int | None], test_subset: int, patients: Mapping[str, str]
+    subsets: Mapping[str, int | None], test_subset: int, patients: Patients
 ) -> tuple[dict[str, int | None], tuple[str, ...]]:
     """Keep one of LUNA16's official subsets for a test: neither it nor its patients take part in what comes before.
 
     Args:
         subsets: series to subset, 0 to 9.
         test_subset: the subset to keep.
-        patients: series to patient.
+        patients: of the series.
 
     Returns:
         The subset of each series that is left to train and validate on, without the other scans of the test's
@@ -97,8 +98,8 @@ def set_aside(
         ValueError: as `split_by_subset`.
     """
     test = _of_subset(subsets, test_subset, "test_subset")
-    tested = {patients.get(uid, uid) for uid in test}
-    return {uid: subset for uid, subset in subsets.items() if patients.get(uid, uid) not in tested}, tuple(sorted(test))
+    tested = patients.of_all(test)
+    return {uid: subset for uid, subset in subsets.items() if patients.of(uid) not in tested}, tuple(sorted(test))
 
 
 def _of_subset(subsets: Mapping[str, int | None], number: int, setting: str) -> set[str]:
@@ -129,24 +130,6 @@ def refuse_leakage(**splits: Sequence[str]) -> None:
             if uid in split_of:
                 raise ValueError(f"series {uid} is in {split_of[uid]} and in {name}: splits may not share a series")
             split_of[uid] = name
-
-
-class PreparedStore(Protocol):
-    """What a split needs to know of a store."""
-
-    @property
-    def subsets(self) -> Mapping[str, int | None]:
-        """Series to official subset."""
-        ...
-
-    @property
-    def missing(self) -> Sequence[str]:
-        """Series without a CT."""
-        ...
-
-    def require_inside(self, table: PointTable) -> None:
-        """Check that the points lie in their scans."""
-        ...
 
 
 class Kinds(Protocol):
@@ -191,7 +174,7 @@ class Split:
     def __init__(
         self,
         dataset_dir: Path | str,
-        store: PreparedStore,
+        store: Store,
         validation_stride: int = 20,
         validation_subset: int | None = None,
         join_patients: bool = False,

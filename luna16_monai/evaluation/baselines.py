@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from luna16_monai.machine.extras import require
+
 CENTRE_MM = 3.0
 NEAR_MM = 5.0
 BLOB_REACH_MM = 10.0
@@ -94,13 +96,10 @@ def score_baselines(
         ValueError: the labels name one class only, or as `baseline_features`.
         ModuleNotFoundError: scikit-learn is missing.
     """
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-        from threadpoolctl import threadpool_limits
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "scikit-learn is not installed, and the baselines need it: pip install 'luna16_monai[baselines]'"
-        ) from error
+    require("baselines", "the comparison with boosted trees", "sklearn")
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
+
     labels = np.asarray(train_labels)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"train_labels hold class {np.unique(labels).tolist()} only: give both classes")

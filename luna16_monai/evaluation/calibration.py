@@ -169,7 +169,7 @@ def best_f1_threshold(probability: FloatArray, label: IntArray) -> float:
     _check(probability, label)
     if not label.any():
         raise ValueError(f"no nodule among the rows ({label.size}), so there is no F1: pass labels of both classes")
-    threshold, true_positives, false_positives = _counts_at_thresholds(probability, label)
+    threshold, true_positives, false_positives = counts_at_thresholds(probability, label)
     f1 = 2 * true_positives / (true_positives + false_positives + label.sum())
     return float(threshold[np.argmax(f1)])
 
@@ -196,7 +196,7 @@ def threshold_at_false_positives_per_scan(
         raise ValueError(
             f"false positives a scan ({rate}) over {n_scans} scans: pass a rate from 0 on and 1 scan or more"
         )
-    threshold, _, false_positives = _counts_at_thresholds(probability, label)
+    threshold, _, false_positives = counts_at_thresholds(probability, label)
     allowed = threshold[false_positives <= rate * n_scans]
     return float(allowed[-1] if allowed.size else np.nextafter(threshold[0], np.inf))
 
@@ -230,8 +230,8 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _counts_at_thresholds(probability: FloatArray, label: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
-    """The distinct probabilities, falling, and the nodules and others at or above each, (k,) each."""
+def counts_at_thresholds(probability: FloatArray, label: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
+    """Return the distinct probabilities, falling, and the nodules and the others at or above each, (k,) each."""
     order = np.argsort(-probability, kind="stable")
     falling = probability[order]
     last_of_equals = np.flatnonzero(np.append(falling[1:] < falling[:-1], True))

@@ -22,7 +22,7 @@ from luna16_monai.evaluation.match import Match, match_marks
 from luna16_monai.tables.hits import Findings, Marks
 from luna16_monai.tables.luna16 import find_table, read_annotations, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
-from luna16_monai.tables.text import open_table
+from luna16_monai.tables.text import open_table, require_columns
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -144,8 +144,7 @@ def read_subsets(path: Path) -> dict[str, int | None]:
         return {ct.series_uid: ct.subset for ct in find_cts(path, allow_symlinks=True)}
     with open_table(path) as stream:
         rows = csv.DictReader(stream)
-        if not {"seriesuid", "subset"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}, line 1: the header must name seriesuid and subset")
+        require_columns(rows.fieldnames, ("seriesuid", "subset"), path)
         subsets: dict[str, int | None] = {}
         for row in rows:
             if not (row["subset"] or "").strip().isdecimal():

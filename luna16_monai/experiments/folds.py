@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from luna16_monai.bundle.command import command
+from luna16_monai.ct.folders import SUBSETS
 from luna16_monai.machine.claims import digests
 from luna16_monai.machine.jobs import Job
 from luna16_monai.runs.record import RUN
 from luna16_monai.runs.results import read_results
+from luna16_monai.tables.lidc import Patients
 
-SUBSETS = range(10)
 INNER_STRIDE = 10
 """Of the nine subsets every so many series is held out to choose by, unless the settings say otherwise."""
 MULTI_GPU = "multi_gpu_train.yaml"
@@ -124,13 +125,13 @@ class Plan:
         }
 
 
-def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Mapping[str, str]) -> dict[str, Any]:
+def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patients) -> dict[str, Any]:
     """What each fold was trained, chosen and scored on, as its runs wrote it down themselves.
 
     Args:
         plan: its folds are finished.
         subsets: series to subset of all that is prepared.
-        patients: series to patient; a series that is not in it counts as a patient of its own.
+        patients: of the series.
 
     Returns:
         ``folds``: by fold and split the ``series`` and ``patients``, and the series ``left_out``, which are of a
@@ -146,7 +147,7 @@ def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Mappi
             "validation": set(run["validation_series"]),
             "test": set(scored.series_uids),
         }
-        people = {name: {patients.get(uid, uid) for uid in uids} for name, uids in series.items()}
+        people = {name: patients.of_all(uids) for name, uids in series.items()}
         for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
             for what, sides in (("series", series), ("patient", people)):
                 problems += [f"fold {fold}: {what} {it} is in {one} and in {other}" for it in

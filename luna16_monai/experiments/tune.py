@@ -7,14 +7,11 @@ settings. The best one becomes an overlay that ``run training`` takes.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from luna16_monai.experiments.search import BEST, LOGS, SPACING, TABLE, TunePlan
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.cluster import connected
-from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.extras import require
+from luna16_monai.machine.files import atomic_write, write_csv, write_json
 from luna16_monai.machine.jobs import last_line, run_job, shown
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.history import HISTORY, read_history
@@ -121,12 +119,17 @@ def _write_best(plan: TunePlan, best: Mapping[str, Any], trials: int) -> None:
 
 def _write_table(plan: TunePlan, rows: Sequence[Mapping[str, Any]]) -> None:
     keys = list(rows[0]["settings"])
-    with atomic_write(plan.output / TABLE) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["trial", plan.search.metric, "best_epoch", "epochs", *keys])
-        for row in rows:
-            values = [json.dumps(row["settings"][key]) for key in keys]
-            writer.writerow([row["trial"], row["score"], row["epoch"], row["epochs"], *values])
+    write_csv(
+        plan.output / TABLE,
+        ["trial", plan.search.metric, "best_epoch", "epochs", *keys],
+        (
+            [
+                *(row[name] for name in ("trial", "score", "epoch", "epochs")),
+                *(json.dumps(row["settings"][key]) for key in keys),
+            ]
+            for row in rows
+        ),
+    )
 
 
 PLAN = "tune.json"
@@ -156,11 +159,10 @@ def tune(
         ValueError: the output folder holds another search.
         RuntimeError: no trial got a score.
     """
-    needed = ("optuna",) if address is None else ("optuna", "ray", "tensorboardX")
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise ModuleNotFoundError(
-            f"{missing[0]} is not installed, and tune needs it: pip install 'luna16_monai[tune]', with --ray [tune,ray]"
-        )
+    if address is None:
+        require("tune", "tune", "optuna")
+    else:
+        require("tune,ray", "tune --ray", "optuna", "ray", "tensorboardX")
     record = {**plan.record(), "runs_on": "this machine" if address is None else "Ray"}
     claim(plan.output / PLAN, record, "search")
     if address is None:

@@ -10,7 +10,7 @@ wrong on the scans of LUNA16 that are stored flipped, direction diag(-1, -1, 1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,58 @@ class Geometry:
         if missing:
             raise ValueError(f"geometry without {' and '.join(missing)}: give what Geometry.to_dict wrote")
         return cls(d["shape_zyx"], d["affine"])
+
+
+def lps_from_ras(points_xyz: ArrayLike) -> NDArray[np.float64]:
+    """Return RAS points as LPS, or LPS points as RAS: x and y change their signs.
+
+    Args:
+        points_xyz: (n, 3) or (3,), mm.
+
+    Raises:
+        ValueError: the last axis is not 3 long.
+    """
+    return _triples(points_xyz, "points_xyz") * np.diag(_LPS_FROM_RAS)[:3]
+
+
+def require_inside(
+    points_xyz: ArrayLike,
+    scan: Geometry,
+    series_uid: str,
+    where: Callable[[int], str] = str,
+    question: str = "does this table belong to this CT?",
+) -> None:
+    """Check that points lie in their scan.
+
+    Args:
+        points_xyz: (n, 3), world LPS mm.
+        scan: where the scan's own voxels lie.
+        series_uid: of the scan, for the message.
+        where: for the number of a point, where it comes from, for the message.
+        question: with which the message ends.
+
+    Raises:
+        ValueError: names the first point outside, its series and how far that reaches.
+    """
+    outside = np.flatnonzero(~scan.contains(points_xyz))
+    if len(outside):
+        first = int(outside[0])
+        raise ValueError(
+            f"candidate {in_mm(np.asarray(points_xyz)[first])} ({where(first)}) lies outside series {series_uid} "
+            f"({extent(scan)}): {question}"
+        )
+
+
+def in_mm(point_xyz: ArrayLike) -> str:
+    """Return a point as text, with one decimal."""
+    return "(" + ", ".join(f"{value:.1f}" for value in np.asarray(point_xyz, float)) + ") mm"
+
+
+def extent(geometry: Geometry) -> str:
+    """Return how far a volume reaches along x, y and z as text; from and to the centres of its outermost voxels."""
+    corners = geometry.world_from_voxel([[0, 0, 0], [side - 1 for side in geometry.shape_zyx]])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return ", ".join(f"{axis} from {a:.0f} to {b:.0f} mm" for axis, a, b in zip("xyz", low, high, strict=True))
 
 
 def _triples(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from luna16_monai.geometry.grid import Geometry
+from luna16_monai.geometry.grid import Geometry, extent, in_mm
 
 AIR_HU = -1000
 
@@ -42,7 +42,7 @@ class Volume:
             ValueError: the point lies outside the scan.
         """
         if not self.scan.contains(point_xyz):
-            raise ValueError(f"point {_mm(point_xyz)} lies outside the scan ({_extent(self.scan)})")
+            raise ValueError(f"point {in_mm(point_xyz)} lies outside the scan ({extent(self.scan)})")
         start = self._start(point_xyz, shape_zyx)
         low = np.maximum(start, 0)
         high = np.maximum(np.minimum(start + shape_zyx, self.geometry.shape_zyx), low)
@@ -63,13 +63,3 @@ class Volume:
     def _start(self, point_xyz: ArrayLike, shape_zyx: Sequence[int]) -> NDArray[np.int_]:
         centre = np.floor(self.geometry.voxel_from_world(point_xyz) + 0.5).astype(int)
         return centre - np.array(shape_zyx) // 2
-
-
-def _mm(point_xyz: ArrayLike) -> str:
-    return "(" + ", ".join(f"{value:.1f}" for value in np.asarray(point_xyz, float)) + ") mm"
-
-
-def _extent(geometry: Geometry) -> str:
-    corners = geometry.world_from_voxel([[0, 0, 0], [side - 1 for side in geometry.shape_zyx]])
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    return ", ".join(f"{axis} from {a:.0f} to {b:.0f} mm" for axis, a, b in zip("xyz", low, high, strict=True))

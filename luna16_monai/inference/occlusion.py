@@ -197,16 +197,6 @@ def write_explanations(folder: Path, explanations: Sequence[Explanation]) -> Non
     )
 
 
-def require_empty(folder: Path) -> None:
-    """Refuse a folder in which older explanations would be mixed with new ones.
-
-    Raises:
-        FileExistsError: it is there and not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty: name a new folder for --explain, or empty it")
-
-
 def _png(one: Explanation) -> bytes:
     """The pictures with a line below that says what the colours mean."""
     from PIL import Image, ImageDraw, ImageFont

@@ -15,7 +15,7 @@ import numpy as np
 
 from luna16_monai import __version__
 from luna16_monai.inference.classifier import Classifier, score_in_turn
-from luna16_monai.inference.occlusion import explain, require_empty, write_explanations
+from luna16_monai.inference.occlusion import explain, write_explanations
 from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
@@ -23,6 +23,7 @@ from luna16_monai.inference.structured_report import (
     require_threshold,
     write_structured_report,
 )
+from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
 from luna16_monai.tables.points import PointTable, write_points
 
@@ -86,7 +87,7 @@ def predict(
         source = read_source(cts[0])
         points.require_series([source.series_uid], "the series of --dicom-sr")
     if wanted.explain is not None:
-        require_empty(wanted.explain)
+        require_empty(wanted.explain, "name a new folder for --explain, or empty it")
         if len(classifiers) != 1 or wanted.explain_top < 1:
             raise ValueError(
                 f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
@@ -107,7 +108,7 @@ def predict(
         made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
         explanations = [made[row] for row in top]
 
-    uids = [table.series_uids[code] for code in table.series]
+    uids = table.row_series()
     write_points(output, uids, table.points_xyz, probability, "probability", **more)
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
     if source is not None and wanted.dicom_sr is not None:

@@ -22,6 +22,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from luna16_monai import __version__
 from luna16_monai.ct.dicom import slice_files
+from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.tables.points import PointTable
 
@@ -45,7 +46,6 @@ PATIENT = {
 }
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
 SAME_IN_ALL = ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID")
-_MISSING = "is not installed, and --dicom-sr needs it: pip install 'luna16_monai[dicom]'"
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,9 @@ def require_highdicom() -> ModuleType:
     Raises:
         ModuleNotFoundError: it is missing.
     """
-    try:
-        import highdicom.sr
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
+    require("dicom", "--dicom-sr", "highdicom")
+    import highdicom.sr
+
     return highdicom.sr
 
 
@@ -205,7 +204,7 @@ def require_threshold(threshold: float) -> None:
 
 def _group(sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm) -> Any:
     point = table.points_xyz[row]
-    place = ",".join(f"{value:.6f}" for value in point.tolist())
+    place = ",".join(table.row_key(row)[1:])
     identification = sr.AlgorithmIdentification(algorithm.name, algorithm.version, list(algorithm.parameters))
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         # the same point of the same series is the same thing, whenever a report is made of it

@@ -46,7 +46,7 @@ class PredictionWriter:
     def write(self, _: Workflow) -> None:
         """Write the file."""
         table = self.candidates.table
-        uids = [table.series_uids[code] for code in table.series]
+        uids = table.row_series()
         write_points(self.output_file, uids, table.points_xyz, self.probabilities, "probability")
         logger.info("%d probabilities in %s", len(table), self.output_file)
 

@@ -3,6 +3,7 @@
 - ``files``: whole files or none
 - ``memory``: keep freed memory between training steps
 - ``errors``: an error as one line
+- ``extras``: whether a package of an extra is installed
 - ``claims``: a folder belongs to its settings
 - ``processes``: worker processes
 - ``cluster``: tasks on a Ray cluster

@@ -37,6 +37,22 @@ def claim(path: Path, record: Mapping[str, Any], what: str) -> None:
         write_json(path, dict(record))
 
 
+def require_empty(folder: Path, cure: str) -> None:
+    """Check that a folder is new or empty, so that nothing older is mixed with what will be written there.
+
+    Raises:
+        FileExistsError: it is there and not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: {cure}")
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return each setting in which two records differ, with both values."""
+    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    return ", ".join(f"{key} {was.get(key)} instead of {now.get(key)}" for key in keys)
+
+
 def _difference(key: str, was: Any, now: Any) -> str:
     """What differs between two values, in words."""
     if isinstance(was, dict) and isinstance(now, dict):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from luna16_monai.machine.errors import root_cause
+from luna16_monai.machine.extras import require
 
 Item = TypeVar("Item")
 
@@ -42,12 +43,9 @@ def connected(address: str, dashboard: bool = False) -> Iterator[Any]:
     # before Ray is imported: it asks no one
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "ray is not installed, and --ray needs it: pip install 'luna16_monai[ray]'"
-        ) from error
+    require("ray", "--ray", "ray")
+    import ray
+
     if ray.is_initialized():
         yield ray
         return

@@ -1,17 +1,24 @@
-"""Writing files so that nothing half-written ever stands under a final name; their checksum."""
+"""Write files so that nothing half-written ever stands under a final name; compute their checksum."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import csv
 import hashlib
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
+
+ABANDONED_AFTER_SECONDS = 60.0
+"""A file aside that is younger may belong to a writer that has not locked it yet."""
 
 
 @contextmanager
@@ -29,16 +36,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     aside = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     # the lock of the guard goes when the process does, however it ends
     with contextlib.ExitStack() as files:
-        with _open_folder(path.parent) as folder:
-            # shared by writers, so that nobody clears up between the next two lines
-            _try_lock(folder, fcntl.LOCK_SH)
-            try:
-                stream = files.enter_context(open(aside, "xb"))
-            except OSError as error:
-                error.filename = str(path)
-                raise
-            guard = files.enter_context(open(aside, "rb"))
-            _try_lock(guard.fileno(), fcntl.LOCK_EX)
+        try:
+            stream = files.enter_context(open(aside, "xb"))
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        guard = files.enter_context(open(aside, "r+b"))  # NFS locks only what is open for writing
+        _try_lock(guard.fileno())
         try:
             yield stream
             stream.close()
@@ -65,24 +69,34 @@ def write_json(path: Path, content: Any) -> None:
         stream.write((json.dumps(content, indent=2) + "\n").encode())
 
 
+def write_csv(path: Path, header: Iterable[Any] | None, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file in UTF-8, whole or not at all; without a first line where ``header`` is None."""
+    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        if header is not None:
+            writer.writerow(header)
+        writer.writerows(rows)
+
+
 def remove_abandoned(folder: Path) -> None:
-    """Remove what writers that were killed left aside in a folder; what a living one writes is locked, and stays."""
-    with _open_folder(folder) as descriptor:
-        if not _try_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return
-        for aside in folder.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError), open(aside, "rb") as stream:
-                if _try_lock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    aside.unlink()
+    """Remove what killed writers left aside in a folder: the files aside that are unlocked and older than a minute.
+
+    What a living writer writes is locked, and stays; so does all on a file system without locks, and what another
+    user left.
+    """
+    for aside in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError, PermissionError), open(aside, "r+b") as stream:
+            old = time.time() - aside.stat().st_mtime > ABANDONED_AFTER_SECONDS
+            if old and _try_lock(stream.fileno()):
+                aside.unlink()
 
 
-def _try_lock(file: int, kind: int) -> bool:
-    """Lock an open file or folder; False where another has it, or the file system knows no locks."""
+def _try_lock(file: int) -> bool:
+    """Lock an open file until it is closed; False where another has it, or the file system knows no locks."""
     try:
-        fcntl.flock(file, kind)
+        return lock_descriptor(file, blocking=False)
     except OSError:
         return False
-    return True
 
 
 @contextmanager

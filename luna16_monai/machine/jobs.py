@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout, lock_descriptor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 LAST_BYTES = 4096
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_TRIES = 0.2
+"""Between attempts to lock a log that another process has."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def run_job(job: Job, watch: Callable[[], None] | None = None) -> str | None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab", buffering=0) as log:
         # the commands inherit the open file, and with it the lock
-        fcntl.flock(log, fcntl.LOCK_EX)
+        lock_descriptor(log.fileno(), poll_interval=SECONDS_BETWEEN_TRIES)
         if _is_done(job):
             return None
         with _devices(job) as devices:
@@ -216,13 +218,10 @@ def _devices(job: Job) -> Iterator[dict[str, str]]:
 
 def _is_locked(path: Path, locks: contextlib.ExitStack) -> bool:
     """Lock a file until the stack is closed; False where another has it."""
-    stream = path.open("w", encoding="utf-8")
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
+        locks.enter_context(FileLock(path, timeout=0))
+    except Timeout:
         return False
-    locks.enter_context(stream)
     return True
 
 

@@ -26,7 +26,7 @@ from luna16_monai.malignancy.size_baseline import measure_nodules, require_sciki
 from luna16_monai.runs.record import trained_series
 from luna16_monai.runs.results import METRICS, RATED_NODULES
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.hits import nearest_nodule
+from luna16_monai.tables.hits import best_point, nearest_point
 from luna16_monai.tables.lidc import read_patients
 from luna16_monai.tables.points import PointTable, read_points, write_points
 
@@ -145,7 +145,7 @@ class MalignancyResults:
         """
         kinds = self.kinds
         held_out = kinds.nodules.series_codes(self.split.validation_series) >= 0
-        nearest = self._nearest_candidate(held_out)
+        nearest = nearest_point(self.split.validation.table, kinds.nodules, self.split.validation.table.values > 0)
         rows = np.flatnonzero(held_out)
         rated = np.flatnonzero(held_out & np.isin(kinds.kind, (MALIGNANT, BENIGN)) & (nearest >= 0))
         malignant = (kinds.kind[rated] == MALIGNANT).astype(np.int64)
@@ -189,7 +189,7 @@ class MalignancyResults:
         table = kinds.nodules.select(rated)
         write_points(
             self.output_dir / RATED_NODULES,
-            [table.series_uids[code] for code in table.series],
+            table.row_series(),
             table.points_xyz,
             table.values,
             "diameter_mm",
@@ -198,21 +198,9 @@ class MalignancyResults:
         )
         return told
 
-    def _nearest_candidate(self, held_out: NDArray[np.bool_]) -> IntArray:
-        """The validation candidate nearest to each nodule's middle, of those that lie on it; -1 where none does."""
-        kinds, candidates = self.kinds, self.split.validation.table
-        nodule = nearest_nodule(candidates, kinds.nodules)
-        on = np.flatnonzero((nodule >= 0) & (candidates.values > 0))
-        distance = np.linalg.norm(candidates.points_xyz[on] - kinds.nodules.points_xyz[nodule[on]], axis=1)
-        farthest_first = on[np.argsort(-distance, kind="stable")]
-        nearest = np.full(len(held_out), -1, np.int64)
-        nearest[nodule[farthest_first]] = farthest_first
-        return nearest
-
     def _patients(self, nodules: PointTable) -> IntArray:
-        patient = read_patients(self.dataset_dir)
-        names = [patient.get(nodules.series_uids[code], nodules.series_uids[code]) for code in nodules.series]
-        return np.unique(names, return_inverse=True)[1]
+        patients = read_patients(self.dataset_dir)
+        return np.unique([patients.of(uid) for uid in nodules.row_series()], return_inverse=True)[1]
 
     def _whole_way(
         self, probability: FloatArray, calibration: Mapping[str, Any], rows: IntArray
@@ -227,11 +215,7 @@ class MalignancyResults:
         line = calibration.get("platt")
         called_from = CALLED_FROM if line is None else _raw(CALLED_FROM, line["slope"], line["offset"])
         # of the candidates on a nodule the first network's favourite goes on to the second
-        nodule = nearest_nodule(candidates, kinds.nodules)
-        on = np.flatnonzero((nodule >= 0) & is_nodule)
-        weakest_first = on[np.argsort(first[on], kind="stable")]
-        favourite = np.full(len(kinds.kind), -1, np.int64)
-        favourite[nodule[weakest_first]] = weakest_first
+        favourite = best_point(candidates, kinds.nodules, is_nodule, first)
         found = (favourite >= 0) & (first[favourite] >= threshold)
         called = found & (probability[favourite] >= called_from)
         others = np.flatnonzero(~is_nodule)
@@ -255,8 +239,8 @@ class MalignancyResults:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: name the output folder of a run of the nodule bundle as nodule_run")
         submission = read_points(path, "probability")
-        known = {_key(submission, row): submission.values[row] for row in range(len(submission))}
-        values = np.array([known.get(_key(candidates, row), np.nan) for row in range(len(candidates))])
+        known = {submission.row_key(row): submission.values[row] for row in range(len(submission))}
+        values = np.array([known.get(candidates.row_key(row), np.nan) for row in range(len(candidates))])
         unknown = np.flatnonzero(np.isnan(values))
         if len(unknown):
             uid = candidates.series_uids[candidates.series[unknown[0]]]
@@ -272,8 +256,3 @@ def _raw(calibrated: float, slope: float, offset: float) -> float:
     """The raw probability that a calibration line makes ``calibrated``."""
     logit = (np.log(calibrated / (1 - calibrated)) - offset) / slope
     return float(1 / (1 + np.exp(-logit)))
-
-
-def _key(table: PointTable, row: int) -> tuple[str, ...]:
-    """A row's series and point, as a table writes them."""
-    return (table.series_uids[table.series[row]], *(f"{value:.6f}" for value in table.points_xyz[row]))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luna16_monai.machine.extras import require
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.points import PointTable
 
@@ -63,10 +64,4 @@ def require_scikit_learn() -> None:
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "scikit-learn is not installed, and the comparison with a ruler needs it: "
-            "pip install 'luna16_monai[baselines]'"
-        ) from error
+    require("baselines", "the comparison with a ruler", "sklearn")

@@ -6,7 +6,6 @@ import copy
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luna16_monai.networks.weights import read_weights
+from luna16_monai.machine.extras import is_installed, require
+from luna16_monai.networks.weights import load_state, read_weights
 
 BACKENDS = ("auto", "torch", "openvino")
 
@@ -46,18 +46,13 @@ def load_weights(
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
-    try:
-        network.load_state_dict(read_weights(path))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights {path} belong to another network: {reason}") from error
-    if backend == "openvino" or (backend == "auto" and on_cpu and find_spec("openvino") is not None):
+    load_state(network, read_weights(path), f"the weights {path}")
+    if backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino")):
         return OpenVinoNetwork(network.eval(), shape_zyx)
     return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
 
 
 OUTPUTS = ("logits", "probabilities")
-_MISSING = "is not installed: pip install 'luna16_monai[export]'"
 
 
 class WithProbabilities(nn.Module):
@@ -103,10 +98,9 @@ def import_openvino() -> ModuleType:
         ModuleNotFoundError: it is missing.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"openvino {_MISSING}") from error
+    require("export", "this backend or format", "openvino")
+    import openvino
+
     return openvino
 
 

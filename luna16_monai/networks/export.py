@@ -18,8 +18,9 @@ import torch
 from monai.bundle import ckpt_export
 from torch import nn
 
+from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.networks.backends import _MISSING, OUTPUTS, WithProbabilities, _converted, import_openvino
+from luna16_monai.networks.backends import OUTPUTS, WithProbabilities, _converted, import_openvino
 
 
 def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights: Path, kind: str, output: Path) -> None:
@@ -82,11 +83,9 @@ def export_onnx(network: nn.Module, shape_zyx: Sequence[int], output: Path, abou
     Raises:
         ModuleNotFoundError: onnx or onnxscript is missing.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} {_MISSING}") from error
+    require("export", "an ONNX file", "onnx", "onnxscript")
+    import onnx
+
     # two cutouts, since a batch of one would be taken for a constant
     example = torch.zeros(2, 1, *shape_zyx)
     # torch warns that torchvision, which nothing here needs, is not installed; the others tell each pass

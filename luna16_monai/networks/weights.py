@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,24 @@ def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
         ) from error
 
 
+def load_state(network: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load weights into a network, all of them.
+
+    Args:
+        network: takes them.
+        state: tensors by name, as ``network.state_dict()``.
+        what: they are, for the message: "the weights model.pt".
+
+    Raises:
+        ValueError: they belong to another network.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{what} belong to another network: {reason}") from error
+
+
 def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
     """Start from the weights in a file; None leaves the network as it is.
 
@@ -51,10 +70,6 @@ def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
     weights = unfolded_state(network, read_weights(path))
     own = network.state_dict()
     fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
-    try:
-        network.load_state_dict({**weights, **{key: own[key] for key in fresh}})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"init_weights {path} belong to another network: {reason}") from error
+    load_state(network, {**weights, **{key: own[key] for key in fresh}}, f"init_weights {path}")
     if fresh:
         logger.info("init_weights: the head has another size and starts fresh, all else goes on from %s", path)

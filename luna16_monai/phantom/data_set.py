@@ -7,8 +7,6 @@ data set.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,18 +18,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from luna16_monai.ct.folders import SUBSETS, subset_folder
 from luna16_monai.ct.metaimage import write_mhd
-from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.claims import differences
+from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
 from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
-from luna16_monai.tables.lidc import READINGS, shape_ratings, write_readings
+from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, shape_ratings, write_readings
 from luna16_monai.tables.points import write_points
 
 RECIPE = 2
 """Version of what a seed gives; raised with any change of the voxels or tables."""
-SUBSETS = 10
 """LUNA16 has ten, 0 to 9."""
 _MANIFEST = "phantom.json"
 _UNFINISHED = ".unfinished"
@@ -98,7 +97,7 @@ def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[
             number=number,
             series_uid=f"2.25.{int.from_bytes(rng.bytes(16), 'big')}",
             patient_id=f"PHANTOM-{names[number % patients]:04d}",
-            subset=number % patients % SUBSETS,
+            subset=number % patients % len(SUBSETS),
             shapes=tuple(np.flatnonzero(owner_of_shape == number % patients).tolist()),
         )
         for number in range(scans)
@@ -155,7 +154,7 @@ def _finished(output: Path, recipe: dict[str, Any], plans: Sequence[ScanPlan]) -
     found = json.loads(manifest.read_text("utf-8"))
     summary = found.pop("summary", None)
     if found != recipe:
-        raise ValueError(f"{output} holds a phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}")
+        raise ValueError(f"{output} holds a phantom of other settings ({differences(found, recipe)}): {_ANOTHER}")
     tables = all((output / table).is_file() for table in _TABLES)
     volumes = all(h.is_file() and h.with_suffix(".raw").is_file() for h in (_header_path(output, p) for p in plans))
     return summary if tables and volumes else None
@@ -184,7 +183,7 @@ def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
         found = json.loads(claim.read_text("utf-8"))
         if found != recipe:
             raise ValueError(
-                f"{output} holds an unfinished phantom of other settings ({_difference(found, recipe)}): {_ANOTHER}"
+                f"{output} holds an unfinished phantom of other settings ({differences(found, recipe)}): {_ANOTHER}"
             )
         return
     if not (output / _MANIFEST).is_file():
@@ -196,13 +195,8 @@ def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
     write_json(claim, recipe)
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys)
-
-
 def _header_path(output: Path, plan: ScanPlan) -> Path:
-    return output / f"subset{plan.subset}" / f"{plan.series_uid}.mhd"
+    return output / subset_folder(plan.subset) / f"{plan.series_uid}.mhd"
 
 
 def _findings_path(output: Path, plan: ScanPlan) -> Path:
@@ -241,8 +235,8 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, F
     write_readings(output / READINGS, series, [row[2] for row in nodules], [row[3] for row in nodules], rated)
     excluded = table("annotations_excluded.csv", "excluded", "diameter_mm")
     candidates = table("candidates_V2.csv", "candidates", "class")
-    _write_rows(output / "seriesuids.csv", [[uid] for uid in uids])
-    _write_rows(output / "patients.csv", [["seriesuid", "patient_id"], *([p.series_uid, p.patient_id] for p in by_uid)])
+    write_csv(output / "seriesuids.csv", None, ([uid] for uid in uids))
+    write_csv(output / "patients.csv", PATIENT_COLUMNS, ([one.series_uid, one.patient_id] for one in by_uid))
     return {
         "scans": len(plans),
         "nodules": len(nodules),
@@ -250,8 +244,3 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, F
         "candidates": len(candidates),
         "positives": sum(row[3] for row in candidates),
     }
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from luna16_monai.evaluation.calibration import reliability_curve
+from luna16_monai.evaluation.calibration import counts_at_thresholds, reliability_curve
 from luna16_monai.evaluation.froc import RATES, froc_band, froc_curve, sensitivity_at
 from luna16_monai.evaluation.match import Match
 
@@ -277,10 +277,8 @@ def _share_axis(axes: Axes, which: str) -> None:
 
 def _counts(probability: FloatArray, label: IntArray) -> tuple[IntArray, IntArray]:
     """Nodules and others at or above each distinct probability, falling, after (0, 0)."""
-    order = np.argsort(-probability, kind="stable")
-    last_of_equals = np.append(np.flatnonzero(np.diff(probability[order])), label.size - 1)
-    true_positives = np.cumsum(label[order])[last_of_equals]
-    return np.append(0, true_positives), np.append(0, last_of_equals + 1 - true_positives)
+    _, nodules, others = counts_at_thresholds(probability, label)
+    return np.append(0, nodules), np.append(0, others)
 
 
 def _thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from luna16_monai import __version__
 from luna16_monai.geometry.slices import SIDE_MM
+from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, _pictures, choose_examples
 from luna16_monai.runs.history import HISTORY, read_history
@@ -41,13 +42,9 @@ def write_report(
         ValueError: one of its files is damaged.
         ModuleNotFoundError: matplotlib or jinja2 is missing.
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401 - charts.py needs it, and says less about it
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed, and the report needs it: pip install 'luna16_monai[report]'"
-        ) from error
+    require("report", "the report", "jinja2", "matplotlib")
+    import jinja2
+
     results = read_results(run_dir)
     run = json.loads((run_dir / RUN).read_text(encoding="utf-8")) if (run_dir / RUN).is_file() else None
     examples = choose_examples(results, per_kind)

@@ -9,22 +9,21 @@ time. Rejected: one row a click, appended, which training would have to sort out
 from __future__ import annotations
 
 import csv
-import fcntl
 import getpass
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from luna16_monai.machine.files import atomic_write
-from luna16_monai.tables.points import COORDINATES, read_points
-from luna16_monai.tables.text import open_table
+from filelock import FileLock
+
+from luna16_monai.machine.files import write_csv
+from luna16_monai.tables.points import COORDINATES, Key, point_key, read_points
+from luna16_monai.tables.text import open_table, require_columns
 
 COLUMNS = ("seriesuid", *COORDINATES, "class", "reviewer", "time")
 LONGEST_NAME = 64
-Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,6 @@ class Decision:
     label: int
     reviewer: str
     time: str
-
-
-def candidate_key(series_uid: str, point_xyz: Sequence[float]) -> Key:
-    """By what a candidate is known: its series, and its point as tables have it, with 6 decimals."""
-    # adding 0.0 turns -0.0 into 0.0
-    x, y, z = (f"{round(value, 6) + 0.0:.6f}" for value in point_xyz)
-    return series_uid, x, y, z
 
 
 def login_name() -> str:
@@ -93,15 +85,12 @@ class Decisions:
         table = read_points(self.path, "class")
         with open_table(self.path) as lines:
             rows = csv.DictReader(lines)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"{self.path} has no column {missing[0]}, so it holds no decisions of reviewers: name another file"
-                )
+            cure = "it holds no decisions of reviewers, name another file"
+            require_columns(rows.fieldnames, COLUMNS, self.path, cure)
             written = [(row["reviewer"], row["time"]) for row in rows]
         points = table.points_xyz.tolist()
         return {
-            candidate_key(table.series_uids[code], point): Decision(int(label), *who_and_when)
+            point_key(table.series_uids[code], point): Decision(int(label), *who_and_when)
             for code, point, label, who_and_when in zip(table.series, points, table.values, written, strict=True)
         }
 
@@ -109,7 +98,7 @@ class Decisions:
         """Write what the reviewer says about one candidate; None takes back what was said.
 
         Args:
-            key: see `candidate_key`.
+            key: see `point_key`.
             label: 1, 0 or None.
 
         Returns:
@@ -127,16 +116,13 @@ class Decisions:
                 decisions.pop(key, None)
             else:
                 decisions[key] = Decision(label, self.reviewer, datetime.now(UTC).isoformat(timespec="seconds"))
-            with atomic_write(self.path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(COLUMNS)
-                writer.writerows((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
+            rows = ((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
+            write_csv(self.path, COLUMNS, rows)
         return decisions
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep out every other writer, in this process or another; a lock goes with the process that holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_name(f".{self.path.name[:100]}.lock"), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.path.with_name(f".{self.path.name[:100]}.lock")):
             yield

@@ -14,9 +14,9 @@ from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.opening import read_geometry
 from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, PIXELS, SIDE_MM, as_jpeg, slices_through, steps_across
 from luna16_monai.geometry.volume import Volume
-from luna16_monai.review.decisions import Decision, Decisions, Key, candidate_key
+from luna16_monai.review.decisions import Decision, Decisions
 from luna16_monai.store.in_memory import PreparedInMemory
-from luna16_monai.tables.points import from_ras, has_column, read_points
+from luna16_monai.tables.points import Key, from_ras, has_column, point_key, read_points
 
 WINDOWS_HU = {"lung": LUNG_WINDOW_HU, "soft tissue": (-160.0, 240.0)}
 SIDES_MM = (SIDE_MM, 2 * SIDE_MM, 4 * SIDE_MM, 8 * SIDE_MM)
@@ -76,7 +76,7 @@ class Review:
             }
             for number, row in enumerate(rows)
         ]
-        self.keys = [candidate_key(one["series_uid"], one["point_xyz"]) for one in self.candidates]
+        self.keys = [point_key(one["series_uid"], one["point_xyz"]) for one in self.candidates]
         self._scan = lru_cache(64)(lambda uid: read_geometry(self.volumes.paths[uid]))
         self._reading = threading.Lock()
         self._volume(self.candidates[0]["series_uid"])

@@ -101,7 +101,7 @@ def write_results(
         calibrated: (m,) calibrated probability of each.
         subsets: series to subset, where known.
     """
-    uids = [marks.series_uids[code] for code in marks.series]
+    uids = marks.row_series()
     columns: dict[str, ArrayLike] = {}
     if calibrated is not None:
         columns["calibrated_probability"] = calibrated
@@ -113,7 +113,7 @@ def write_results(
         columns["status"] = names[match.mark_status]
         columns["nodule"] = _from_one(match.mark_nodule)
         columns["diameter_mm"] = _where(match.mark_nodule >= 0, match.nodule_diameter_mm, match.mark_nodule)
-        nodule_uids = [nodules.series_uids[code] for code in nodules.series]
+        nodule_uids = nodules.row_series()
         write_points(
             folder / NODULES,
             nodule_uids,

@@ -291,6 +291,7 @@ def _disk(data: Path, store: Path, runs: Path) -> Iterator[Check]:
 
 
 def _data(data: Path) -> Iterator[Check]:
+    from luna16_monai.ct.folders import SUBSETS, subset_folder
     from luna16_monai.ct.metaimage import open_metaimage
     from luna16_monai.tables.luna16 import find_table, read_series_list
 
@@ -301,7 +302,7 @@ def _data(data: Path) -> Iterator[Check]:
     found = _series(data)
     listed = read_series_list(data)
     missing = sorted(set(listed or ()) - set(found))
-    subsets = sorted({path.parent.name for path in found.values()} & {f"subset{number}" for number in range(10)})
+    subsets = sorted({path.parent.name for path in found.values()} & set(map(subset_folder, SUBSETS)))
     summary = {
         "series": len(found),
         "listed": None if listed is None else len(listed),
@@ -336,8 +337,10 @@ def _data(data: Path) -> Iterator[Check]:
 
 def _series(data: Path) -> dict[str, Path]:
     """The CTs of a data folder by series, as their names tell."""
+    from luna16_monai.ct.folders import SUBSETS, subset_folder
+
     found = {}
-    for folder in (data, *(data / f"subset{number}" for number in range(10))):
+    for folder in (data, *(data / subset_folder(number) for number in SUBSETS)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             suffix = next((suffix for suffix in CT_SUFFIXES if path.name.lower().endswith(suffix)), None)
             if suffix is not None and not path.name.startswith("."):

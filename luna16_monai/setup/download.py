@@ -12,7 +12,7 @@ reading members over the network, which no checksum of the record would cover.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from luna16_monai.ct.folders import SUBSETS, subset_folder
 from luna16_monai.machine.files import write_json
 from luna16_monai.setup.archives import TABLES, in_gb, unpack
 from luna16_monai.setup.fetching import (
@@ -45,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 SITE = "https://zenodo.org/api"
 RECORDS = {
-    3723295: (*TABLES, *(f"subset{number}.zip" for number in range(7))),
-    4121926: tuple(f"subset{number}.zip" for number in range(7, 10)),
+    3723295: (*TABLES, *(f"{subset_folder(number)}.zip" for number in SUBSETS[:7])),
+    4121926: tuple(f"{subset_folder(number)}.zip" for number in SUBSETS[7:]),
 }
 """The archives of each Zenodo record."""
 ASIDE = ".download"
@@ -86,12 +88,12 @@ def download(
         RuntimeError: the server fails, a checksum is wrong twice, the disk has too little room, or another download
             works in the same folder.
     """
-    numbers = sorted(set(range(10) if subsets is None else subsets))
-    if wrong := [number for number in numbers if number not in range(10)]:
+    numbers = sorted(set(SUBSETS if subsets is None else subsets))
+    if wrong := [number for number in numbers if number not in SUBSETS]:
         raise ValueError(f"subset {wrong[0]}: LUNA16 has 0 to 9")
     base = (SITE if base_url is None else base_url).rstrip("/")
     _require_web(base)
-    keys = {*TABLES, *(f"subset{number}.zip" for number in numbers)}
+    keys = {*TABLES, *(f"{subset_folder(number)}.zip" for number in numbers)}
     archives = [archive for record in RECORDS for archive in _published(record, keys, base)]
     aside = output / ASIDE
     aside.mkdir(parents=True, exist_ok=True)
@@ -167,12 +169,12 @@ def _read_record(url: str) -> bytes:
 @contextmanager
 def _alone(aside: Path) -> Iterator[None]:
     """Two downloads into one folder would write into the same files."""
-    with open(aside / "lock", "wb") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held.enter_context(FileLock(aside / "lock", timeout=0))
+        except Timeout as error:
             raise RuntimeError(f"another luna16 download works in {aside.parent}: wait for its end") from error
-        except OSError:
+        except (OSError, NotImplementedError):
             logger.warning("%s knows no locks: start no second download into it", aside.parent)
         yield
 

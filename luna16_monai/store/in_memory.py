@@ -10,6 +10,7 @@ import numpy as np
 
 from luna16_monai.ct.folders import find_cts
 from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.preparation import Recipe, prepare_volume
 from luna16_monai.tables.points import PointTable
@@ -78,14 +79,10 @@ class PreparedInMemory:
         table.require_series(self.series_uids, "the CTs that were named")
         for code in np.unique(table.series):
             uid = table.series_uids[code]
-            rows = np.flatnonzero(table.series == code)
-            outside = rows[~read_geometry(self.paths[uid]).contains(table.points_xyz[rows])]
-            if len(outside):
-                point = ", ".join(f"{value:.1f}" for value in table.points_xyz[outside[0]])
-                raise ValueError(
-                    f"candidate ({point}) mm ({table.source}, line {table.lines[outside[0]]}) lies outside series "
-                    f"{uid}: does this table belong to this CT, and are its points LPS (else --ras)?"
-                )
+            part = table.select(table.series == code)
+            scan = read_geometry(self.paths[uid])
+            question = "does this table belong to this CT, and are its points LPS (else --ras)?"
+            require_inside(part.points_xyz, scan, uid, part.place, question)
 
 
 def _cts_at(path: Path) -> list[tuple[str, Path]]:

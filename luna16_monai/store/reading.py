@@ -24,8 +24,8 @@ import blosc2
 import numpy as np
 from tqdm import tqdm
 
-from luna16_monai.geometry.grid import Geometry
-from luna16_monai.geometry.volume import Volume, _extent, _mm
+from luna16_monai.geometry.grid import Geometry, require_inside
+from luna16_monai.geometry.volume import Volume
 from luna16_monai.machine.files import sha256
 from luna16_monai.store.index import INDEX, read_entry, read_index
 from luna16_monai.tables.points import PointTable
@@ -119,15 +119,10 @@ class Store:
             ValueError: names the first row outside, by line and point.
         """
         for code in np.unique(table.series):
-            rows = np.flatnonzero(table.series == code)
+            part = table.select(table.series == code)
             uid = table.series_uids[code]
             scan = Geometry.from_dict(self._series[uid]["scan"])
-            outside = rows[~scan.contains(table.points_xyz[rows])]
-            if len(outside):
-                raise ValueError(
-                    f"candidate {_mm(table.points_xyz[outside[0]])} ({table.source}, line {table.lines[outside[0]]}) "
-                    f"lies outside series {uid} ({_extent(scan)}): does this table belong to this CT?"
-                )
+            require_inside(part.points_xyz, scan, uid, part.place)
 
 
 def verify(store_dir: Path, progress: bool = True) -> list[str]:

@@ -128,6 +128,42 @@ def nearest_nodule(points: PointTable, nodules: PointTable) -> NDArray[np.int64]
     return nearest
 
 
+def nearest_point(points: PointTable, nodules: PointTable, among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return of each nodule the point that lies on it nearest to its middle.
+
+    Args:
+        points: candidates; one that lies on several nodules belongs to the one whose middle is nearest.
+        nodules: values are diameters in mm.
+        among: (n,) which points count.
+
+    Returns:
+        (k,) row in ``points`` for each nodule, -1 where none lies on it; of equally near ones the last.
+    """
+    nodule = nearest_nodule(points, nodules)
+    distance = np.linalg.norm(points.points_xyz - nodules.points_xyz[nodule], axis=1) if len(nodules) else nodule
+    return _best_of_each(nodule, among, -distance, len(nodules))
+
+
+def best_point(
+    points: PointTable, nodules: PointTable, among: NDArray[np.bool_], score: FloatArray
+) -> NDArray[np.int64]:
+    """Return of each nodule the point with the highest score that lies on it.
+
+    Arguments and result as `nearest_point`, with ``score`` (n,); of equal scores the last one.
+    """
+    return _best_of_each(nearest_nodule(points, nodules), among, score, len(nodules))
+
+
+def _best_of_each(
+    nodule: NDArray[np.int64], among: NDArray[np.bool_], score: NDArray[Any], nodules: int
+) -> NDArray[np.int64]:
+    on = np.flatnonzero((nodule >= 0) & among)
+    worst_first = on[np.argsort(score[on], kind="stable")]
+    best = np.full(nodules, -1, np.int64)
+    best[nodule[worst_first]] = worst_first
+    return best
+
+
 def lies_on(points: PointTable, findings: PointTable) -> NDArray[np.bool_]:
     """Which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``hits.pairs_inside``).
 

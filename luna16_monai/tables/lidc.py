@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.machine.files import atomic_write
-from luna16_monai.tables.text import open_table
+from luna16_monai.machine.files import write_csv
+from luna16_monai.tables.points import written
+from luna16_monai.tables.text import open_table, require_columns
 
 FloatArray = NDArray[np.float64]
 
 IntArray = NDArray[np.integer[Any]]
 
 
-def read_patients(data_dir: Path | None = None) -> dict[str, str]:
-    """The patient of each public LIDC-IDRI series, and of those in the data folder's own ``patients.csv``.
+class Patients(dict[str, str]):
+    """The patient of each series, by series; a series that is not in it is a patient of its own."""
+
+    def of(self, series_uid: str) -> str:
+        """Return the patient of a series: the one that is known, else the series itself."""
+        return self.get(series_uid, series_uid)
+
+    def of_all(self, series_uids: Iterable[str]) -> set[str]:
+        """Return the patients of some series."""
+        return {self.of(uid) for uid in series_uids}
+
+
+def read_patients(data_dir: Path | None = None) -> Patients:
+    """Return the patient of each public LIDC-IDRI series, and of those in the data folder's own ``patients.csv``.
 
     Args:
         data_dir: a data folder; its ``patients.csv`` (seriesuid, patient_id) wins over the packaged table.
@@ -29,15 +41,14 @@ def read_patients(data_dir: Path | None = None) -> dict[str, str]:
     Raises:
         ValueError: the data folder's table lacks a column, or a value in a line.
     """
-    patients: dict[str, str] = {}
+    patients = Patients()
     sources = [Path(__file__).parents[1] / "resources" / "patients.csv"]
     if data_dir is not None and (own := data_dir / "patients.csv").is_file():
         sources.append(own)
     for source in sources:
         with open_table(source) as stream:
             rows = csv.DictReader(stream)
-            if not {"seriesuid", "patient_id"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{source}, line 1: the header must name seriesuid and patient_id")
+            require_columns(rows.fieldnames, PATIENT_COLUMNS, source)
             for row in rows:
                 if not (row["seriesuid"] and row["patient_id"]):
                     raise ValueError(f"{source}, line {rows.line_num}: a value is missing: mend or remove the line")
@@ -45,6 +56,7 @@ def read_patients(data_dir: Path | None = None) -> dict[str, str]:
     return patients
 
 
+PATIENT_COLUMNS = ("seriesuid", "patient_id")
 READINGS = "nodule_readings.csv"
 COLUMNS = ("seriesuid", "coordZ", "diameter_mm", "readings", "malignancy")
 LUNA16_READERS = 3
@@ -96,8 +108,7 @@ def read_readings(path: Path) -> Readings:
     uids, numbers, ratings, shapes = [], [], [], []
     with open_table(path) as stream:
         rows = csv.DictReader(stream)
-        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-            raise ValueError(f"{path}, line 1: the column {missing[0]} is missing: name {', '.join(COLUMNS)}")
+        require_columns(rows.fieldnames, COLUMNS, path)
         for row in rows:
             try:
                 place = [float(row[name]) for name in ("coordZ", "diameter_mm")]
@@ -130,11 +141,9 @@ def write_readings(
     ratings: Sequence[Sequence[int]],
 ) -> None:
     """Write a table that `read_readings` reads; the file is whole or absent. All arguments: one entry a nodule."""
-    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for uid, z, diameter, rated in zip(series_uids, z_mm, diameter_mm, ratings, strict=True):
-            writer.writerow([uid, f"{z:.6f}", diameter, len(rated), " ".join(map(str, rated))])
+    nodules = zip(series_uids, z_mm, diameter_mm, ratings, strict=True)
+    rows = ([uid, written(z), size, len(rated), " ".join(map(str, rated))] for uid, z, size, rated in nodules)
+    write_csv(path, COLUMNS, rows)
 
 
 def lidc_readings() -> Readings:

@@ -7,7 +7,6 @@ candidates_V2 then take about 30 MB, and a loader's worker shares them with its 
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
 import zipfile
@@ -19,18 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from luna16_monai.machine.files import atomic_write
-from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table
+from luna16_monai.geometry.grid import lps_from_ras
+from luna16_monai.machine.files import write_csv
+from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table, require_columns
 
 
 def from_ras(table: PointTable) -> PointTable:
     """A table whose points were RAS, as LPS: x and y change their signs."""
-    flipped: Mapping[str, Any] = {**vars(table), "points_xyz": table.points_xyz * np.array([-1.0, -1.0, 1.0])}
+    flipped: Mapping[str, Any] = {**vars(table), "points_xyz": lps_from_ras(table.points_xyz)}
     return PointTable(**flipped)
 
 
 COORDINATES = ("coordX", "coordY", "coordZ")
 ROWS_AT_ONCE = 65_536
+Key = tuple[str, str, str, str]
+"""A series and the three coordinates of a point, as `point_key` writes them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ class PointTable:
             values=self.values[rows],
             lines=self.lines[rows],
         )
+
+    def row_series(self) -> list[str]:
+        """Return the series of each row, (n,)."""
+        return [self.series_uids[code] for code in self.series]
+
+    def place(self, row: int) -> str:
+        """Return where a row was read, for messages: its file and line."""
+        return f"{self.source}, line {self.lines[row]}"
+
+    def row_key(self, row: int) -> Key:
+        """Return what the point of a row is known by, see `point_key`."""
+        return point_key(self.series_uids[self.series[row]], self.points_xyz[row].tolist())
 
     def series_codes(self, series_uids: Sequence[str]) -> NDArray[np.int32]:
         """Each row's index into another list of series, -1 where that list lacks the row's series.
@@ -113,7 +127,7 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
         reader = csv.reader(text)
         try:
             header = [name.strip() for name in next(reader, [])]
-            positions = _positions(header, columns, path)
+            positions = require_columns(header, columns, path)
             before = reader.line_num
             while rows := list(itertools.islice(reader, ROWS_AT_ONCE)):
                 _refuse_line_breaks(rows, before, reader.line_num, path)
@@ -163,13 +177,29 @@ def write_points(
         value_column: the last column's name.
         more: further columns, (n,) each.
     """
-    with atomic_write(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["seriesuid", *COORDINATES, value_column, *more])
-        points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
-        columns = [np.asarray(column).tolist() for column in (values, *more.values())]
-        for uid, point, *numbers in zip(series_uids, points, *columns, strict=True):
-            writer.writerow([uid, *(f"{coordinate:.6f}" for coordinate in point), *numbers])
+    points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
+    columns = [np.asarray(column).tolist() for column in (values, *more.values())]
+    rows = zip(series_uids, points, *columns, strict=True)
+    write_csv(
+        path,
+        ["seriesuid", *COORDINATES, value_column, *more],
+        ([uid, *map(written, point), *numbers] for uid, point, *numbers in rows),
+    )
+
+
+def written(coordinate: float) -> str:
+    """Return a coordinate as tables have it, with 6 decimals."""
+    return f"{coordinate:.6f}"
+
+
+def point_key(series_uid: str, point_xyz: Iterable[float]) -> Key:
+    """Return what a point is known by in every table: its series, and its coordinates with 6 decimals.
+
+    A point that was written and read again has the same key; -0.0 counts as 0.0.
+    """
+    # rounded first: a small negative number would else be written as -0.000000
+    x, y, z = (written(round(coordinate, 6) + 0.0) for coordinate in point_xyz)
+    return series_uid, x, y, z
 
 
 def duplicate_rows(table: PointTable) -> NDArray[np.intp]:
@@ -183,17 +213,6 @@ def _runs_of_equal_points(table: PointTable) -> tuple[NDArray[np.intp], NDArray[
     series, points = table.series[order], table.points_xyz[order]
     same = (series[1:] == series[:-1]) & (points[1:] == points[:-1]).all(axis=1)
     return order, same
-
-
-def _positions(header: list[str], columns: Sequence[str], path: Path | zipfile.Path) -> list[int]:
-    for column in columns:
-        if header.count(column) != 1:
-            what = "is missing" if column not in header else "stands there twice"
-            raise ValueError(
-                f"{path}, line 1: column {column} {what} (found: {', '.join(header)[:200]!r}): "
-                f"the header must name {', '.join(columns)}"
-            )
-    return [header.index(column) for column in columns]
 
 
 def _refuse_line_breaks(rows: list[list[str]], before: int, last_line: int, path: Path | zipfile.Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,31 @@ def open_table(path: Path | zipfile.Path) -> Iterator[Iterator[str]]:
     """
     with _named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
         yield _lines(stream, path)
+
+
+def require_columns(
+    header: Sequence[str] | None, columns: Sequence[str], path: Path | zipfile.Path, cure: str | None = None
+) -> list[int]:
+    """Return the position of each column in a header; each has to stand there once.
+
+    Args:
+        header: the names in the file's first line; None of an empty file.
+        columns: those that are wanted.
+        path: of the table, for the message.
+        cure: what the message advises; default: the columns to name.
+
+    Raises:
+        ValueError: names file and column.
+    """
+    names = list(header or ())
+    for column in columns:
+        if names.count(column) != 1:
+            what = "is missing" if column not in names else "stands there twice"
+            raise ValueError(
+                f"{path}, line 1: column {column} {what} (found: {', '.join(names)[:200]!r}): "
+                f"{cure or 'the header must name ' + ', '.join(columns)}"
+            )
+    return [names.index(column) for column in columns]
 
 
 def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:

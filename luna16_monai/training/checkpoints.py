@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
@@ -37,6 +37,9 @@ from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.weights import read_weights
 from luna16_monai.training import distributed
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -47,18 +50,6 @@ FREE_SETTINGS = {
     *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stateful(Protocol):
-    """What can be kept: a network, an optimizer, a scheduler, a metric."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What to keep."""
-        ...
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Go on from what was kept."""
-        ...
 
 
 class Stopped(Exception):

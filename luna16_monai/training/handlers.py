@@ -7,18 +7,20 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.utils import evenly_divisible_all_gather
-from torch.utils.tensorboard import SummaryWriter
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.machine.files import write_json
 from luna16_monai.training.metrics import CandidateScores
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
@@ -24,7 +22,7 @@ from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, thresholds
 from luna16_monai.evaluation.submission import evaluate
-from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.files import atomic_write, write_csv, write_json
 from luna16_monai.networks.folding import folded_state
 from luna16_monai.runs.history import HISTORY, read_history
 from luna16_monai.runs.record import RUN
@@ -79,7 +77,7 @@ class ResultFiles:
         }
         write_points(
             self.output_dir / "submission.csv",
-            [rows.series_uids[code] for code in rows.series],
+            rows.row_series(),
             rows.points_xyz,
             probability,
             "probability",
@@ -154,10 +152,7 @@ class History:
         kept = [old for old in read_history(self.path) if old["split"] != self.split or int(old["epoch"]) < epoch]
         rows = sorted([*kept, row], key=lambda one: (int(one["epoch"]), SPLITS.index(one["split"])))
         columns = list(dict.fromkeys(name for one in rows for name in one))
-        with atomic_write(self.path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(self.path, columns, ([one.get(name, "") for name in columns] for one in rows))
 
 
 class RunRecord:

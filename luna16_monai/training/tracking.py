@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
 from luna16_monai.bundle.config import change_config
+from luna16_monai.machine.extras import require
 
 TARGET = "MLFlowHandler"
 ARTIFACTS = ("model.pt", "metrics.json", "submission.csv", "history.csv", "run.json")
@@ -75,10 +75,7 @@ def _adapted(config: dict[str, Any]) -> bool:
         for handler in handlers or ():
             if not isinstance(handler, dict) or handler.get("_target_") != TARGET:
                 continue
-            if find_spec("mlflow") is None:
-                raise ModuleNotFoundError(
-                    "mlflow is not installed, and --tracking mlflow needs it: pip install 'luna16_monai[mlflow]'"
-                )
+            require("mlflow", "--tracking mlflow", "mlflow")
             found = True
             handler |= {"_target_": f"{__name__}.Tracking", "prefix": prefix, "output_dir": "@output_dir"}
             handler.pop("artifacts", None)

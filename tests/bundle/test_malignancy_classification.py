@@ -30,7 +30,7 @@ from luna16_monai.dataset.splits import split_by_stride
 from luna16_monai.machine.errors import one_line
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.report.page import write_report
-from luna16_monai.tables.lidc import write_readings
+from luna16_monai.tables.lidc import Patients, write_readings
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
 from luna16_monai.tables.points import read_points, write_points
 from luna16_monai.training.tracking import disable_telemetry
@@ -186,7 +186,7 @@ def test_training_scores_malignant_against_benign_nodules_beside_a_ruler(finishe
     told = metrics["malignancy"]
     series = read_annotations(rated_dir).series_uids
     # a patient of its own each
-    _, held_out = split_by_stride(series, 3, {})
+    _, held_out = split_by_stride(series, 3, Patients())
     assert (told["nodules"]["malignant"], told["patients"]) == (len(held_out), len(held_out)) == (3, 3)
     assert set(told["compared"]) == {"network", "diameter", "diameter_and_mean_hu"}
     # the first network finds every nodule of which there is a candidate
@@ -271,7 +271,7 @@ def test_training_refuses(state, small, tmp_path, changed, message):
 
 
 def test_training_refuses_weights_that_have_seen_the_validation(state, small, nodule_run, rated_dir, tmp_path):
-    held_out = split_by_stride(read_annotations(rated_dir).series_uids, 3, {})[1]
+    held_out = split_by_stride(read_annotations(rated_dir).series_uids, 3, Patients())[1]
     shutil.copy(nodule_run / "model.pt", tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"data": {"train_series": held_out}}), encoding="utf-8")
     settings = {**small, "output_dir": str(tmp_path / "run"), "init_weights": str(tmp_path / "model.pt")}

@@ -27,7 +27,7 @@ from luna16_monai.dataset.cutouts import LoadCutoutd
 from luna16_monai.dataset.sampler import RatioSampler
 from luna16_monai.dataset.splits import Split, refuse_leakage, set_aside, split_by_stride, split_by_subset
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.lidc import read_patients
+from luna16_monai.tables.lidc import Patients, read_patients
 from luna16_monai.tables.luna16 import read_annotations, read_candidates, read_series_list
 from luna16_monai.tables.points import PointTable, write_points
 from luna16_monai.training.checkpoints import start_worker
@@ -85,7 +85,7 @@ def test_read_patients_lets_the_data_folder_win(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seriesuid,patient\n1.2,P\n", "line 1: the header must name seriesuid and patient_id"),
+        ("seriesuid,patient\n1.2,P\n", "line 1: column patient_id is missing"),
         ("seriesuid,patient_id\n1.2,P\n1.3\n", "line 3: a value is missing"),
         ("seriesuid,patient_id\n1.2,\n", "line 2: a value is missing"),
     ],
@@ -97,14 +97,14 @@ def test_read_patients_refuses(tmp_path, content, message):
 
 
 def test_split_by_stride_holds_out_every_nth_in_sorted_order():
-    train, validation = split_by_stride(["f", "b", "d", "a", "c", "e", "g"], 3, {})
+    train, validation = split_by_stride(["f", "b", "d", "a", "c", "e", "g"], 3, Patients())
     assert validation == ("a", "d", "g")
     assert train == ("b", "c", "e", "f")
 
 
 def test_split_by_stride_takes_the_other_series_of_a_patient_along():
     # a and d are held out; b is of a's patient, c is not
-    train, validation = split_by_stride(list("abcdef"), 3, {"a": "P", "b": "P", "c": "Q", "f": "Q"})
+    train, validation = split_by_stride(list("abcdef"), 3, Patients({"a": "P", "b": "P", "c": "Q", "f": "Q"}))
     assert validation == ("a", "b", "d")
     assert train == ("c", "e", "f")
 
@@ -112,7 +112,7 @@ def test_split_by_stride_takes_the_other_series_of_a_patient_along():
 @given(st.integers(1, 60), st.integers(2, 70), st.lists(st.integers(0, 20), min_size=60, max_size=60))
 def test_split_by_stride_never_parts_a_patient(count, stride, owners):
     uids = [f"s{i}" for i in range(count)]
-    patients = dict(zip(uids, map(str, owners), strict=False))
+    patients = Patients(zip(uids, map(str, owners), strict=False))
     train, validation = split_by_stride(uids, stride, patients)
     assert sorted(train + validation) == sorted(uids)
     assert not {patients[uid] for uid in train} & {patients[uid] for uid in validation}
@@ -122,12 +122,12 @@ def test_split_by_stride_never_parts_a_patient(count, stride, owners):
 @pytest.mark.parametrize("stride", [1, 0, -3])
 def test_split_by_stride_refuses_a_stride_that_leaves_nothing(stride):
     with pytest.raises(ValueError, match=f"validation_stride {stride} leaves nothing to train on: use 2 or more"):
-        split_by_stride(["a", "b"], stride, {})
+        split_by_stride(["a", "b"], stride, Patients())
 
 
 def test_split_by_subset_warns_of_a_patient_on_both_sides_and_joins_on_request(caplog):
     subsets = {"a": 0, "b": 1, "c": 1, "d": 2}
-    patients = {"a": "P", "c": "P", "d": "Q"}
+    patients = Patients({"a": "P", "c": "P", "d": "Q"})
     with caplog.at_level(logging.WARNING):
         assert split_by_subset(subsets, 1, patients) == (("a", "d"), ("b", "c"))
     assert "patient P has scans in training and validation (series a): join_patients: true" in caplog.text
@@ -140,9 +140,9 @@ def test_split_by_subset_warns_of_a_patient_on_both_sides_and_joins_on_request(c
 
 def test_split_by_subset_refuses_series_without_a_subset_and_empty_subsets():
     with pytest.raises(ValueError, match="series b lies in no subset folder, so validation_subset 0 cannot be held"):
-        split_by_subset({"a": 0, "b": None}, 0, {})
+        split_by_subset({"a": 0, "b": None}, 0, Patients())
     with pytest.raises(ValueError, match=r"validation_subset 7: no series is in it \(found: \[0, 2\]\): name one"):
-        split_by_subset({"a": 0, "b": 2}, 7, {})
+        split_by_subset({"a": 0, "b": 2}, 7, Patients())
 
 
 @pytest.fixture
@@ -646,7 +646,7 @@ def test_batches_are_the_same_with_any_number_of_workers(candidates, store_dir):
 
 def test_set_aside_keeps_the_subset_as_it_is_and_its_patients_out_of_the_rest():
     subsets = {"a": 0, "b": 1, "c": 1, "d": 2}
-    patients = {"a": "P", "c": "P", "d": "Q"}
+    patients = Patients({"a": "P", "c": "P", "d": "Q"})
     # the test is LUNA16's subset and no more; a is of a patient in it, so nothing may be learned from it
     assert set_aside(subsets, 1, patients) == ({"d": 2}, ("b", "c"))
     assert set_aside(subsets, 2, patients) == ({"a": 0, "b": 1, "c": 1}, ("d",))

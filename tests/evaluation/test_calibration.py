@@ -13,6 +13,7 @@ from luna16_monai.evaluation.calibration import (
     best_f1_threshold,
     brier_score,
     confusion,
+    counts_at_thresholds,
     cross_fit,
     expected_calibration_error,
     fit_platt,
@@ -242,3 +243,9 @@ def test_confusion_refuses_rows_that_do_not_fit() -> None:
         confusion(np.array([0.5, 0.5]), np.array([1]), 0.5)
     with pytest.raises(ValueError, match=r"shape \(0,\)"):
         confusion(np.array([]), np.array([]), 0.5)
+
+
+def test_counts_at_thresholds_count_equal_probabilities_together():
+    probability = np.array([0.2, 0.9, 0.5, 0.5, 0.2])
+    threshold, nodules, others = counts_at_thresholds(probability, np.array([0, 1, 1, 0, 0]))
+    assert (threshold.tolist(), nodules.tolist(), others.tolist()) == ([0.9, 0.5, 0.2], [1, 2, 2], [0, 1, 3])

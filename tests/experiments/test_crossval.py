@@ -30,6 +30,7 @@ from luna16_monai.machine.files import write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.results import write_results
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.lidc import Patients
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
 from luna16_monai.tables.points import read_points
 
@@ -143,7 +144,7 @@ def faked(phantom_dir, store_dir, tmp_path) -> tuple[Plan, dict[str, int | None]
 
 def test_audit_lists_series_and_patients_of_every_split(faked):
     one, subsets = faked
-    patients = {uid: f"patient of {uid}" for uid in subsets}
+    patients = Patients({uid: f"patient of {uid}" for uid in subsets})
     audit = audit_leakage(one, subsets, patients)
     assert (audit["problems"], audit["patients_in_two_tests"]) == ([], {})
     fold = audit["folds"]["5"]
@@ -156,7 +157,7 @@ def test_audit_lists_series_and_patients_of_every_split(faked):
 def test_audit_finds_a_patient_in_two_splits_and_in_two_tests(faked):
     one, subsets = faked
     tests = [next(uid for uid, subset in subsets.items() if subset == fold) for fold in (0, 5)]
-    audit = audit_leakage(one, subsets, dict.fromkeys(tests, "P"))
+    audit = audit_leakage(one, subsets, Patients(dict.fromkeys(tests, "P")))
     assert audit["patients_in_two_tests"] == {"P": [0, 5]}
     # the scan of fold 5 is in a split of fold 0's training, and the other way round
     assert len(audit["problems"]) == 2
@@ -171,7 +172,7 @@ def test_audit_finds_a_series_that_was_trained_on_and_scored(faked):
     run["data"]["train_series"].append(test)
     run["data"]["test_series"] = []
     write_json(path, run)
-    problems = audit_leakage(one, subsets, {})["problems"]
+    problems = audit_leakage(one, subsets, Patients())["problems"]
     assert f"fold 0: series {test} is in train and in test" in problems
     assert "fold 0: 1 series were scored and 0 kept out, subset 0 has 1" in problems
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from luna16_monai.geometry.grid import Geometry, is_orthonormal
+from luna16_monai.geometry.grid import Geometry, is_orthonormal, lps_from_ras, require_inside
 
 SHAPE_ZYX = (4, 5, 6)
 # A LUNA16-like scan: spacing (0.5, 0.5, 2) mm in (x, y, z), first voxel at (-100, -50, -300).
@@ -227,3 +227,19 @@ def test_is_orthonormal_accepts_rotations_and_flips():
 )
 def test_is_orthonormal_refuses_scaled_and_sheared_axes(direction: Any):
     assert not is_orthonormal(direction)
+
+
+def test_lps_from_ras_changes_the_signs_of_x_and_y():
+    assert lps_from_ras([[1, -2, 3], [0.5, 4, -6]]).tolist() == [[-1, 2, 3], [-0.5, -4, -6]]
+    assert lps_from_ras(lps_from_ras([1.0, 2.0, 3.0])).tolist() == [1, 2, 3]
+
+
+def test_require_inside_names_the_first_point_outside_and_how_far_its_scan_reaches():
+    scan = Geometry.from_axes((10, 20, 5), (1, 1, 2), (0, 0, -8), np.eye(3))  # x 0 to 9, y 0 to 19, z -8 to 0
+    require_inside([[0, 0, -8], [9.4, 19.4, 0.9]], scan, "1.2")
+    message = (
+        r"^candidate \(9\.6, 0\.0, 0\.0\) mm \(line 3\) lies outside series 1\.2 "
+        r"\(x from 0 to 9 mm, y from 0 to 19 mm, z from -8 to 0 mm\): does this table belong to this CT\?$"
+    )
+    with pytest.raises(ValueError, match=message):
+        require_inside([[0, 0, 0], [9.6, 0, 0], [99, 0, 0]], scan, "1.2", lambda number: f"line {number + 2}")

@@ -94,7 +94,7 @@ def test_write_readings_and_read_readings_agree(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("seriesuid,coordZ,diameter_mm,malignancy\n", "line 1: the column readings is missing"),
+        ("seriesuid,coordZ,diameter_mm,malignancy\n", "line 1: column readings is missing"),
         ("seriesuid,coordZ,diameter_mm,readings,malignancy\na,1,5,2,3\n", r"line 2: malignancy is '3', 2 ratings"),
         ("seriesuid,coordZ,diameter_mm,readings,malignancy\na,1,5,1,6\n", r"line 2: malignancy is '6', 1 ratings"),
         ("seriesuid,coordZ,diameter_mm,readings,malignancy\na,1,5,0,\n", r"line 2: malignancy is '', 0 ratings"),

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luna16_monai.review.decisions import COLUMNS, Decisions, candidate_key, login_name
+from luna16_monai.review.decisions import COLUMNS, Decisions, login_name
 from luna16_monai.tables.luna16 import read_candidates
-from luna16_monai.tables.points import read_points
+from luna16_monai.tables.points import point_key, read_points
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -25,18 +25,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 def decide_many(path: Path, reviewer: str, start: int) -> None:
     decisions = Decisions(path, reviewer)
     for number in range(start, start + 15):
-        decisions.decide(candidate_key("1.2", (number, 0, 0)), number % 2)
-
-
-def test_candidate_key_is_that_of_the_written_table():
-    assert candidate_key("1.2", (-0.0, -1e-9, 1.23456789)) == ("1.2", "0.000000", "0.000000", "1.234568")
+        decisions.decide(point_key("1.2", (number, 0, 0)), number % 2)
 
 
 def test_decide_writes_who_and_when_and_the_last_one_wins(tmp_path):
     path = tmp_path / "decisions.csv"
     anna, ben = Decisions(path, "Anna"), Decisions(path, 'Ben, "the second"')
     assert not path.exists()
-    one, other = candidate_key("1.2", (1, 2, 3)), candidate_key("1.2", (4, 5, 6))
+    one, other = point_key("1.2", (1, 2, 3)), point_key("1.2", (4, 5, 6))
     anna.decide(one, 1)
     anna.decide(other, 0)
     known = ben.decide(one, 0)
@@ -54,8 +50,8 @@ def test_decide_writes_who_and_when_and_the_last_one_wins(tmp_path):
 
 def test_training_reads_decisions_as_candidates(tmp_path):
     decisions = Decisions(tmp_path / "candidates_V2.csv", "Anna")
-    decisions.decide(candidate_key("1.3", (1.5, -2.25, 3)), 1)
-    decisions.decide(candidate_key("1.2", (4, 5, 6)), 0)
+    decisions.decide(point_key("1.3", (1.5, -2.25, 3)), 1)
+    decisions.decide(point_key("1.2", (4, 5, 6)), 0)
     table = read_candidates(tmp_path)
     assert [table.series_uids[code] for code in table.series] == ["1.3", "1.2"]
     np.testing.assert_array_equal(table.points_xyz, [[1.5, -2.25, 3], [4, 5, 6]])
@@ -85,7 +81,10 @@ def test_two_processes_and_a_thread_lose_no_decision_and_the_file_is_always_whol
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seriesuid,coordX,coordY,coordZ,class\n1.2,1,2,3,1\n", "has no column reviewer"),
+        (
+            "seriesuid,coordX,coordY,coordZ,class\n1.2,1,2,3,1\n",
+            "class'): it holds no decisions of reviewers, name another file",
+        ),
         ("seriesuid,coordX,coordY,coordZ,probability\n1.2,1,2,3,0.5\n", "column class is missing"),
         (",".join(COLUMNS) + "\n1.2,1,2,3,7,Anna,now\n", "class is 7"),
     ],
@@ -106,7 +105,7 @@ def test_decisions_refuse_a_name_that_cannot_stand_in_a_table(tmp_path, name):
 
 def test_decide_refuses_another_class(tmp_path):
     with pytest.raises(ValueError, match="class 2: give 1"):
-        Decisions(tmp_path / "decisions.csv", "Anna").decide(candidate_key("1.2", (1, 2, 3)), 2)
+        Decisions(tmp_path / "decisions.csv", "Anna").decide(point_key("1.2", (1, 2, 3)), 2)
 
 
 def test_login_name_without_one_says_what_to_do(monkeypatch):

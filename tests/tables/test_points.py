@@ -26,7 +26,7 @@ from luna16_monai.tables.luna16 import (
     read_series_list,
     read_series_uids,
 )
-from luna16_monai.tables.points import PointTable, duplicate_rows, read_points, write_points
+from luna16_monai.tables.points import PointTable, duplicate_rows, point_key, read_points, write_points
 
 HEADER = "seriesuid,coordX,coordY,coordZ,class"
 # Two series, three rows; the second series stands first.
@@ -424,3 +424,20 @@ def test_real_tables_load_and_join(shared):
         table.require_series(uids, "seriesuids.csv")
     # each nodule lies on itself
     assert lies_on(nodules, nodules).all()
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_point_key_is_that_of_the_written_table(tmp_path):
+    point = (-0.0, -1e-9, 1.23456789)
+    assert point_key("1.2", point) == ("1.2", "0.000000", "0.000000", "1.234568")
+    write_points(tmp_path / "t.csv", ["1.2"], [point], [1], "class")
+    assert read_points(tmp_path / "t.csv", "class").row_key(0) == point_key("1.2", point)
+
+
+def test_row_series_names_the_series_of_each_row(tmp_path):
+    table = read_points(write(tmp_path, TABLE), "class")
+    assert table.row_series() == ["1.3.9", "1.3.6", "1.3.9"]
+    assert table.select(np.array([1])).row_series() == ["1.3.6"]
+    assert table.row_key(0) == ("1.3.9", "-10.500000", "20.000000", "-300.250000")
