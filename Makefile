@@ -54,6 +54,7 @@ notebooks: $(READY)
 check: $(READY) docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

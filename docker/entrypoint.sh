@@ -21,7 +21,7 @@ if [ $# -eq 0 ]; then
 elif [ "$1" = training ]; then
     shift
     package=$(python -c 'import luna16_monai; print(luna16_monai.__path__[0])')
-    # as bundle_dir() in bundle.py, which takes seconds to import
+    # as bundle_dir() in luna16_monai/bundle/folders.py, which takes seconds to import
     config=$package/bundles/nodule_classification/configs/train.yaml
     if [ ! -f "$config" ]; then
         config=${package%/*}/bundles/nodule_classification/configs/train.yaml

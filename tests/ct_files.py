@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
+import pytest
 import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy.spatial.transform import Rotation
+
+from luna16_monai.ct.opening import open_ct
 
 VOXELS = (np.arange(120, dtype=np.int16) * 17 - 1024).reshape(4, 5, 6)
 ROTATED = Rotation.from_euler("xyz", (10, 20, 30), degrees=True).as_matrix()
@@ -77,3 +81,17 @@ def write_dicom(folder: Path, change: Callable[[int, FileDataset], object] = lam
         change(k, slice_)
         slice_.save_as(folder / name)
     return folder
+
+
+def refused(path: Path, message: str, error: type[Exception] = ValueError) -> None:
+    """The CT is refused with one line, which holds the message, no absolute path and no patient's name."""
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        open_ct(path).read()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path.parent) not in text
+    assert CANARY not in text
+
+
+def place(*z_mm: float) -> Callable[[int, FileDataset], object]:
+    return lambda k, slice_: setattr(slice_, "ImagePositionPatient", [10, 20, z_mm[k]])

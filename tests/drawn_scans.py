@@ -9,6 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
+from luna16_monai.geometry.volume import AIR_HU
+
 SHAPE_ZYX = (40, 60, 70)
 SPACING_XYZ = (0.5, 0.75, 2.0)
 ORIGIN_XYZ = (-100.0, -50.0, -300.0)
@@ -38,3 +40,13 @@ def write_scan(
     path = folder / f"{series_uid}{suffix}"
     sitk.WriteImage(image, str(path))
     return path
+
+
+CUTOUT_ZYX = (32, 48, 48)
+
+
+def raw_cutout(voxels: np.ndarray, centre_zyx: tuple[int, ...]) -> np.ndarray:
+    """The box by the plainest means: pad with air on all sides, then slice."""
+    padded = np.pad(voxels, [(side, side) for side in CUTOUT_ZYX], constant_values=AIR_HU)
+    start = [c + side - side // 2 for c, side in zip(centre_zyx, CUTOUT_ZYX, strict=True)]
+    return padded[tuple(slice(s, s + side) for s, side in zip(start, CUTOUT_ZYX, strict=True))]

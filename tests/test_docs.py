@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -32,7 +35,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
 MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
-MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
 FILES = ("train.yaml", "evaluate.yaml", "inference.yaml")
 PAGES = sorted(
     [
@@ -40,6 +42,7 @@ PAGES = sorted(
         *DOCS.glob("*.md"),
         *(ROOT / "bundles").rglob("*.md"),
         ROOT / "data" / "README.md",
+        ROOT / "tools" / "README.md",
         ROOT / "tests" / "fuzz" / "README.md",
     ]
 )
@@ -369,6 +372,84 @@ def test_coordinates_page_works_its_example_out_right():
     np.testing.assert_allclose(flipped.world_from_voxel((40, 391, 411)), (-130, -106, -290), atol=1e-9)
     # both headers describe the same voxels: the flipped one's last voxel is the other's first
     np.testing.assert_allclose(flipped.world_from_voxel((0, 511, 511)), (-200, -190, -340), atol=1e-9)
+
+
+# --- names of the package -------------------------------------------------------------------------------------------
+
+
+def dotted_names() -> dict[str, list[str]]:
+    """Every ``luna16_monai.a.b`` on pages, in notebooks, YAML, sources and project files, to where it stands."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(
+        [
+            *PAGES,
+            *DOCS.rglob("*.ipynb"),
+            *(ROOT / "bundles").rglob("*.yaml"),
+            *(ROOT / "docker").iterdir(),
+            *(ROOT / "luna16_monai").rglob("*.py"),
+            *(ROOT / "tools").glob("*.py"),
+            *(ROOT / "benchmarks").glob("*.py"),
+            ROOT / "Makefile",
+            ROOT / "pyproject.toml",
+        ]
+    ):
+        # what changed earlier is told in the names of then
+        if path.name == "CHANGELOG.md":
+            continue
+        for one in re.findall(r"\bluna16_monai(?:\.[A-Za-z_]\w*)+", text(path)):
+            found.setdefault(one, []).append(name(path))
+    return found
+
+
+def resolve(dotted: str) -> Any:
+    """The module or object of a dotted name; raises AttributeError where there is none."""
+    path, *parts = dotted.split(".")
+    found = importlib.import_module(path)
+    while parts and hasattr(found, "__path__") and importlib.util.find_spec(f"{path}.{parts[0]}"):
+        path = f"{path}.{parts.pop(0)}"
+        found = importlib.import_module(path)
+    return functools.reduce(getattr, parts, found)
+
+
+def test_resolve_tells_a_name_that_is_gone():
+    assert resolve("luna16_monai.geometry.grid.Geometry.from_axes") == Geometry.from_axes
+    for gone in ("geometry.no_such_module", "geometry.grid.no_such_class", "geometry.grid.Geometry.no_such_method"):
+        with pytest.raises(AttributeError, match="no_such"):
+            resolve(f"luna16_monai.{gone}")
+
+
+def test_dotted_names_of_pages_and_configs_are_there():
+    names = dotted_names()
+    assert len(names) > 40
+    gone = {}
+    for one, places in names.items():
+        try:
+            resolve(one)
+        except AttributeError as error:
+            gone[one] = (str(error), places)
+    assert not gone
+
+
+def test_paths_of_sources_that_the_pages_name_are_there():
+    missing = {}
+    for path in PAGES:
+        if path.name == "CHANGELOG.md":
+            continue
+        for one in re.findall(r"`((?:luna16_monai|tools|tests|bundles|docker|benchmarks)/[\w./-]+)`", text(path)):
+            if not (ROOT / one).exists():
+                missing[one] = name(path)
+    assert not missing
+
+
+def test_readme_has_every_package_once_on_its_layer():
+    contract = tomllib.loads(text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"][0]
+    layers = [entry.split(" | ") for entry in contract["layers"] if entry != "__main__"][::-1]
+    expected = {package: str(number) for number, layer in enumerate(layers, start=1) for package in layer}
+    found = table(text(ROOT / "README.md"), "What is inside")
+    assert {package.strip("`"): layer for package, (_, layer) in found.items()} == expected
+    assert len(expected) == 19
+    agents = re.findall(r"^\| (\d) \| (.+) \|$", text(ROOT / "AGENTS.md"), re.MULTILINE)
+    assert {package: number for number, names in agents for package in re.findall(r"`(\w+)`", names)} == expected
 
 
 # --- releases -------------------------------------------------------------------------------------------------------

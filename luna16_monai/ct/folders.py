@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from luna16_monai.ct.opening import SUFFIXES, _suffix, open_ct, series_uid
+from luna16_monai.ct.opening import CT, SUFFIXES, _suffix, open_ct, series_uid
 
 # LUNA16's lung masks bear the names of the CTs.
 _MASKS = "seg-lungs"
@@ -22,11 +22,19 @@ def subset_folder(number: int) -> str:
 
 @dataclass(frozen=True)
 class CTFile:
-    """A scan found on the disk: its series, its file, and LUNA16's subset (None outside subset0 to subset9)."""
+    """A scan found on the disk.
+
+    Attributes:
+        series_uid: its series.
+        path: its file.
+        subset: LUNA16's subset, None outside subset0 to subset9.
+        ct: the scan as it was opened, so that it need not be opened again; it counts in no comparison.
+    """
 
     series_uid: str
     path: Path
     subset: int | None
+    ct: CT = field(compare=False, repr=False)
 
 
 def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
@@ -54,12 +62,11 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
         for path in sorted(folder.iterdir()):
             if not _suffix(path) or path.name.startswith("."):
                 continue
-            ct = CTFile(series_uid(path, allow_symlinks), path, subset)
-            twin = found.setdefault(ct.series_uid, ct)
-            if twin is not ct:
-                a, b = (p.relative_to(data_dir).as_posix() for p in (twin.path, path))
-                raise ValueError(f"series {ct.series_uid} is there twice, as {a} and {b}: remove one of them")
-            open_ct(path, data_dir, allow_symlinks)
+            uid = series_uid(path, allow_symlinks)
+            if uid in found:
+                a, b = (p.relative_to(data_dir).as_posix() for p in (found[uid].path, path))
+                raise ValueError(f"series {uid} is there twice, as {a} and {b}: remove one of them")
+            found[uid] = CTFile(uid, path, subset, open_ct(path, data_dir, allow_symlinks))
     if not found:
         raise FileNotFoundError(_nothing_found(data_dir))
     return [found[uid] for uid in sorted(found)]

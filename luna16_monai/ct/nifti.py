@@ -7,6 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,27 @@ def _open_nifti(path: Path) -> tuple[Geometry, Callable[[], NDArray[Any]]]:
             "again"
         )
 
-    def load() -> NDArray[Any]:
-        with path.open("rb") as file:
-            content = inflate(file, size, name, gzip=True) if gzipped else np.fromfile(file, np.uint8, size)
-        # Aligned, because torch takes no other array and an offset may be odd.
-        voxels = np.require(content[offset:].view(dtype), requirements="A").reshape(geometry.shape_zyx)
-        if slope is None or (slope, inter) == (1, 0):
-            return voxels
-        return voxels * np.float64(slope) + np.float64(inter)
+    return geometry, partial(_load, path, size, gzipped, offset, dtype, geometry.shape_zyx, slope, inter)
 
-    return geometry, load
+
+def _load(
+    path: Path,
+    size: int,
+    gzipped: bool,
+    offset: int,
+    dtype: np.dtype[Any],
+    shape_zyx: tuple[int, ...],
+    slope: float | None,
+    inter: float | None,
+) -> NDArray[Any]:
+    """Read the voxels, (z, y, x); a function of the module, so that an opened CT can be pickled."""
+    with path.open("rb") as file:
+        content = inflate(file, size, path.name, gzip=True) if gzipped else np.fromfile(file, np.uint8, size)
+    # Aligned, because torch takes no other array and an offset may be odd.
+    voxels = np.require(content[offset:].view(dtype), requirements="A").reshape(shape_zyx)
+    if slope is None or inter is None or (slope, inter) == (1, 0):
+        return voxels
+    return voxels * np.float64(slope) + np.float64(inter)
 
 
 def _nifti_header(path: Path, gzipped: bool) -> Any:

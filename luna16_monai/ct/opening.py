@@ -27,25 +27,37 @@ SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class CT:
-    """A scan whose headers have passed, its voxels not read yet.
+    """A scan whose headers have passed, its voxels not read yet; it can be pickled.
 
     Args:
-        name: file or folder, for messages.
+        path: its file or folder.
         geometry: where the voxels lie.
         load: reads the voxels as stored, (z, y, x).
     """
 
-    name: str
+    path: Path
     geometry: Geometry
     load: Callable[[], NDArray[Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of its file or folder, for messages."""
+        return self.path.name
 
     def read(self) -> NDArray[Any]:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
 
         Raises:
+            FileNotFoundError: a file is gone since the CT was opened.
             ValueError: voxels that are NaN or infinite, or a file that is damaged.
         """
-        return _hounsfield(self.load(), self.name)
+        try:
+            voxels = self.load()
+        except FileNotFoundError as error:
+            gone = Path(error.filename or self.path).name
+            what = gone if gone == self.name else f"{gone}, the data file of {self.name},"
+            raise FileNotFoundError(f"{what} is missing, though it was there before: put it back") from None
+        return _hounsfield(voxels, self.name)
 
 
 def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = False) -> CT:
@@ -61,14 +73,14 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
         ValueError: another type of file, or a header that can't be trusted; the message names the file.
     """
     if path.is_dir():
-        return CT(path.name, *dicom.open_series(path, data_dir or path, allow_symlinks))
+        return CT(path, *dicom.open_series(path, data_dir or path, allow_symlinks))
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
-        return CT(path.name, image.geometry, image.read)
+        return CT(path, image.geometry, image.read)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
-        return CT(path.name, *_open_nifti(path))
+        return CT(path, *_open_nifti(path))
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
 
 
@@ -87,6 +99,11 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
     if path.is_dir():
         return dicom.series_uid(path, allow_symlinks)
     return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+
+
+def has_ct_suffix(path: Path) -> bool:
+    """Return whether a file's name ends as a CT's does."""
+    return bool(_suffix(path))
 
 
 def _suffix(path: Path) -> str:

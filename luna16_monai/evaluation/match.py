@@ -92,25 +92,20 @@ def match_marks(
     _check_scans("nodule", nodules.scan, n_scans)
     if excluded is not None:
         _check_scans("excluded finding", excluded.scan, n_scans)
-
     within_limit = _within_limit(marks, limit)
     mark, nodule = pairs_inside(marks, nodules)
-    reached = np.zeros(nodules.scan.size, dtype=bool)
-    reached[nodule] = True
+    reached = np.bincount(nodule, minlength=nodules.scan.size) > 0
     scored = within_limit[mark]
     mark, nodule = mark[scored], nodule[scored]
 
-    by_nodule_then_probability = np.lexsort((mark, -marks.probability[mark], nodule))
-    hit_nodules, first = np.unique(nodule[by_nodule_then_probability], return_index=True)
-    best_marks = mark[by_nodule_then_probability][first]
-
+    hit_nodules, best_marks = _best_marks(mark, nodule, marks.probability)
     nodule_mark = np.full(nodules.scan.size, -1, dtype=np.int64)
     nodule_mark[hit_nodules] = best_marks
     mark_nodule = np.full(marks.scan.size, -1, dtype=np.int64)
     mark_nodule[mark] = nodule
     mark_nodule[best_marks] = hit_nodules
 
-    # From the weakest claim to the strongest: each line overrules those before it.
+    # from the weakest claim to the strongest: each line overrules those before it.
     status = np.full(marks.scan.size, MarkStatus.FALSE_POSITIVE, dtype=np.int8)
     if excluded is not None:
         status[pairs_inside(marks, excluded)[0]] = MarkStatus.ON_EXCLUDED
@@ -131,6 +126,13 @@ def match_marks(
         nodule_reached=reached,
         n_excluded=None if excluded is None else excluded.scan.size,
     )
+
+
+def _best_marks(mark: IntArray, nodule: IntArray, probability: FloatArray) -> tuple[IntArray, IntArray]:
+    """The nodules that are hit, and of each the most probable mark on it, the first of equals."""
+    by_nodule_then_probability = np.lexsort((mark, -probability[mark], nodule))
+    hit_nodules, first = np.unique(nodule[by_nodule_then_probability], return_index=True)
+    return hit_nodules, mark[by_nodule_then_probability][first]
 
 
 def _within_limit(marks: Marks, limit: int) -> NDArray[np.bool_]:

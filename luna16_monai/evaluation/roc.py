@@ -1,10 +1,11 @@
-"""ROC AUC of several classifiers on the same candidates, with intervals over scans and paired differences.
+"""ROC AUC and average precision; ROC AUC of several classifiers with intervals over scans and paired differences.
 
 Candidates of one scan resemble each other, so scans are drawn, not candidates (Efron and Tibshirani, 1993).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,35 @@ def roc_auc(probability: ArrayLike, label: ArrayLike, weights: ArrayLike | None 
     pairs = positive.sum(1) * negative.sum(1)
     with np.errstate(invalid="ignore"):
         return (positive * (below + negative / 2)).sum(1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def average_precision(probability: ArrayLike, label: ArrayLike) -> float:
+    """Return the average precision: the precision at each threshold, weighted by the recall that it adds.
+
+    Equal to MONAI's ``compute_average_precision`` to the last bit, since the terms are added in its order.
+
+    Args:
+        probability: (n,).
+        label: (n,) 0 or 1.
+
+    Returns:
+        NaN where one class is absent.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+    values, truth = np.asarray(probability, np.float64), np.asarray(label)
+    if values.ndim != 1 or values.shape != truth.shape:
+        raise ValueError(f"probability {values.shape}, label {truth.shape}: give (n,) and (n,)")
+    positives = int((truth == 1).sum())
+    if positives in (0, len(truth)):
+        return math.nan
+    order = np.argsort(-values, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(values[order]) < 0, True])
+    found = np.cumsum(truth[order] == 1)[ends].astype(np.float64)
+    terms = np.diff(found, prepend=0.0) * found / (ends + 1)
+    # one term after the other: np.sum adds in pairs, which rounds differently
+    return float(np.cumsum(terms)[-1] / positives)
 
 
 def compare_roc_auc(

@@ -2,7 +2,7 @@
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
 excluded findings, a table of other scans. `Truth` holds the question, and `evaluate` refuses it where it does not fit,
-or says beside the answer what is unusual. The rules themselves are in ``hits.py`` and ``froc.py``.
+or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def read_subsets(path: Path) -> dict[str, int | None]:
         ValueError: a column is missing, or a subset is no whole number.
     """
     if path.is_dir():
-        # brings MONAI along, which takes longer to import than a submission takes to score
+        # brings SimpleITK and nibabel along, which a table does without
         from luna16_monai.ct.folders import find_cts
 
         return {ct.series_uid: ct.subset for ct in find_cts(path, allow_symlinks=True)}
@@ -188,7 +188,9 @@ def validation_truth(
     )
 
 
-def evaluate(submission: PointTable, truth: Truth, draws: int = 1000, seed: int = 0) -> Evaluation:
+def evaluate(
+    submission: PointTable, truth: Truth, draws: int = 1000, seed: int = 0, match: Match | None = None
+) -> Evaluation:
     """Score a submission as LUNA16 does, with bootstrap intervals.
 
     Args:
@@ -196,9 +198,11 @@ def evaluate(submission: PointTable, truth: Truth, draws: int = 1000, seed: int 
         truth: what they are scored against.
         draws: of the bootstrap; 0 leaves the intervals None.
         seed: of the draws.
+        match: of the submission with the truth, where it is known already; None makes it.
 
     Raises:
-        ValueError: the submission names a scan that is not scored, or none that is; `draws` is below 0.
+        ValueError: the submission names a scan that is not scored, or none that is; `draws` is below 0; the match is
+            one of other marks.
     """
     scored = set(truth.series_uids)
     marked = {submission.series_uids[code] for code in np.unique(submission.series)}
@@ -208,7 +212,13 @@ def evaluate(submission: PointTable, truth: Truth, draws: int = 1000, seed: int 
             "name the list of the scans that the submission is about"
         )
     submission.require_series(truth.series_uids, "the series list")
-    match = truth.match(submission, submission.values)
+    if match is None:
+        match = truth.match(submission, submission.values)
+    elif not np.array_equal(match.mark_probability, submission.values):
+        raise ValueError(
+            f"the match ({len(match.mark_scan)} marks) is not one of {submission.source} ({len(submission)} marks): "
+            "give that of the same candidates in the same order"
+        )
     scores = froc.score(match, draws, seed, truth.scan_subset)
     repeated = len(duplicate_rows(submission))
     warnings = []

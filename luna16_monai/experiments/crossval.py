@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.metrics import compute_average_precision, compute_roc_auc
 from numpy.typing import NDArray
 from scipy import stats
-from torch import from_numpy
 
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.calibration import Calibration, brier_score, confusion, expected_calibration_error
+from luna16_monai.evaluation.roc import average_precision, roc_auc
 from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_truth
 from luna16_monai.experiments.folds import AUDIT, PLAN, Plan, audit_leakage
 from luna16_monai.machine.claims import claim
@@ -32,7 +31,7 @@ from luna16_monai.runs.record import RUN, trained_beside
 from luna16_monai.runs.results import Results, read_results, write_results
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.lidc import read_patients
-from luna16_monai.tables.points import PointTable, read_points, write_points
+from luna16_monai.tables.points import PointTable, write_points
 
 FloatArray = NDArray[np.float64]
 
@@ -95,23 +94,21 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
         ``mean_of_folds``; ``calibration`` and ``thresholds``, which each fold's inner validation has chosen.
     """
     folds = [_Fold.read(plan, fold) for fold in plan.folds]
-    submission = plan.output / SUBMISSION
-    uids = [uid for fold in folds for uid in fold.results.candidate_series]
-    probability = np.concatenate([fold.results.probability for fold in folds])
+    marks = _marks(folds, str(plan.output / SUBMISSION))
+    probability = marks.values
     label = np.concatenate([fold.label for fold in folds])
     calibrated: dict[str, FloatArray] = {}
     if all(fold.calibrations for fold in folds):
         for kind in ("platt", "temperature"):
             calibrated[kind] = np.concatenate([f.calibrations[kind].apply(f.results.probability) for f in folds])
     write_points(
-        submission,
-        uids,
-        np.concatenate([fold.results.candidate_points_xyz for fold in folds]),
+        plan.output / SUBMISSION,
+        marks.row_series(),
+        marks.points_xyz,
         probability,
         "probability",
         **({"calibrated_probability": calibrated["platt"]} if calibrated else {}),
     )
-    marks = read_points(submission, "probability")
     scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
     # a bundle that asks another question than LUNA16 has no CPM of its folds
     official = any("cpm" in fold.results.metrics for fold in folds)
@@ -131,9 +128,10 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
     }
     if evaluation is not None:
         metrics["cpm_of_calibrated"] = _cpm(evaluation, marks, calibrated.get("platt"))
-    write_results(plan.output, metrics, marks, probability, evaluation, label, calibrated.get("platt"), subsets)
+    platt = calibrated.get("platt")
+    written = write_results(plan.output, metrics, marks, probability, evaluation, label, platt, subsets)
     write_json(plan.output / RUN, _record(folds))
-    return json.loads((plan.output / "metrics.json").read_text(encoding="utf-8"))
+    return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,11 +194,25 @@ class _Fold:
         }
 
 
+def _marks(folds: Sequence[_Fold], source: str) -> PointTable:
+    """The candidates of all folds as one submission, fold by fold, with the raw probabilities."""
+    uids = [uid for fold in folds for uid in fold.results.candidate_series]
+    series_uids, series = np.unique(np.array(uids, dtype=object), return_inverse=True)
+    return PointTable(
+        source=source,
+        series_uids=tuple(series_uids.tolist()),
+        series=series.astype(np.int32),
+        points_xyz=np.concatenate([fold.results.candidate_points_xyz for fold in folds]),
+        values=np.concatenate([fold.results.probability for fold in folds]),
+        # the file has a header
+        lines=np.arange(2, len(uids) + 2, dtype=np.int32),
+    )
+
+
 def _ranking(probability: FloatArray, label: IntArray) -> dict[str, float]:
-    scores, truth = from_numpy(probability), from_numpy(label)
     return {
-        "roc_auc": float(compute_roc_auc(scores, truth)),  # type: ignore[arg-type]
-        "average_precision": float(compute_average_precision(scores, truth)),  # type: ignore[arg-type]
+        "roc_auc": float(roc_auc(probability, label)[0]),
+        "average_precision": average_precision(probability, label),
     }
 
 

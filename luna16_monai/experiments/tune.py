@@ -28,8 +28,6 @@ from luna16_monai.machine.files import atomic_write, write_csv, write_json
 from luna16_monai.machine.jobs import last_line, run_job, shown
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.history import HISTORY, read_history
-from luna16_monai.store.preparation import Recipe
-from luna16_monai.store.prepare import prepare
 from luna16_monai.store.reading import Store
 
 logger = logging.getLogger(__name__)
@@ -180,6 +178,10 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
     stores = {json.dumps(Store(plan.store_dir).index["spacing_zyx"]): plan.store_dir}
     for spacing in wanted:
         if (key := json.dumps(spacing)) not in stores:
+            # here, since they import MONAI and torch, which a search over other settings does without
+            from luna16_monai.store.preparation import Recipe
+            from luna16_monai.store.prepare import prepare
+
             recipe = Recipe.read(plan.bundle / "configs" / "prepare.yaml", spacing)
             name = "native" if spacing is None else "x".join(map(str, spacing))
             stores[key] = plan.output / "stores" / name

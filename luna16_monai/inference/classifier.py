@@ -6,8 +6,9 @@ same ``Volume.cutout`` takes the box, the same transforms of the bundle's YAML m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
-from luna16_monai.inference.views import _views
+from luna16_monai.inference.views import check_views, views_of
 from luna16_monai.runs.record import read_calibration
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable
+
+Preprocessing = Callable[[Any], Mapping[str, Any]]
+"""A bundle's transforms of a candidate, which know where its CT comes from."""
 
 
 class Classifier:
@@ -34,6 +38,7 @@ class Classifier:
         backend: as `load_weights`.
 
     Attributes:
+        views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.
         calibration: of the probabilities; None where it is not known, as for an ensemble.
 
     Raises:
@@ -59,6 +64,7 @@ class Classifier:
         parsers = [ConfigParser({**self.config, **part}) for part in parts]
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
+        self.views = check_views(self.config.get("views", 1))
         self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
 
     def volumes(self, paths: Sequence[Path]) -> PreparedInMemory:
@@ -71,14 +77,14 @@ class Classifier:
         return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
 
     def probabilities(
-        self, table: PointTable, volumes: PreparedInMemory, tta: bool = False, batch_size: int = 32
+        self, table: PointTable, volumes: PreparedInMemory, views: int | None = None, batch_size: int = 32
     ) -> NDArray[np.float64]:
         """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
 
         Args:
             table: the points; their values do not matter.
             volumes: the CTs.
-            tta: average over flips and quarter turns, 16 views.
+            views: how many flips and turns are averaged, see `views_of`; None takes the bundle's setting.
             batch_size: cutouts scored at once.
 
         Returns:
@@ -90,15 +96,31 @@ class Classifier:
         volumes.require_inside(table)
         order = np.argsort(table.series, kind="stable")
         result = np.empty(len(table))
-        for start in range(0, len(table), batch_size):
-            rows = order[start : start + batch_size]
-            result[rows] = self.score(self.images(table, rows, volumes), tta).numpy()
+        result[order] = self.score_rows(table, order, self.preprocessing(volumes), views, batch_size)
         return result
 
-    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], volumes: VolumeSource) -> Tensor:
+    def score_rows(
+        self,
+        table: PointTable,
+        rows: NDArray[np.intp],
+        preprocessing: Preprocessing,
+        views: int | None = None,
+        batch_size: int = 32,
+    ) -> NDArray[np.float64]:
+        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows."""
+        result = np.empty(len(rows))
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            result[part] = self.score(self.images(table, rows[part], preprocessing), views).numpy()
+        return result
+
+    def preprocessing(self, volumes: VolumeSource) -> Preprocessing:
+        """Build the bundle's transforms of a candidate, for CTs from this source; it takes a while, so once for all."""
+        return ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
+
+    def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], preprocessing: Preprocessing) -> Tensor:
         """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
         candidates = CandidateList(table, positives_first=False)
-        preprocessing = ConfigParser({**self.config, "volumes": volumes}).get_parsed_content("preprocessing")
         tracked = get_track_meta()
         set_track_meta(False)
         try:
@@ -107,23 +129,38 @@ class Classifier:
             set_track_meta(tracked)
 
     @torch.inference_mode()
-    def score(self, images: Tensor, tta: bool = False) -> Tensor:
+    def score(self, images: Tensor, views: int | None = None) -> Tensor:
         """Score a batch (n, 1, z, y, x) float32 HU; gives (n,) float64."""
         images = images.to(self.device)
-        views = list(_views(images)) if tta else [images]
-        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in views]
+        seen = list(views_of(images, self.views if views is None else views))
+        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in seen]
         return torch.stack(scored).mean(0).cpu()
 
 
+def volumes_of(classifiers: Sequence[Classifier], paths: Sequence[Path]) -> list[PreparedInMemory]:
+    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
+    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    for one in classifiers:
+        way = _way(one)
+        if way not in shared:
+            shared[way] = one.volumes(paths)
+    return [shared[_way(one)] for one in classifiers]
+
+
+def _way(one: Classifier) -> tuple[str, str]:
+    """By what two bundles are known to prepare a CT alike."""
+    return str(one.recipe.resolve()), str(one.config["spacing_zyx"])
+
+
 def score_in_turn(
-    classifiers: Sequence[Classifier], table: PointTable, paths: Sequence[Path], tta: bool = False
+    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], views: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Score points with several bundles; each CT is prepared once for all that prepare it alike.
+    """Score points with several bundles; each CT is prepared once for all that share their volumes.
 
     Args:
         classifiers: the bundles.
         table: the points.
-        paths: the CTs.
+        volumes: of each bundle, see `volumes_of`.
         tta: as `Classifier.probabilities`.
 
     Returns:
@@ -132,17 +169,12 @@ def score_in_turn(
     Raises:
         ValueError: a point's series is not among the CTs, or it lies outside its scan.
     """
-    shared: dict[tuple[str, str], PreparedInMemory] = {}
-    volumes = []
-    for one in classifiers:
-        way = (str(one.recipe.resolve()), str(one.config["spacing_zyx"]))
-        if way not in shared:
-            shared[way] = one.volumes(paths)
-            shared[way].require_inside(table)
-        volumes.append(shared[way])
+    for prepared in dict.fromkeys(volumes):
+        prepared.require_inside(table)
+    built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
     scored = [np.empty(len(table)) for _ in classifiers]
     for code in np.unique(table.series):
         rows = np.flatnonzero(table.series == code)
-        for one, prepared, result in zip(classifiers, volumes, scored, strict=True):
-            result[rows] = one.probabilities(table.select(rows), prepared, tta)
+        for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
+            result[rows] = one.score_rows(table, rows, preprocessing, tta)
     return scored

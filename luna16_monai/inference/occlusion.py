@@ -81,13 +81,15 @@ def explain(
     Raises:
         ValueError: the bundle's preprocessing changes the cutout's size, or makes no number of lung tissue.
     """
+    preprocessing = classifier.preprocessing(volumes)
+    lung_preprocessing = classifier.preprocessing(_Lung(volumes))
+    shape_zyx = classifier.config["shape_zyx"]
     for row in tqdm(range(len(table)), desc="explain", unit="candidate", disable=not progress):
         uid = table.series_uids[table.series[row]]
         x, y, z = table.points_xyz[row].tolist()
         volume = volumes.volume(uid)
-        image = classifier.images(table, [row], volumes)
-        lung = classifier.images(table, [row], _Lung(volume))
-        shape_zyx = classifier.config["shape_zyx"]
+        image = classifier.images(table, [row], preprocessing)
+        lung = classifier.images(table, [row], lung_preprocessing)
         if tuple(image.shape[2:]) != tuple(shape_zyx) or not torch.isfinite(lung).all():
             raise ValueError(
                 f"the preprocessing of {classifier.bundle.name} makes {tuple(image.shape[2:])} of a cutout of "
@@ -134,12 +136,12 @@ class _LogOdds(nn.Module):
 class _Lung:
     """In place of the CTs: nothing but lung tissue, to learn what the preprocessing makes of it."""
 
-    def __init__(self, like: Volume) -> None:
-        voxels = np.broadcast_to(np.int16(LUNG_HU), like.geometry.shape_zyx)
-        self.only = Volume(voxels, like.geometry, like.scan)
+    def __init__(self, like: PreparedInMemory) -> None:
+        self.like = like
 
     def volume(self, series_uid: str, /) -> Volume:
-        return self.only
+        like = self.like.volume(series_uid)
+        return Volume(np.broadcast_to(np.int16(LUNG_HU), like.geometry.shape_zyx), like.geometry, like.scan)
 
 
 def draw(volume: Volume, fall: Volume, point_xyz: Sequence[float]) -> NDArray[np.uint8]:

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luna16_monai import __version__
-from luna16_monai.inference.classifier import Classifier, score_in_turn
-from luna16_monai.inference.occlusion import explain, write_explanations
+from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
+from luna16_monai.inference.occlusion import Explanation, explain, write_explanations
 from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
+    Source,
     read_source,
     require_threshold,
     write_structured_report,
 )
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
+from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable, write_points
 
 
@@ -51,7 +54,7 @@ def predict(
     table: PointTable,
     points: PointTable,
     output: Path,
-    tta: bool = False,
+    views: int | None = None,
     wanted: Wanted | None = None,
     progress: bool = False,
     malignancy: Classifier | None = None,
@@ -64,7 +67,7 @@ def predict(
         table: the candidates as they were given; so the output tells them.
         points: the same in LPS.
         output: the CSV.
-        tta: average over flips and quarter turns.
+        views: how many flips and turns are averaged; None takes each bundle's setting.
         wanted: what else is written.
         progress: show a bar.
         malignancy: the second bundle, whose probabilities are a column of their own.
@@ -79,41 +82,24 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
-    source = None
-    if wanted.dicom_sr is not None:
-        require_threshold(wanted.threshold)
-        if len(cts) != 1:
-            raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
-        source = read_source(cts[0])
-        points.require_series([source.series_uid], "the series of --dicom-sr")
-    if wanted.explain is not None:
-        require_empty(wanted.explain, "name a new folder for --explain, or empty it")
-        if len(classifiers) != 1 or wanted.explain_top < 1:
-            raise ValueError(
-                f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
-                "least one candidate"
-            )
+    source = _source(wanted, cts, points)
+    _check_explain(wanted, classifiers)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
-    scored = score_in_turn(both, points, cts, tta)
+    volumes = volumes_of(both, cts)
+    scored = score_in_turn(both, points, volumes, views)
     probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None
     more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
     if malignancy is not None:
         more["malignancy"] = scored[-1]
-    explanations = None
-    if wanted.explain is not None:
-        top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
-        by_series = top[np.argsort(points.series[top], kind="stable")]
-        volumes = classifiers[0].volumes(cts)
-        made = dict(zip(by_series, explain(classifiers[0], points.select(by_series), volumes, progress), strict=True))
-        explanations = [made[row] for row in top]
+    explanations = _explanations(wanted, classifiers[0], points, probability, volumes[0], progress)
 
     uids = table.row_series()
     write_points(output, uids, table.points_xyz, probability, "probability", **more)
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
     if source is not None and wanted.dicom_sr is not None:
         told = replace(points, values=more.get("calibrated_probability", probability))
-        algorithm = describe(classifiers, calibration is not None, tta, wanted.threshold)
+        algorithm = describe(classifiers, calibration is not None, views or classifiers[0].views, wanted.threshold)
         result["dicom_sr"] = str(wanted.dicom_sr)
         result["reported"] = write_structured_report(wanted.dicom_sr, source, told, wanted.threshold, algorithm)
     if explanations is not None and wanted.explain is not None:
@@ -122,7 +108,48 @@ def predict(
     return result
 
 
-def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, threshold: float) -> Algorithm:
+def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable) -> Source | None:
+    """The series that the structured report is about; None where none is wanted."""
+    if wanted.dicom_sr is None:
+        return None
+    require_threshold(wanted.threshold)
+    if len(cts) != 1:
+        raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
+    source = read_source(cts[0])
+    points.require_series([source.series_uid], "the series of --dicom-sr")
+    return source
+
+
+def _check_explain(wanted: Wanted, classifiers: Sequence[Classifier]) -> None:
+    """Refuse explanations that cannot be made, or would be mixed with older ones."""
+    if wanted.explain is None:
+        return
+    require_empty(wanted.explain, "name a new folder for --explain, or empty it")
+    if len(classifiers) != 1 or wanted.explain_top < 1:
+        raise ValueError(
+            f"--explain of {wanted.explain_top} candidates by {len(classifiers)} bundles: give one bundle, and at "
+            "least one candidate"
+        )
+
+
+def _explanations(
+    wanted: Wanted,
+    classifier: Classifier,
+    points: PointTable,
+    probability: NDArray[np.float64],
+    volumes: PreparedInMemory,
+    progress: bool,
+) -> list[Explanation] | None:
+    """Explain the most probable candidates, the first one first; None where that is not wanted."""
+    if wanted.explain is None:
+        return None
+    top = np.argsort(-probability, kind="stable")[: wanted.explain_top]
+    by_series = top[np.argsort(points.series[top], kind="stable")]
+    made = dict(zip(by_series, explain(classifier, points.select(by_series), volumes, progress), strict=True))
+    return [made[row] for row in top]
+
+
+def describe(classifiers: Sequence[Classifier], calibrated: bool, views: int, threshold: float) -> Algorithm:
     """What a report says of the algorithm: names and versions, and what the probabilities depend on.
 
     The weights by their checksums, which name no folder and tell two trainings apart.
@@ -137,8 +164,8 @@ def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, thr
             parameters.append(f"weights sha256 {sha256(path)}")
     parameters.append(f"certainty is the {'calibrated' if calibrated else 'raw'} probability of a nodule")
     parameters.append(f"candidates from a probability of {threshold:g} on")
-    if tta:
-        parameters.append("averaged over 16 flips and quarter turns")
+    if views > 1:
+        parameters.append(f"averaged over {views} flips and turns")
     parameters.append("for research, not for clinical use")
     return Algorithm(
         ", ".join(dict.fromkeys(names))[:64],

@@ -148,11 +148,19 @@ def write_structured_report(
     require_threshold(threshold)
     table.require_series([source.series_uid], "the series of --dicom-sr")
     sr = require_highdicom()
-    from highdicom import UID
     from pydicom.sr.codedict import codes
 
     rows = [row for row in (-table.values).argsort(kind="stable").tolist() if table.values[row] >= threshold]
     groups = [_group(sr, codes, source, table, row, algorithm) for row in rows]
+    found = groups or [_nothing_found(sr, codes, source, algorithm)]
+    written = _report(sr, source, _content(sr, codes, found, algorithm), algorithm)
+    with atomic_write(output) as stream:
+        stream.write(written)
+    return len(rows)
+
+
+def _content(sr: Any, codes: Any, groups: list[Any], algorithm: Algorithm) -> Any:
+    """The report's tree: who says so, and the groups."""
     context = sr.ObservationContext(
         observer_device_context=sr.ObserverContext(
             observer_type=codes.DCM.Device,
@@ -164,11 +172,17 @@ def write_structured_report(
             ),
         )
     )
-    content = sr.MeasurementReport(
+    return sr.MeasurementReport(
         observation_context=context,
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
-        imaging_measurements=groups or [_nothing_found(sr, codes, source, algorithm)],
+        imaging_measurements=groups,
     )
+
+
+def _report(sr: Any, source: Source, content: Any, algorithm: Algorithm) -> bytes:
+    """The report as a DICOM file."""
+    from highdicom import UID
+
     with _silence():
         report = sr.Comprehensive3DSR(
             evidence=source.slices,
@@ -187,9 +201,7 @@ def write_structured_report(
         )
         written = io.BytesIO()
         report.save_as(written)
-    with atomic_write(output) as stream:
-        stream.write(written.getvalue())
-    return len(rows)
+    return written.getvalue()
 
 
 def require_threshold(threshold: float) -> None:

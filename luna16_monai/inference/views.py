@@ -17,7 +17,7 @@ from torch import Tensor
 NUMBERS = (1, 2, 4, 8, 16)
 
 
-def views(images: Tensor, number: int) -> Iterator[Tensor]:
+def views_of(images: Tensor, number: int) -> Iterator[Tensor]:
     """Yield a batch (n, channel, z, y, x) as it is, then flipped and turned; z stays upright or upside down.
 
     1 is the batch alone; 2 adds the flip of z; 4 the flips of z, of x and of both; 8 the quarter turns in the axial
@@ -48,7 +48,7 @@ class ViewsInferer(Inferer):
     """Average a network's probabilities over views; what it gives are logits whose softmax is that average.
 
     Args:
-        number: of the views, see `views`; with 1 the network's logits are given as they are.
+        number: of the views, see `views_of`; with 1 the network's logits are given as they are.
     """
 
     def __init__(self, number: int = 1) -> None:
@@ -59,5 +59,5 @@ class ViewsInferer(Inferer):
         """Score a batch (n, channel, z, y, x); gives logits (n, classes)."""
         if self.number == 1:
             return network(inputs, *args, **kwargs)
-        scored = [torch.log_softmax(network(view, *args, **kwargs).double(), 1) for view in views(inputs, self.number)]
+        scored = [torch.log_softmax(network(view, *args, **kwargs).double(), 1) for view in views_of(inputs, self.number)]
         return (torch.logsumexp(torch.stack(scored), 0) - math.log(self.number)).to(inputs.dtype)

@@ -226,7 +226,10 @@ def _is_locked(path: Path, locks: contextlib.ExitStack) -> bool:
 
 
 def main(words: Sequence[str]) -> None:
-    """Become a command that ends with the process which started it: ``python -m luna16_monai.jobs PID COMMAND...``."""
+    """Become a command that ends with the process which started it.
+
+    Called as ``python -m luna16_monai.machine.jobs PID COMMAND...``.
+    """
     parent, *command = words
     if sys.platform == "linux":
         # kept across exec; elsewhere a command outlives its parent, and the lock of its log tells

@@ -5,7 +5,8 @@ Candidates of both classes are jittered alike, so that nothing but the image tel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,7 @@ def choose_candidates(
     Raises:
         ValueError: the lung has no room for so many off the nodules.
     """
-    marks = [
-        0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
-    ]
-    positives = np.repeat([n.position_zyx for n in nodules], marks, axis=0)
+    positives = _mark_nodules(rng, nodules)
     negatives = round(settings.negatives_per_positive * len(positives))
 
     per_slice = len(chest.image_hu) // len(clean_hu)
@@ -60,13 +58,7 @@ def choose_candidates(
     shaped = np.array([*mimics, *(p for p, _ in excluded if rng.random() < 0.4)]).reshape(-1, 3)
     off_limits = np.array([p for p, _ in excluded]).reshape(-1, 3)
 
-    def free(points: Floats, spots: Floats) -> Floats:
-        apart = clearance(points, nodules) > CLEARANCE_MM
-        points = points[apart & in_view(points, chest.lung.size_mm, 2)]
-        if not len(spots):
-            return points
-        return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > CLEARANCE_MM]
-
+    free = partial(_free, nodules=nodules, size_mm=chest.lung.size_mm)
     chosen = free(rng.permutation(np.unique(shaped, axis=0)), np.empty((0, 3)))[: round(0.4 * negatives)]
     blobs, structures = free(rng.permutation(blobs), off_limits), free(_structures(rng, chest), off_limits)
     wanted = negatives - len(chosen)
@@ -75,13 +67,8 @@ def choose_candidates(
     rest = np.concatenate([blobs[others - others // 2 :], structures[others // 2 :]])
     alike = _alike(clean_hu, spacing, positives, rest, twins)
     chosen = np.concatenate([chosen, plain, rest[alike]])
-    if missing := negatives - len(chosen):
-        thin = rng.permutation(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM])
-        more = free(np.concatenate([np.delete(rest, alike, 0), thin]), off_limits)
-        chosen = np.concatenate([chosen, more[: missing // 2]])
-        for _ in range(20):
-            anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
-            chosen = np.concatenate([chosen, free(anywhere, off_limits)])
+    if len(chosen) < negatives:
+        chosen = _fill_up(rng, chest, chosen, np.delete(rest, alike, 0), negatives, partial(free, spots=off_limits))
     if len(chosen) < negatives:
         raise ValueError(
             f"negatives_per_positive {settings.negatives_per_positive}: {len(chosen)} of {negatives} candidates "
@@ -91,6 +78,41 @@ def choose_candidates(
     points = jitter(rng, np.concatenate([positives, chosen]), settings.jitter_mm)
     labels = np.repeat([1, 0], [len(positives), len(chosen)])
     return [(points[i], int(labels[i])) for i in rng.permutation(len(points))]
+
+
+def _mark_nodules(rng: np.random.Generator, nodules: Sequence[Nodule]) -> Floats:
+    """The positives, (n, 3) mm: one mark in each nodule, in some two, in a few none."""
+    marks = [
+        0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
+    ]
+    return np.repeat([n.position_zyx for n in nodules], marks, axis=0)
+
+
+def _free(points: Floats, spots: Floats, nodules: Sequence[Nodule], size_mm: Floats) -> Floats:
+    """The points that are in view and off the nodules and the spots."""
+    apart = clearance(points, nodules) > CLEARANCE_MM
+    points = points[apart & in_view(points, size_mm, 2)]
+    if not len(spots):
+        return points
+    return points[np.linalg.norm(points[:, None] - spots, axis=2).min(1) > CLEARANCE_MM]
+
+
+def _fill_up(
+    rng: np.random.Generator,
+    chest: Chest,
+    chosen: Floats,
+    rest: Floats,
+    negatives: int,
+    free: Callable[[Floats], Floats],
+) -> Floats:
+    """The chosen negatives, and where they are too few what is left, thin vessels, and any places in the lung."""
+    thin = rng.permutation(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM])
+    more = free(np.concatenate([rest, thin]))
+    chosen = np.concatenate([chosen, more[: (negatives - len(chosen)) // 2]])
+    for _ in range(20):
+        anywhere = chest.lung.sample(rng, negatives - len(chosen), 0.5)
+        chosen = np.concatenate([chosen, free(anywhere)])
+    return chosen
 
 
 def _alike(hu: Floats, spacing_zyx: Floats, wanted_zyx: Floats, points_zyx: Floats, count: int) -> list[int]:

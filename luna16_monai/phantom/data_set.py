@@ -1,6 +1,6 @@
 """The embedded synthetic data set, in LUNA16's own layout, so that everything runs before anything is downloaded.
 
-This module plans the set, writes it and takes an interrupted one up where it stopped; ``luna16_monai.synthesis``
+This module plans the set, writes it and takes an interrupted one up where it stopped; ``luna16_monai.phantom.scan``
 draws one scan. A scan depends on the seed and its own number alone: any number of worker processes writes the same
 data set.
 """

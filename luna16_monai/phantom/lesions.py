@@ -5,7 +5,7 @@ turned and mirrored at random; their look follows the radiologists' ratings. All
 a share of each voxel that the lesion fills, times what it lacks to the lesion's HU, so that brighter vessels stay and
 a real CT keeps its own noise.
 
-Positions and sizes are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.anatomy``.
+Positions and sizes are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.phantom.anatomy``.
 """
 
 from __future__ import annotations

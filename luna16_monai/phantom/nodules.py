@@ -1,6 +1,6 @@
 """What a synthetic scan holds: nodules, and what is mistaken for them, put into a drawn chest.
 
-Positions and sizes are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.anatomy``.
+Positions and sizes are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.phantom.anatomy``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Branching trees of vessels and airways: grown to fill a lung, wound a little, painted as tubes.
 
-Positions are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.anatomy``.
+Positions are mm in (z, y, x) from the volume's corner, as in ``luna16_monai.phantom.anatomy``.
 """
 
 from __future__ import annotations

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luna16_monai.bundle.folders import bundle_dir
-from luna16_monai.ct.opening import read_geometry
 from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, PIXELS, SIDE_MM, as_jpeg, slices_through, steps_across
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.review.decisions import Decision, Decisions
@@ -77,7 +75,6 @@ class Review:
             for number, row in enumerate(rows)
         ]
         self.keys = [point_key(one["series_uid"], one["point_xyz"]) for one in self.candidates]
-        self._scan = lru_cache(64)(lambda uid: read_geometry(self.volumes.paths[uid]))
         self._reading = threading.Lock()
         self._volume(self.candidates[0]["series_uid"])
 
@@ -92,7 +89,7 @@ class Review:
         if number < 0:
             raise IndexError(f"candidate {number}: there is none below 0")
         candidate = self.candidates[number]
-        scan = self._scan(candidate["series_uid"])
+        scan = self.volumes.cts[candidate["series_uid"]].geometry
         step_mm, low, high = steps_across(scan, candidate["point_xyz"], view)
         if not low <= step <= high:
             raise ValueError(f"step {step} leads out of the scan: choose one from {low} to {high}")

@@ -88,8 +88,8 @@ def write_results(
     label: IntArray | None = None,
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
-) -> None:
-    """Write the files; metrics.json last, so that it never tells of tables that are not there.
+) -> dict[str, Any]:
+    """Write the files and return the content of metrics.json, which is last: it never tells of tables not there.
 
     Args:
         folder: where to; made if need be.
@@ -128,16 +128,11 @@ def write_results(
         )
         with atomic_write(folder / SERIES) as stream:
             stream.write("".join(f"{uid}\n" for uid in evaluation.truth.series_uids).encode())
-    write_points(
-        folder / CANDIDATES,
-        uids,
-        marks.points_xyz,
-        probability,
-        "probability",
-        **columns,
-        **_subset_column(uids, subsets),
-    )
-    write_json(folder / METRICS, _finite(dict(metrics)))
+    columns.update(_subset_column(uids, subsets))
+    write_points(folder / CANDIDATES, uids, marks.points_xyz, probability, "probability", **columns)
+    written: dict[str, Any] = _finite(dict(metrics))
+    write_json(folder / METRICS, written)
+    return written
 
 
 def read_results(folder: Path) -> Results:

@@ -33,9 +33,6 @@ BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
 LEAST_DISK = 1 * GB
 LUNA16_SERIES, LUNA16_DISK = 888, 140 * GB
 """LUNA16's scans, and the room that fetching them takes: 120 GB unpacked and one archive."""
-STORE_INDEX, STORE_FORMAT = "store.json", 1
-"""As in ``cutouts``, which is not imported since it imports MONAI."""
-CT_SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii")
 TABLES = {
     "candidates_V2": "there is nothing to train on",
     "annotations": "nothing can be scored",
@@ -338,28 +335,30 @@ def _data(data: Path) -> Iterator[Check]:
 def _series(data: Path) -> dict[str, Path]:
     """The CTs of a data folder by series, as their names tell."""
     from luna16_monai.ct.folders import SUBSETS, subset_folder
+    from luna16_monai.ct.opening import has_ct_suffix, series_uid
 
     found = {}
     for folder in (data, *(data / subset_folder(number) for number in SUBSETS)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            suffix = next((suffix for suffix in CT_SUFFIXES if path.name.lower().endswith(suffix)), None)
-            if suffix is not None and not path.name.startswith("."):
-                found[path.name[: -len(suffix)]] = path
+            if has_ct_suffix(path) and not path.name.startswith("."):
+                found[series_uid(path)] = path
     return found
 
 
 def _store(store: Path, data: Path) -> Iterator[Check]:
+    from luna16_monai.store.index import FORMAT, INDEX
+
     again = f"luna16 prepare --data {data} --store {store}"
-    if not (store / STORE_INDEX).is_file():
+    if not (store / INDEX).is_file():
         yield _check("store", None, None, f"no store in {store}", again)
         return
     try:
-        index = json.loads((store / STORE_INDEX).read_text(encoding="utf-8"))
-        same, complete, spacing = index["format"] == STORE_FORMAT, index["complete"], index["spacing_zyx"]
+        index = json.loads((store / INDEX).read_text(encoding="utf-8"))
+        same, complete, spacing = index["format"] == FORMAT, index["complete"], index["spacing_zyx"]
         sizes = {uid: int(entry["bytes"]) for uid, entry in index["series"].items()}
         missing = list(index["missing"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        problem = f"{store / STORE_INDEX} is damaged, or of another version"
+        problem = f"{store / INDEX} is damaged, or of another version"
         yield _check("store", False, None, problem, f"remove it, then {again}")
         return
     found = {"series": len(sizes), "missing": len(missing), "spacing_zyx": spacing or "native"}
@@ -367,7 +366,7 @@ def _store(store: Path, data: Path) -> Iterator[Check]:
     wrong = [path for uid, path in paths.items() if not path.is_file() or path.stat().st_size != sizes[uid]]
     new = sorted(set(_series(data)) - set(sizes)) if data.is_dir() else []
     if not same:
-        problem = f"it is of format {index['format']}, this version reads {STORE_FORMAT}"
+        problem = f"it is of format {index['format']}, this version reads {FORMAT}"
         yield _check("store", False, found, problem, f"name another --store and make it anew: {again}")
     elif wrong:
         problem = f"{len(wrong)} files are missing or cut off, the first is {wrong[0].name}"

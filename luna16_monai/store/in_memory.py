@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from luna16_monai.ct.folders import find_cts
-from luna16_monai.ct.opening import read_geometry, series_uid
+from luna16_monai.ct.opening import CT, open_ct, series_uid
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.preparation import Recipe, prepare_volume
@@ -25,9 +25,12 @@ class PreparedInMemory:
         spacing_zyx: mm; None for each CT's own.
         kept: volumes that stay in memory; candidates come series by series.
 
+    Attributes:
+        cts: the opened CT of each series; none is opened again.
+
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no CT.
-        ValueError: two CTs have the same identifier.
+        ValueError: two CTs have the same identifier, or one has headers that can't be trusted.
     """
 
     def __init__(
@@ -37,15 +40,15 @@ class PreparedInMemory:
         spacing_zyx: Sequence[float] | str | None = "file",
         kept: int = 1,
     ) -> None:
-        self.paths: dict[str, Path] = {}
+        self.cts: dict[str, CT] = {}
         for path in [paths] if isinstance(paths, Path | str) else paths:
             for uid, found in _cts_at(Path(path)):
-                if uid in self.paths:
+                if uid in self.cts:
                     raise ValueError(
-                        f"{found.name} and {self.paths[uid].name} are both series {uid}: "
+                        f"{found.name} and {self.cts[uid].name} are both series {uid}: "
                         "name one of them, or rename a file"
                     )
-                self.paths[uid] = found
+                self.cts[uid] = found
         self.transform = Recipe.read(Path(recipe), spacing_zyx).build()
         self.kept = kept
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
@@ -53,7 +56,7 @@ class PreparedInMemory:
     @property
     def series_uids(self) -> tuple[str, ...]:
         """The series of the CTs, sorted."""
-        return tuple(sorted(self.paths))
+        return tuple(sorted(self.cts))
 
     def volume(self, uid: str) -> Volume:
         """A CT on the recipe's grid.
@@ -61,13 +64,13 @@ class PreparedInMemory:
         Raises:
             KeyError: none of the CTs is this series.
         """
-        if uid not in self.paths:
+        if uid not in self.cts:
             known = ", ".join(self.series_uids[:5])
             raise KeyError(f"series {uid} is none of the CTs ({known}): name its CT with --ct")
         if uid not in self._volumes:
             while len(self._volumes) >= self.kept:
                 self._volumes.popitem(last=False)
-            self._volumes[uid] = prepare_volume(self.paths[uid], self.transform)
+            self._volumes[uid] = prepare_volume(self.cts[uid], self.transform)
         return self._volumes[uid]
 
     def require_inside(self, table: PointTable) -> None:
@@ -80,15 +83,14 @@ class PreparedInMemory:
         for code in np.unique(table.series):
             uid = table.series_uids[code]
             part = table.select(table.series == code)
-            scan = read_geometry(self.paths[uid])
             question = "does this table belong to this CT, and are its points LPS (else --ras)?"
-            require_inside(part.points_xyz, scan, uid, part.place, question)
+            require_inside(part.points_xyz, self.cts[uid].geometry, uid, part.place, question)
 
 
-def _cts_at(path: Path) -> list[tuple[str, Path]]:
-    """The series at a path: a file, a folder of DICOM files, or LUNA16's layout."""
+def _cts_at(path: Path) -> list[tuple[str, CT]]:
+    """Open the series at a path: a file, a folder of DICOM files, or LUNA16's layout."""
     if not path.exists():
         raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
     if path.is_dir() and (any(path.glob("*.mhd")) or any(path.glob("subset*"))):
-        return [(ct.series_uid, ct.path) for ct in find_cts(path)]
-    return [(series_uid(path), path)]
+        return [(ct.series_uid, ct.ct) for ct in find_cts(path)]
+    return [(series_uid(path), open_ct(path))]

@@ -18,10 +18,11 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.data import get_track_meta, set_track_meta
 
-from luna16_monai.ct.opening import read_geometry
+from luna16_monai.ct.opening import CT, open_ct
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
-from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.errors import one_line, root_cause
+from luna16_monai.store.reader import already_open
 
 # each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
 _GPU_READER = "NvImgCodec"
@@ -102,34 +103,39 @@ def _checked_spacing(spacing_zyx: Any) -> list[float]:
 
 
 def prepare_volume(
-    path: Path,
+    ct: CT | Path,
     transform: Callable[[dict[str, Any]], Mapping[str, Any]],
-    data_dir: Path | None = None,
-    allow_symlinks: bool = False,
 ) -> Volume:
     """Read one CT and send it through MONAI transforms.
 
     Args:
-        path: a CT file, or a folder of DICOM files.
+        ct: an opened CT, which `CTReader` then does not open again; or the path of one.
         transform: takes {"image": path}, gives a MetaTensor (1, x, y, z) in HU under "image".
-        data_dir, allow_symlinks: as ``ct.open_ct``; the transform's reader has its own.
 
     Returns:
         The volume in memory, (z, y, x) int16.
 
     Raises:
+        FileNotFoundError: a file of the CT is gone.
         ValueError: the transforms do not give a single-channel volume with an affine.
     """
+    opened = ct if isinstance(ct, CT) else open_ct(ct)
     # the transforms need the affine, which training and scoring do without: they switch its tracking off
     tracked = get_track_meta()
     set_track_meta(True)
     try:
-        image = transform({"image": str(path)})["image"]
+        with already_open(opened):
+            image = transform({"image": str(opened.path)})["image"]
+    except RuntimeError as error:
+        # MONAI wraps whatever a transform raises; a file that is gone is no fault of the transform
+        if isinstance(cause := root_cause(error), FileNotFoundError):
+            raise cause from None
+        raise
     finally:
         set_track_meta(tracked)
     if image.ndim != 4 or image.shape[0] != 1 or not hasattr(image, "affine"):
         raise ValueError(
-            f"the transforms give {type(image).__name__} of shape {tuple(image.shape)} for {path.name}: "
+            f"the transforms give {type(image).__name__} of shape {tuple(image.shape)} for {opened.name}: "
             "a MetaTensor (1, x, y, z) was expected; keep LoadImaged with ensure_channel_first in the list"
         )
     geometry = Geometry.from_ras_affine(np.asarray(image.affine), image.shape[1:])
@@ -138,4 +144,4 @@ def prepare_volume(
     if voxels.dtype != torch.int16:
         limits = torch.iinfo(torch.int16)
         voxels = voxels.round_().clamp_(limits.min, limits.max).short()
-    return Volume(np.ascontiguousarray(voxels.numpy()), geometry, read_geometry(path, data_dir, allow_symlinks))
+    return Volume(np.ascontiguousarray(voxels.numpy()), geometry, opened.geometry)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import multiprocessing
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def prepare(
         ValueError: the store was made by another recipe, or a CT, a table or the recipe is wrong.
         RuntimeError: a worker process died.
     """
-    recipe.build()
+    _built(recipe, data_dir, allow_symlinks)
     cts = find_cts(data_dir, allow_symlinks=allow_symlinks)
     missing = sorted(set(read_series_list(data_dir) or ()) - {ct.series_uid for ct in cts})
     if missing and not allow_missing:
@@ -78,14 +79,34 @@ def prepare(
     candidates = read_candidates(data_dir) if _has_candidates(data_dir) else None
     _begin(store_dir, recipe)
     remove_abandoned(store_dir)
-    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
     work = partial(_prepare_one, store_dir=store_dir, recipe=recipe, data_dir=data_dir, allow_symlinks=allow_symlinks)
     if log_dir is not None:
         work = partial(_logged, work=work, log_dir=log_dir)
-    execute = execute or partial(run_tasks, workers=workers)
+    _prepare_all(cts, store_dir, recipe, work, execute or partial(run_tasks, workers=workers), progress)
+    _finish(cts, store_dir, recipe, missing)
+    store = Store(store_dir)
+    if candidates is not None:
+        store.require_inside(candidates.select(candidates.series_codes(store.series_uids) >= 0))
+    return store
+
+
+def _prepare_all(
+    cts: Sequence[CTFile],
+    store_dir: Path,
+    recipe: Recipe,
+    work: Callable[[CTFile], None],
+    execute: Execute,
+    progress: bool,
+) -> None:
+    """Prepare the CTs that are not finished, under a bar."""
+    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
     with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
         for _ in execute(work, todo):
             bar.update()
+
+
+def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Recipe, missing: Sequence[str]) -> None:
+    """Write the index of the finished store."""
     entries = {}
     for ct in cts:
         if (entry := _finished_entry(store_dir, ct.series_uid, recipe.hash)) is None:
@@ -93,10 +114,6 @@ def prepare(
         # where the CT lies now, whatever it was when the volume was made
         entries[ct.series_uid] = {**entry, "subset": ct.subset}
     write_json(store_dir / INDEX, _index(recipe, complete=True, missing=missing, series=entries))
-    store = Store(store_dir)
-    if candidates is not None:
-        store.require_inside(candidates.select(candidates.series_codes(store.series_uids) >= 0))
-    return store
 
 
 class _Log(logging.FileHandler):
@@ -140,8 +157,7 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, al
     if multiprocessing.parent_process() is not None:
         # one of several workers: their threads would only wait for each other
         torch.set_num_threads(1)
-    transform = recipe.build(data_dir, allow_symlinks)
-    volume = prepare_volume(ct.path, transform, data_dir, allow_symlinks)
+    volume = prepare_volume(ct.ct, _built(recipe, data_dir, allow_symlinks))
     # one thread, for the same bytes at every call: two runs at once then agree on the checksum
     content = blosc2.asarray(
         volume.voxels,
@@ -164,6 +180,16 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, al
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     write_json(store_dir / f"{ct.series_uid}.json", entry)
+
+
+def _built(recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    """The recipe's transforms, built once in each process."""
+    return _built_of(json.dumps(recipe.config), data_dir, allow_symlinks)
+
+
+@lru_cache(maxsize=1)
+def _built_of(config: str, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    return Recipe(json.loads(config)).build(data_dir, allow_symlinks)
 
 
 def _has_candidates(data_dir: Path) -> bool:

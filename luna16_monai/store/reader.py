@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,28 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from luna16_monai.ct.opening import _suffix, open_ct
+from luna16_monai.ct.opening import CT, _suffix, open_ct
+
+# LoadImage makes a text of whatever it is given, so an opened CT reaches its reader beside it
+_OPENED: ContextVar[CT | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def already_open(ct: CT) -> Iterator[None]:
+    """Let each `CTReader` that is given this CT's path take the CT itself, instead of opening it again."""
+    token = _OPENED.set(ct)
+    try:
+        yield
+    finally:
+        _OPENED.reset(token)
 
 
 class CTReader(ImageReader):
     """MONAI reader of one CT: `LoadImaged(keys="image", reader=CTReader)`.
 
     As MONAI's ITKReader, it gives the array in (x, y, z) with an affine to RAS; other than ITKReader, it refuses what
-    can't be trusted (see `open_ct`), and puts nothing of the file's header into the metadata but its geometry.
+    can't be trusted (see `open_ct`), and puts nothing of the file's header into the metadata but its geometry. A CT
+    that is `already_open` is not opened again.
 
     Args:
         data_dir: the folder that symbolic links must not leave; default: the one that holds the files.
@@ -50,7 +66,11 @@ class CTReader(ImageReader):
         """
         if len(img) != 1:
             raise ValueError(f"{len(img)} paths for one CT: give one file, or one folder of DICOM files")
-        ct = open_ct(img[0], self.data_dir, self.allow_symlinks)
+        opened = _OPENED.get()
+        if opened is not None and opened.path == img[0]:
+            ct = opened
+        else:
+            ct = open_ct(img[0], self.data_dir, self.allow_symlinks)
         voxels = _transposed(ct.read())
         affine = ct.geometry.ras_affine_xyz()
         return voxels, {

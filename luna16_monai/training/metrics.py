@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.evaluation import froc
+from luna16_monai.evaluation.match import Match
 from luna16_monai.evaluation.submission import Truth
 
 CONFUSION_METRICS = {
@@ -85,6 +86,7 @@ class CandidateScores(Metric):
         logits: (n, 2) float32 on the CPU, after the epoch, sorted by candidate.
         labels: (n,) int64.
         candidates: (n,) int64, index into the dataset's list.
+        match: of these candidates with the truth; None without one, and on ranks other than the first.
 
     Raises:
         ValueError: a truth without candidates.
@@ -106,6 +108,7 @@ class CandidateScores(Metric):
     def reset(self) -> None:
         """Forget the epoch before."""
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.match: Match | None = None
 
     def iteration_completed(self, engine: Engine) -> None:
         """Keep one batch. The output has ``logits`` and ``label``, the batch has ``candidate``."""
@@ -160,7 +163,8 @@ class CandidateScores(Metric):
         scores = classification_scores(self.logits, self.labels)
         if self.truth is not None and self.list is not None:
             points = self.list.table.select(self.candidates.numpy())
-            scores["cpm"] = froc.cpm(self.truth.match(points, self.probabilities.numpy()))
+            self.match = self.truth.match(points, self.probabilities.numpy())
+            scores["cpm"] = froc.cpm(self.match)
         if self.list is not None and self._has_kinds():
             nodules = torch.from_numpy(self.list.kinds)[self.candidates] != 0
             scores["roc_auc_nodules"] = classification_scores(self.logits[nodules], self.labels[nodules])["roc_auc"]

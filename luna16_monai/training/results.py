@@ -62,7 +62,7 @@ class ResultFiles:
         probability = self.scores.probabilities.numpy()
         truth = self.scores.truth
         marks = replace(rows, values=probability, source="the validation candidates")
-        evaluation = None if truth is None else evaluate(marks, truth, self.draws, self.seed)
+        evaluation = None if truth is None else evaluate(marks, truth, self.draws, self.seed, self.scores.match)
         calibrated, calibration = calibrate(probability, label, rows.series, self.seed)
         series = len(set(rows.series.tolist())) if truth is None else len(truth.series_uids)
         metrics = {

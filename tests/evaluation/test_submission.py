@@ -100,6 +100,19 @@ class TestTruth:
 
 
 class TestEvaluate:
+    def test_evaluate_takes_a_match_that_is_known(self) -> None:
+        marks = point_table(MARKS)
+        match = truth().match(marks, marks.values)
+        evaluation = evaluate(marks, truth(), 50, match=match)
+        assert evaluation.match is match
+        assert evaluation.scores == evaluate(marks, truth(), 50).scores
+
+    def test_evaluate_refuses_the_match_of_other_marks(self) -> None:
+        marks = point_table(MARKS)
+        match = truth().match(marks, marks.values)
+        with pytest.raises(ValueError, match=r"match \(5 marks\) is not one of .* \(4 marks\)"):
+            evaluate(point_table(MARKS[:4]), truth(), match=match)
+
     def test_evaluate_counts_each_kind_of_mark(self) -> None:
         scores = evaluate(point_table(MARKS), truth()).scores
         assert [scores[name] for name in COUNTS] == [2, 1, 2, 1, 1, 5]

@@ -15,25 +15,12 @@ import torch
 
 from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 from luna16_monai.cli.main import main
-from luna16_monai.inference.classifier import Classifier
-from luna16_monai.networks.backends import OpenVinoNetwork, WithProbabilities, import_openvino, load_weights
+from luna16_monai.networks.backends import WithProbabilities, import_openvino
 from luna16_monai.networks.nodule_net import NoduleNet
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (32, 48, 48)
 Runner = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray | None]]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NoduleNet]:
-    """Weights as after training: the tail knows what HU look like."""
-    torch.manual_seed(0)
-    network = NoduleNet(return_probabilities=False)
-    network.tail.running_mean.fill_(-600.0)
-    network.tail.running_var.fill_(400.0**2)
-    path = tmp_path_factory.mktemp("trained") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path, network.eval()
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +85,6 @@ def test_onnx_says_what_it_takes(exported):
     assert about["classes"] == '["non-nodule", "nodule"]'
 
 
-def test_openvino_scores_as_torch_does(trained):
-    image = torch.rand((5, 1, *SHAPE)) * 2000 - 1000
-    fast, slow = (
-        Classifier(bundle_dir(), weights=[trained[0]], backend=backend).score(image) for backend in ("auto", "torch")
-    )
-    np.testing.assert_allclose(fast, slow, atol=1e-5)
-    assert isinstance(load_weights(NoduleNet(return_probabilities=False), trained[0], backend="auto"), OpenVinoNetwork)
-
-
-def test_import_openvino_keeps_it_from_calling_home():
-    code = (
-        "import sys; from luna16_monai.networks.export import import_openvino; import_openvino();"
-        "assert sys.modules['openvino_telemetry'] is None"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     words = ["export", "--json", "--format", kind, "--output", str(tmp_path / "model")]
@@ -125,11 +95,6 @@ def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["format"] == kind
     assert done.stderr == ""
-
-
-def test_load_weights_refuses_openvino_on_cuda(trained):
-    with pytest.raises(ValueError, match="backend openvino on cuda"):
-        load_weights(NoduleNet(return_probabilities=False), trained[0], "cuda", "openvino")
 
 
 @pytest.mark.parametrize(

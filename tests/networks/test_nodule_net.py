@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import locale
 import math
 
 import pytest
@@ -13,7 +11,6 @@ from torch import nn
 
 from luna16_monai.dataset.cutouts import LoadCutoutd
 from luna16_monai.dataset.splits import Split
-from luna16_monai.networks.backends import on_device
 from luna16_monai.networks.nodule_net import NoduleNet, freeze
 from luna16_monai.store.reading import Store
 
@@ -160,20 +157,6 @@ def test_nodule_net_overfits_16_cutouts(phantom_dir, store_dir):
         losses.append(loss.item())
     assert losses[0] > 0.3
     assert losses[-1] < 0.05
-
-
-@pytest.mark.skipif(
-    locale.getpreferredencoding(False).lower().replace("-", "") != "utf8",
-    reason="torch.compile reads its own sources in the locale's encoding: make test sets PYTHONUTF8",
-)
-def test_on_device_keeps_the_names_and_results():
-    network = NoduleNet((8, 8, 8), channels=(2, 4), return_probabilities=False).eval()
-    image = torch.randn(2, 1, 8, 8, 8)
-    names, before = list(network.state_dict()), network(image)
-    torch.testing.assert_close(on_device(copy.deepcopy(network), "cpu")(image), before)
-    moved = on_device(network, "cpu", compile="reduce-overhead")
-    assert list(moved.state_dict()) == names
-    assert next(p for p in moved.parameters() if p.ndim == 5).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_freeze_trains_the_head_and_the_last_blocks_and_keeps_the_statistics_of_the_rest():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from luna16_monai.phantom.anatomy import THIN_MM, draw_chest
-from luna16_monai.phantom.candidates import _alike, _structures
+from luna16_monai.phantom.candidates import _alike, _structures, jitter, propose_blobs
+from luna16_monai.phantom.nodules import JITTER_MM
 
 SPACING = np.array([2.0, 1.0, 1.0])
 
@@ -60,3 +61,28 @@ def test_structures_of_a_chest_without_any_is_empty(chest):
         bronchi_zyx=none,
     )
     assert _structures(np.random.default_rng(0), bare).shape == (0, 3)
+
+
+def test_jitter_stays_in_its_ball_and_fills_it():
+    points = np.tile([10.0, 20.0, 30.0], (4000, 1))
+    moved = np.linalg.norm(jitter(np.random.default_rng(0), points) - points, axis=1)
+    assert moved.max() <= JITTER_MM
+    # evenly over a ball: the mean distance is three quarters of the radius
+    assert moved.mean() == pytest.approx(0.75 * JITTER_MM, rel=0.02)
+
+
+def test_propose_blobs_finds_a_blob_inside_only():
+    spacing = np.array([1.25, 0.7, 0.7])
+    grid = np.stack(
+        np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip((40, 80, 80), spacing, strict=True)], indexing="ij")
+    )
+    image = np.full((40, 80, 80), -850.0)
+    for centre in ([25, 20, 20], [25, 40, 40]):
+        image += 800 * np.exp(-((grid - np.array(centre)[:, None, None, None]) ** 2).sum(0) / (2 * 2.5**2))
+    inside = np.zeros(image.shape, bool)
+    inside[:, :40, :40] = True
+    found = propose_blobs(image, spacing, inside, 10)
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0], [25, 20, 20], atol=1.3)
+    assert len(propose_blobs(image, spacing, np.ones_like(inside), 10)) == 2
+    assert len(propose_blobs(image, spacing, np.ones_like(inside), 1)) == 1

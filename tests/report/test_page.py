@@ -8,18 +8,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from browser import MISSING, PROGRAM, Browser
-from point_tables import point_table
 
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation.calibration import Calibration, calibrate, thresholds
-from luna16_monai.evaluation.submission import Truth, evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_truth
 from luna16_monai.machine.files import write_json
-from luna16_monai.report.gallery import Example, choose_examples
+from luna16_monai.report.gallery import choose_examples
 from luna16_monai.report.page import write_report
 from luna16_monai.runs.results import read_results, write_results
 from luna16_monai.store.reading import Store
@@ -85,44 +83,6 @@ def page(run_dir: Path, store_dir: Path) -> Path:
     return run_dir / "report.html"
 
 
-class TestChooseExamples:
-    def test_choose_examples_takes_the_worst_the_missed_and_a_sample(self, tmp_path: Path) -> None:
-        # ten scans; the false positives at 0.8 and 0.3 are fewer than one a scan, so nothing is below the threshold
-        # but the nodule that no candidate is on
-        nodules = [("1.0", 0.0, 0, 0, 6.0), ("1.0", 50.0, 0, 0, 8.0), ("1.1", 0.0, 0, 0, 4.0), ("1.2", 0.0, 0, 0, 5.0)]
-        marks = [
-            ("1.0", 0.5, 0, 0, 0.9),
-            ("1.0", 90.0, 0, 0, 0.3),
-            ("1.1", 80.0, 0, 0, 0.8),
-            ("1.1", 0.0, 0, 0, 0.7),
-            ("1.2", 0.0, 0, 0, 0.6),
-        ]
-        truth = Truth(tuple(f"1.{n}" for n in range(10)), point_table(nodules), None)
-        table = point_table(marks)
-        scored = evaluate(table, truth, draws=0)
-        write_results(tmp_path, scored.scores, table, table.values, scored)
-        assert choose_examples(read_results(tmp_path), per_kind=2) == [
-            Example("false", "1.1", (80.0, 0.0, 0.0), 0.8, None, None),
-            Example("false", "1.0", (90.0, 0.0, 0.0), 0.3, None, None),
-            Example("missed", "1.0", (50.0, 0.0, 0.0), None, None, 8.0),
-            Example("hit", "1.0", (0.5, 0.0, 0.0), 0.9, None, 6.0),
-            Example("hit", "1.2", (0.0, 0.0, 0.0), 0.6, None, 5.0),
-        ]
-
-    def test_choose_examples_calls_missed_what_lies_below_one_false_positive_a_scan(self, tmp_path: Path) -> None:
-        # two scans: the third false positive is one too many, so 0.7 is the threshold and the nodule at 0.4 is missed
-        marks = [("1.0", x, 0, 0, p) for x, p in ((0.0, 0.4), (50.0, 0.9), (80.0, 0.7), (90.0, 0.6))]
-        nodules = [("1.0", 0.0, 0, 0, 6.0), ("1.1", 0.0, 0, 0, 6.0)]
-        table = point_table([*marks, ("1.1", 0.0, 0, 0, 0.95)])
-        scored = evaluate(table, Truth(("1.0", "1.1"), point_table(nodules), None), draws=0)
-        write_results(tmp_path, scored.scores, table, table.values, scored)
-        chosen = choose_examples(read_results(tmp_path))
-        assert [(one.kind, one.probability) for one in chosen if one.kind != "false"] == [
-            ("missed", 0.4),
-            ("hit", 0.95),
-        ]
-
-
 class TestWriteReport:
     def test_report_stands_alone_and_tells_no_folder(self, page: Path, run_dir: Path) -> None:
         text = page.read_text(encoding="utf-8")
@@ -143,21 +103,6 @@ class TestWriteReport:
     def test_report_gives_every_chart_ids_of_its_own(self, page: Path) -> None:
         ids = re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))
         assert len(ids) == len(set(ids)) > 10
-
-    def test_standalone_chart_has_the_reports_light_colours_and_a_size(self) -> None:
-        look = Path(charts.__file__).parents[1] / "resources" / "look.css"
-        before_dark = look.read_text(encoding="utf-8").split("@media", 1)[0]
-        assert charts.LIGHT.items() <= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", before_dark)).items()
-        svg = charts.standalone(charts.history_chart({"training": ([1, 2], [0.4, 0.2])}, "loss", "loss"))
-        picture = ElementTree.fromstring(svg)
-        assert (picture.get("width"), picture.get("height")) == ("5.4in", "3.9in")
-        assert "var(" not in svg
-        assert charts.LIGHT["one"] in svg
-        assert charts.LIGHT["two"] not in svg
-
-    def test_history_of_a_single_epoch_names_that_epoch_alone(self) -> None:
-        svg = charts.history_chart({"validation": ([4], [0.3])}, "scores", "score")
-        assert re.findall(r"<text[^>]*>([^<]*)", svg)[:2] == ["4", "epoch"]
 
     def test_report_of_5000_candidates_stays_below_15_mb(
         self, phantom_dir: Path, store_dir: Path, tmp_path: Path

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import MISSING, PROGRAM, Browser
-from drawn_scans import FLIPPED, random_hu, write_scan
+from drawn_scans import random_hu, write_scan
 from PIL import Image
 
 from luna16_monai.cli import main as cli
@@ -34,11 +34,6 @@ UID = "1.2.3"
 POINTS = [(-80.0, -30.0, -260.0), (-90.0, -20.0, -240.0), (-70.0, -10.0, -230.0), (-85.5, -25.25, -250.0)]
 PROBABILITY = [0.1, 0.4, 0.7, 0.95]
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture
-def ct(tmp_path: Path) -> Path:
-    return write_scan(tmp_path / "ct", UID, random_hu(0))
 
 
 @pytest.fixture
@@ -167,26 +162,6 @@ def test_candidates_come_by_falling_probability(server):
     assert (told["reviewer"], told["file"], told["decided"]) == ("Anna", "decisions.csv", 0)
 
 
-@pytest.mark.parametrize("direction", [np.eye(3), FLIPPED])
-def test_slice_shows_the_voxel_that_was_scanned(tmp_path, direction):
-    voxels = np.full((40, 60, 70), -1000, np.int16)
-    voxels[10, 20, 30] = 400
-    origin = np.array([-100.0, -50.0, -300.0])
-    point = origin + direction @ np.array([30 * 0.5, 20 * 0.75, 10 * 2.0])
-    path = write_scan(tmp_path / "ct", UID, voxels, direction)
-    write_points(tmp_path / "p.csv", [UID], point[None], [0.5], "probability")
-    review = Review(tmp_path / "p.csv", [path], Decisions(tmp_path / "d.csv", "Anna"))
-    for view in ("axial", "coronal", "sagittal"):
-        content, scrolling = review.picture(0, view, 0, 50.0, "lung")
-        picture = np.asarray(Image.open(io.BytesIO(content)))
-        assert picture.shape == (201, 201)
-        assert picture[100, 100] > 200
-        assert np.asarray(Image.open(io.BytesIO(review.picture(0, view, 1, 50.0, "lung")[0])))[100, 100] < 20
-        if view == "axial":
-            assert scrolling == {"step_mm": 2.0, "low": -10, "high": 29}
-    assert np.asarray(Image.open(io.BytesIO(review.picture(0, "axial", 0, 400.0, "lung")[0]))).shape == (403, 403)
-
-
 @pytest.mark.parametrize(
     ("query", "message"),
     [
@@ -307,13 +282,6 @@ def test_review_refuses_nothing_to_show_and_a_foreign_decisions_file(predictions
     refused(capsys, [*words, "--least", 0.99], "holds 0 candidates of probability 0.99 and more")
     refused(capsys, [*words, "--decisions", predictions], "column class is missing")
     refused(capsys, [*words, "--reviewer", "An\nna"], "reviewer", "on one line")
-
-
-def test_review_takes_ras_and_writes_lps(ct, tmp_path):
-    write_points(tmp_path / "ras.csv", [UID], [(80.0, 30.0, -260.0)], [0.5], "probability")
-    review = Review(tmp_path / "ras.csv", [ct], Decisions(tmp_path / "d.csv", "Anna"), ras=True)
-    review.decide(0, 1)
-    assert read_points(tmp_path / "d.csv", "class").points_xyz.tolist() == [[-80.0, -30.0, -260.0]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -15,7 +15,6 @@ import torch
 
 from luna16_monai.setup import doctor
 from luna16_monai.setup.doctor import examine, told
-from luna16_monai.store import index as cutouts_index
 
 KEYS = ["name", "ok", "found", "problem", "cure"]
 
@@ -376,10 +375,6 @@ def test_tables_of_the_first_version_will_do(data):
     (data / "candidates_V2.csv").rename(data / "candidates.csv")
     check = named(doctor._data(data), "tables")
     assert (check["ok"], check["found"][0]) == (True, "candidates.csv")
-
-
-def test_store_format_and_index_are_those_of_the_store():
-    assert (doctor.STORE_INDEX, doctor.STORE_FORMAT) == (cutouts_index.INDEX, cutouts_index.FORMAT)
 
 
 def change_index(store: Path, **changes: Any) -> None:

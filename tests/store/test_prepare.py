@@ -20,6 +20,8 @@ from drawn_scans import random_hu, write_scan
 
 import luna16_monai.store.prepare as prepare_module
 from luna16_monai.cli.main import main
+from luna16_monai.ct import opening
+from luna16_monai.ct.opening import CT
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.store.preparation import Recipe
 from luna16_monai.store.prepare import prepare
@@ -106,11 +108,30 @@ def test_prepare_makes_only_what_is_missing_or_of_another_size(data, store, monk
     done = []
     real = prepare_module.prepare_volume
     monkeypatch.setattr(
-        prepare_module, "prepare_volume", lambda path, *more: (done.append(path.stem), real(path, *more))[1]
+        prepare_module, "prepare_volume", lambda ct, *more: (done.append(ct.path.stem), real(ct, *more))[1]
     )
     run(data, store)
     assert done == ["a", "b", "c"]
     assert contents(store) == before
+
+
+def test_prepare_opens_each_ct_once_and_builds_its_transforms_once(data, store, monkeypatch):
+    opened, built = [], []
+    open_metaimage, build = opening.open_metaimage, Recipe.build
+
+    def counted(path: Path, *more: Any) -> Any:
+        opened.append(path.stem)
+        return open_metaimage(path, *more)
+
+    def counted_build(recipe: Recipe, *more: Any) -> Any:
+        built.append(more)
+        return build(recipe, *more)
+
+    monkeypatch.setattr(opening, "open_metaimage", counted)
+    monkeypatch.setattr(Recipe, "build", counted_build)
+    run(data, store)
+    assert sorted(opened) == list(SERIES)
+    assert built == [(data, False)]
 
 
 def test_prepare_knows_the_subset_where_a_ct_lies_now(data, store):
@@ -137,10 +158,10 @@ def test_prepare_goes_on_after_a_ct_that_failed(data, store):
     whole = raw.read_bytes()
     real = prepare_module.prepare_volume
 
-    def fail_at_c(path: Path, *more: Any) -> Any:
-        if path.stem == "c":
+    def fail_at_c(ct: CT, *more: Any) -> Any:
+        if ct.path.stem == "c":
             raise OSError("the disk burns")
-        return real(path, *more)
+        return real(ct, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "prepare_volume", fail_at_c)
@@ -336,51 +357,7 @@ def test_prepare_of_a_folder_without_cts(tmp_path, store):
     assert not store.exists()
 
 
-# --- recipes --------------------------------------------------------------------------------------------------------
-
-
-def test_recipe_reads_the_bundles_list_and_replaces_its_spacing():
-    assert Recipe.read(PREPARE_YAML).spacing_zyx == [1.25, 0.7, 0.7]
-    assert NATIVE.spacing_zyx is None
-    assert Recipe.read(PREPARE_YAML, [2, 1, 1]).spacing_zyx == [2.0, 1.0, 1.0]
-
-
-def test_recipe_hash_follows_the_list_not_how_it_is_written(tmp_path):
-    text = PREPARE_YAML.read_text(encoding="utf-8")
-    path = tmp_path / "prepare.yaml"
-    path.write_text("# a comment\n" + text.replace("[1.25, 0.7, 0.7]", "[1.250, 0.70, 7.0e-1]"))
-    assert Recipe.read(path).hash == Recipe.read(PREPARE_YAML).hash == Recipe.read(PREPARE_YAML, (1.25, 0.7, 0.7)).hash
-    assert Recipe.read(path, [2, 1, 1]).hash == Recipe.read(path, [2.0, 1.0, 1.0]).hash
-    path.write_text(text.replace("bilinear", "nearest"))
-    assert Recipe.read(path).hash != Recipe.read(PREPARE_YAML).hash
-
-
-@pytest.mark.parametrize("spacing", [[0, 1, 1], [1, 1], [1, 1, -1], [1, 1, float("nan")], "fine", 3, [1, 1, "x"]])
-def test_recipe_refuses_what_is_no_spacing(spacing):
-    with pytest.raises(ValueError, match=r"spacing_zyx .*: give three numbers of millimetres above 0, or null"):
-        Recipe.read(PREPARE_YAML, spacing)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("transforms: []\n", "has no spacing_zyx: see the nodule bundle's configs/prepare.yaml"),
-        ("spacing_zyx: null\n", "has no transforms"),
-        ("", "has no spacing_zyx"),
-        ("- a\n- b\n", "has no spacing_zyx"),
-        ("a: [1\n", "cannot be read"),
-    ],
-)
-def test_recipe_refuses_a_file_that_is_none(tmp_path, content, message):
-    path = tmp_path / "prepare.yaml"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")):
-        Recipe.read(path)
-
-
-def test_recipe_refuses_a_file_that_is_absent(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no transform list .*x\.yaml: name a bundle's prepare\.yaml"):
-        Recipe.read(tmp_path / "x.yaml")
+# --- lists that cannot be built -------------------------------------------------------------------------------------
 
 
 def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, store, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from drawn_scans import FLIPPED, ORIGIN_XYZ, SHAPE_ZYX, SPACING_XYZ, random_hu, write_scan
+from drawn_scans import CUTOUT_ZYX, FLIPPED, ORIGIN_XYZ, SHAPE_ZYX, SPACING_XYZ, random_hu, raw_cutout, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
@@ -20,18 +20,13 @@ from point_tables import point_table
 
 from luna16_monai.ct.folders import find_cts
 from luna16_monai.geometry.grid import Geometry
-from luna16_monai.geometry.volume import AIR_HU, Volume
-from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.store.preparation import Recipe
 from luna16_monai.store.prepare import prepare
 from luna16_monai.store.reader import CTReader
 from luna16_monai.store.reading import Store, verify
 
-CUTOUT_ZYX = (32, 48, 48)
 PREPARE_YAML = Path(__file__).parents[2] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
-# 10 x 12 x 14 voxels of 1 mm (z, y, x), the first one's centre at (100, 200, 300) mm.
-GEOMETRY = Geometry.from_axes((14, 12, 10), (1, 1, 1), (100, 200, 300), np.eye(3))
-VOXELS = np.arange(10 * 12 * 14, dtype=np.int16).reshape(10, 12, 14)
-VOLUME = Volume(VOXELS, GEOMETRY, GEOMETRY)
 PLAIN_HU, FLIPPED_HU = random_hu(1), random_hu(2)
 
 
@@ -52,104 +47,6 @@ def store_to_break(tmp_path) -> Path:
     write_scan(data, "a", PLAIN_HU)
     prepare(data, tmp_path / "store", Recipe.read(PREPARE_YAML, None), workers=1, progress=False)
     return tmp_path / "store"
-
-
-def raw_cutout(voxels: np.ndarray, centre_zyx: tuple[int, ...]) -> np.ndarray:
-    """The box by the plainest means: pad with air on all sides, then slice."""
-    padded = np.pad(voxels, [(side, side) for side in CUTOUT_ZYX], constant_values=AIR_HU)
-    start = [c + side - side // 2 for c, side in zip(centre_zyx, CUTOUT_ZYX, strict=True)]
-    return padded[tuple(slice(s, s + side) for s, side in zip(start, CUTOUT_ZYX, strict=True))]
-
-
-# --- a volume in memory ---------------------------------------------------------------------------------------------
-
-
-def test_cutout_puts_the_nearest_voxel_at_half_the_shape():
-    # (104.4, 206.4, 302.6) mm is index (2.6, 6.4, 4.4): nearest (3, 6, 4)
-    box = VOLUME.cutout((104.4, 206.4, 302.6), (4, 6, 2))
-    assert box.shape == (4, 6, 2)
-    assert box[2, 3, 1] == VOXELS[3, 6, 4]
-    np.testing.assert_array_equal(box, VOXELS[1:5, 3:9, 3:5])
-
-
-def test_cutout_of_an_odd_shape_is_centred():
-    np.testing.assert_array_equal(VOLUME.cutout((104, 206, 303), (3, 3, 3)), VOXELS[2:5, 5:8, 3:6])
-    assert VOLUME.cutout((104, 206, 303), (1, 1, 1)).tolist() == [[[VOXELS[3, 6, 4]]]]
-
-
-def test_cutout_rounds_a_half_up():
-    assert VOLUME.cutout((104.5, 206, 303), (1, 1, 1)).item() == VOXELS[3, 6, 5]
-
-
-def test_cutout_is_air_outside_the_scan():
-    box = VOLUME.cutout((100, 200, 300), (4, 4, 4))  # the first voxel comes to (2, 2, 2)
-    assert (box[:2] == AIR_HU).all()
-    assert (box[:, :2] == AIR_HU).all()
-    assert (box[:, :, :2] == AIR_HU).all()
-    np.testing.assert_array_equal(box[2:, 2:, 2:], VOXELS[:2, :2, :2])
-    box = VOLUME.cutout((113, 211, 309), (4, 4, 4))  # the last voxel comes to (2, 2, 2)
-    np.testing.assert_array_equal(box[:3, :3, :3], VOXELS[7:, 9:, 11:])
-    assert (box[3] == AIR_HU).all()
-    assert (box[:, 3] == AIR_HU).all()
-    assert (box[:, :, 3] == AIR_HU).all()
-
-
-def test_cutout_larger_than_the_volume_holds_all_of_it():
-    box = VOLUME.cutout((107, 206, 305), (40, 40, 40))
-    # index (5, 6, 7) comes to (20, 20, 20)
-    np.testing.assert_array_equal(box[15:25, 14:26, 13:27], VOXELS)
-    assert (box != AIR_HU).sum() == VOXELS.size
-
-
-@given(*[st.floats(99.5, 113.49), st.floats(199.5, 211.49), st.floats(299.5, 309.49)])
-def test_cutout_around_any_point_of_the_scan_equals_the_padded_slice(x, y, z):
-    nearest = tuple(int(np.floor(i + 0.5)) for i in (z - 300, y - 200, x - 100))
-    box = VOLUME.cutout((x, y, z))
-    assert box.dtype == np.int16
-    np.testing.assert_array_equal(box, raw_cutout(VOXELS, nearest))
-    assert box[16, 24, 24] == VOXELS[nearest]
-
-
-@pytest.mark.parametrize("point", [(99.4, 206, 305), (107, 211.6, 305), (107, 206, 309.6), (np.nan, 206, 305)])
-def test_cutout_refuses_a_point_outside_the_scan(point):
-    message = r"lies outside the scan \(x from 100 to 113 mm, y from 200 to 211 mm, z from 300 to 309 mm\)"
-    with pytest.raises(ValueError, match=message):
-        VOLUME.cutout(point)
-
-
-def test_cutout_of_a_grid_that_ends_short_of_its_scan_reaches_to_the_scans_border():
-    # the scan has one slice of 4 mm more than the grid, so that its last point is 2.5 grid slices beyond
-    scan = Geometry.from_axes((14, 12, 4), (1, 1, 4), (100, 200, 300), np.eye(3))
-    volume = Volume(VOXELS, GEOMETRY, scan)
-    box = volume.cutout((107, 206, 313.9), (8, 4, 4))  # index 13.9: slices 10 to 17
-    assert (box == AIR_HU).all()
-    box = volume.cutout((107, 206, 313.4), (10, 4, 4))  # index 13: slices 8 to 17
-    np.testing.assert_array_equal(box[:2], VOXELS[8:, 4:8, 5:9])
-    assert (box[2:] == AIR_HU).all()
-
-
-def test_cutout_is_a_copy():
-    volume = Volume(VOXELS.copy(), GEOMETRY, GEOMETRY)
-    volume.cutout((107, 206, 305), (2, 2, 2))[:] = 0
-    np.testing.assert_array_equal(volume.voxels, VOXELS)
-
-
-def test_prepare_volume_refuses_transforms_that_lose_the_place(tmp_path):
-    path = write_scan(tmp_path, "a", PLAIN_HU)
-    load = LoadImaged("image", reader=CTReader, image_only=True)
-    with pytest.raises(ValueError, match=r"MetaTensor of shape \(70, 60, 40\) for a\.mhd: a MetaTensor \(1, x, y, z\)"):
-        prepare_volume(path, load)
-    with pytest.raises(ValueError, match=r"the transforms give Tensor of shape \(1, 70, 60, 40\)"):
-        prepare_volume(path, lambda item: {"image": load(item)["image"].as_tensor()[None]})
-
-
-def test_prepare_volume_rounds_and_clips_to_int16(tmp_path):
-    path = write_scan(tmp_path, "a", np.array([[[-1024, 1]], [[3, 3000]]], np.int16))
-    load = LoadImaged("image", reader=CTReader, image_only=True, ensure_channel_first=True)
-    volume = prepare_volume(path, lambda item: {"image": load(item)["image"] * 20.3})
-    # -20787.2, 20.3, 60.9 and 60900, which is more than int16 holds
-    assert volume.voxels.tolist() == [[[-20787, 20]], [[61, 32767]]]
-    assert volume.voxels.dtype == np.int16
 
 
 # --- what went in comes out -----------------------------------------------------------------------------------------

@@ -1,249 +1,25 @@
-"""LUNA16's tables: read in every form in which people have them, refused with file, line and cure where wrong."""
+"""Tables of points: read strictly, joined by series, and written whole."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from point_tables import point_table
+from point_tables import TABLE, point_table, write
 
-from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.luna16 import (
-    find_table,
-    read_annotations,
     read_candidates,
-    read_excluded,
-    read_series_list,
-    read_series_uids,
 )
-from luna16_monai.tables.points import PointTable, duplicate_rows, point_key, read_points, write_points
-
-HEADER = "seriesuid,coordX,coordY,coordZ,class"
-# Two series, three rows; the second series stands first.
-TABLE = f"{HEADER}\n1.3.9,-10.5,20,-300.25,0\n1.3.6,1,2,3,1\n1.3.9,4,5,6,1\n"
-
-
-MEASURE = """
-import json, pickle, re, sys
-from pathlib import Path
-from luna16_monai.tables.luna16 import read_candidates
-table = read_candidates(Path(sys.argv[1]))
-columns = (table.series, table.points_xyz, table.values, table.lines)
-print(json.dumps({
-    "rows": len(table),
-    "series": len(table.series_uids),
-    "column_bytes": sum(column.nbytes for column in columns),
-    "views": any(column.base is not None for column in columns),
-    "pickle_bytes": len(pickle.dumps(table)),
-    # not ru_maxrss, which a process inherits from the one that started it
-    "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024,
-}))
-"""
-
-
-def write(folder: Path, content: str | bytes, name: str = "candidates_V2.csv") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def assert_is_table(table: PointTable) -> None:
-    """The rows of TABLE, whatever it was read from."""
-    assert table.series_uids == ("1.3.6", "1.3.9")
-    assert table.series.tolist() == [1, 0, 1]
-    assert table.points_xyz.tolist() == [[-10.5, 20, -300.25], [1, 2, 3], [4, 5, 6]]
-    assert table.values.tolist() == [0, 1, 1]
-
-
-# --- good tables ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        TABLE,
-        TABLE.rstrip("\n"),
-        "\ufeff" + TABLE,
-        TABLE.replace("\n", "\r\n"),
-        "\ufeff" + TABLE.replace("\n", "\r\n"),
-        TABLE.replace("\n", "\r"),
-        TABLE.replace("1.3.6", '"1.3.6"').replace("-300.25", '"-300.25"'),
-        TABLE.replace(",", " , "),
-        TABLE.replace("\n", "\n\n"),
-        f"{HEADER},note\n1.3.9,-10.5,20,-300.25,0,a\n1.3.6,1,2,3,1,\n" + '1.3.9,4,5,6,1,"b, ""c"""\n',
-        "class,coordZ,seriesuid,coordX,coordY\n0,-300.25,1.3.9,-10.5,20\n1,3,1.3.6,1,2\n1,6,1.3.9,4,5\n",
-        f"{HEADER}\n1.3.9,-1.05e1,+20,-300.250,0.0\n1.3.6,1.,2,3,1\n1.3.9,4,5,6,1\n",
-    ],
-    ids=["plain", "no-end", "bom", "crlf", "bom-crlf", "cr", "quoted", "spaces", "blank", "more", "order", "numbers"],
-)
-def test_read_candidates_takes_every_form_of_csv(tmp_path, content):
-    write(tmp_path, content)
-    assert_is_table(read_candidates(tmp_path))
-
-
-def test_read_candidates_keeps_the_line_of_each_row(tmp_path):
-    write(tmp_path, TABLE.replace("\n1.3.6", "\n\n\n1.3.6"))
-    assert read_candidates(tmp_path).lines.tolist() == [2, 5, 6]
-
-
-def test_read_candidates_keeps_lines_over_many_thousand_rows(tmp_path):
-    # more than are parsed at once, and a blank line in the first part
-    write(tmp_path, f"{HEADER}\n\n" + "".join(f"s{i % 7},{i},0,0,0\n" for i in range(70_000)))
-    table = read_candidates(tmp_path)
-    assert len(table) == 70_000
-    assert table.lines[[0, 65_534, 65_535, 69_999]].tolist() == [3, 65_537, 65_538, 70_002]
-    assert table.points_xyz[:, 0].tolist() == list(range(70_000))
-    assert [table.series_uids[code] for code in table.series[:8]] == ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s0"]
-
-
-def test_read_candidates_of_a_header_alone_is_empty(tmp_path):
-    write(tmp_path, HEADER)
-    table = read_candidates(tmp_path)
-    assert len(table) == 0
-    assert table.points_xyz.shape == (0, 3)
-    assert table.series_codes(["1.3.6"]).shape == (0,)
-    assert len(duplicate_rows(table)) == 0
-    assert lies_on(table, table).shape == (0,)
-
-
-def test_read_candidates_prefers_v2_and_warns_of_the_first_version(tmp_path, caplog):
-    write(tmp_path, TABLE, "candidates.csv")
-    with caplog.at_level(logging.WARNING):
-        assert_is_table(read_candidates(tmp_path))
-    assert "candidates_V2 not found" in caplog.text
-    caplog.clear()
-    write(tmp_path, f"{HEADER}\n1.3.6,1,2,3,1\n")
-    with caplog.at_level(logging.WARNING):
-        assert len(read_candidates(tmp_path)) == 1
-    assert caplog.text == ""
-
-
-@pytest.mark.parametrize("member", ["candidates_V2.csv", "candidates_V2/candidates_V2.csv"])
-def test_read_candidates_reads_inside_the_zip(tmp_path, member):
-    with zipfile.ZipFile(tmp_path / "candidates_V2.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(member, "\ufeff" + TABLE.replace("\n", "\r\n"))
-    table = read_candidates(tmp_path)
-    assert_is_table(table)
-    assert "candidates_V2.zip" in table.source
-
-
-def test_find_table_takes_an_unpacked_file_before_the_zip(tmp_path):
-    with zipfile.ZipFile(tmp_path / "candidates_V2.zip", "w") as archive:
-        archive.writestr("candidates_V2.csv", HEADER)
-    assert "zip" in str(find_table(tmp_path, "candidates_V2"))
-    unpacked = write(tmp_path, TABLE, "candidates_V2/candidates_V2.csv")
-    assert find_table(tmp_path, "candidates_V2") == unpacked
-    assert find_table(tmp_path, "annotations") is None
-
-
-@pytest.mark.parametrize("layout", ["flat", "script", "script zip", "script zip without its folder"])
-def test_tables_of_the_evaluation_script_are_found(tmp_path, layout):
-    tables = {
-        "annotations": "seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6,1,2,3,5.5\n",
-        "annotations_excluded": "seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6,1,2,3,-1\n",
-        "seriesuids": "1.3.9\r\n1.3.6\r\n",
-    }
-    for name, content in tables.items():
-        if layout == "flat":
-            write(tmp_path, content, f"{name}.csv")
-        elif layout == "script":
-            write(tmp_path, content, f"evaluationScript/annotations/{name}.csv")
-        else:
-            folder = "evaluationScript/" if layout == "script zip" else ""
-            with zipfile.ZipFile(tmp_path / "evaluationScript.zip", "a") as archive:
-                archive.writestr(f"{folder}annotations/{name}.csv", content)
-    assert read_annotations(tmp_path).values.tolist() == [5.5]
-    assert read_excluded(tmp_path).values.tolist() == [-1]
-    assert read_series_list(tmp_path) == ("1.3.6", "1.3.9")
-
-
-def test_read_series_uids_is_sorted_and_lenient_about_commas_and_blank_lines(tmp_path):
-    path = write(tmp_path, "\ufeff1.3.9,\r\n\r\n 1.3.6\n", "seriesuids.csv")
-    assert read_series_uids(path) == ("1.3.6", "1.3.9")
+from luna16_monai.tables.points import duplicate_rows, point_key, read_points, write_points
 
 
 def test_read_points_reads_submissions(tmp_path):
     path = write(tmp_path, TABLE.replace("class", "probability").replace(",0\n", ",0.25\n"), "submission.csv")
     assert read_points(path, "probability").values.tolist() == [0.25, 1, 1]
-
-
-# --- bad tables -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "line 1: column seriesuid is missing"),
-        (
-            TABLE.replace("coordY", "y"),
-            "line 1: column coordY is missing (found: 'seriesuid, coordX, y, coordZ, class')",
-        ),
-        (TABLE.replace("class", "coordX"), "line 1: column coordX stands there twice"),
-        (TABLE.replace(",", ";"), "line 1: column seriesuid is missing"),
-        (TABLE.replace("-300.25", "left"), "line 2: coordZ is 'left', not a finite number"),
-        (TABLE.replace("-300.25", ""), "line 2: coordZ is '', not a finite number"),
-        (TABLE.replace("4,5,6", "4,nan,6"), "line 4: coordY is 'nan', not a finite number"),
-        (TABLE.replace("1,2,3", "-inf,2,3"), "line 3: coordX is '-inf', not a finite number"),
-        (TABLE.replace("1,2,3", "1e999,2,3"), "line 3: coordX is '1e999', not a finite number"),
-        (TABLE.replace("1,2,3", "1_0,2,3"), "line 3: coordX is '1_0', not a finite number"),
-        (TABLE.replace("1,2,3", "١,2,3"), "line 3: coordX is '١', not a finite number"),
-        (TABLE.replace("1,2,3,1", "1,2,3,2"), "line 3: class is 2, expected 0 (no nodule) or 1 (nodule)"),
-        (TABLE.replace("1,2,3,1", "1,2,3,0.5"), "line 3: class is 0.5"),
-        (TABLE.replace("1,2,3,1", "1,2,3"), "line 3: 4 values, but the header names 5"),
-        (TABLE.replace("1,2,3,1", "1,2,3,1,"), "line 3: 6 values, but the header names 5"),
-        (TABLE.replace("1.3.6", ""), "line 3) is no series identifier"),
-        (TABLE.replace("1.3.6", "../1.3.6"), "'../1.3.6' ("),
-        (TABLE.replace("1.3.6", "a\\b"), "line 3) is no series identifier"),
-        (TABLE.replace("1.3.6", ".hidden"), "line 3) is no series identifier"),
-        (TABLE.replace("1.3.6", "1.3\0.6"), "line 3) is no series identifier"),
-        (TABLE.replace("-300.25", "-300\0"), "line 2: coordZ is '-300\\x00', not a finite number"),
-        (TABLE.replace("1,2,3", '"1,2,3'), "line 3: a quoted value runs over several lines"),
-        (TABLE.replace("1.3.6", "1" * 201), "line 3) is no series identifier"),
-        (TABLE.replace("4,5,6", "4" * 200_000 + ",5,6"), "line 4: field larger than field limit"),
-        (TABLE.replace("1.3.6", "ä").encode("latin-1"), "is no text in UTF-8"),
-        (TABLE.encode("utf-16"), "is no text in UTF-8"),
-        (f"{HEADER}\n1.3.6,1,2,3,0\n1.3.9,1,2,3,0\n1.3.6,1,2,3,1\n", "lines 2 and 4: the same point of series 1.3.6"),
-    ],
-)
-def test_read_candidates_refuses(tmp_path, content, message):
-    path = write(tmp_path, content)
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        read_candidates(tmp_path)
-    text = str(caught.value)
-    assert str(path) in text
-    assert "\n" not in text
-    assert len(text) < 500 + len(str(path))
-    assert re.search(r"mend|expected|must name|keep|close|CSV", text), "no cure is told"
-
-
-def test_read_candidates_refuses_a_very_long_line_of_many_values(tmp_path):
-    write(tmp_path, TABLE + "1.3.6" + ",1" * 300_000 + "\n")
-    with pytest.raises(ValueError, match="line 5: 300001 values, but the header names 5"):
-        read_candidates(tmp_path)
-
-
-def test_read_candidates_tells_the_first_of_several_wrong_lines(tmp_path):
-    write(tmp_path, TABLE.replace("4,5,6", "x,5,6").replace("1,2,3", "inf,2,3"))
-    with pytest.raises(ValueError, match="line 3: coordX is 'inf'"):
-        read_candidates(tmp_path)
-
-
-def test_read_candidates_accepts_rows_that_repeat_without_contradiction(tmp_path):
-    write(tmp_path, TABLE + "1.3.6,1,2,3,1\n1.3.6,1,2,3.000001,0\n")
-    table = read_candidates(tmp_path)
-    assert len(table) == 5
-    assert duplicate_rows(table).tolist() == [3]
 
 
 def test_duplicate_rows_leaves_the_first_of_each():
@@ -252,54 +28,11 @@ def test_duplicate_rows_leaves_the_first_of_each():
     assert duplicate_rows(table).tolist() == [2, 3, 4]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 and no more", b"no zip at all"])
-def test_read_candidates_refuses_a_damaged_zip(tmp_path, content):
-    write(tmp_path, content, "candidates_V2.zip")
-    with pytest.raises(ValueError, match=r"candidates_V2\.zip is damaged.*fetch it again"):
-        read_candidates(tmp_path)
-
-
-def test_read_candidates_refuses_a_zip_with_a_flipped_bit(tmp_path):
-    path = tmp_path / "candidates_V2.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("candidates_V2.csv", TABLE)
-    content = path.read_bytes()
-    at = content.index(b"-300.25")
-    path.write_bytes(content[:at] + b"-301.25" + content[at + 7 :])
-    with pytest.raises(ValueError, match=r"candidates_V2\.zip.*is damaged.*CRC"):
-        read_candidates(tmp_path)
-
-
-def test_read_candidates_of_a_folder_without_a_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no candidates_V2\.csv .* in .*: put LUNA16's candidate list there"):
-        read_candidates(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no annotations_excluded\.csv in .*: put LUNA16's table there"):
-        read_excluded(tmp_path)
-
-
-def test_read_annotations_refuses_a_diameter_of_zero(tmp_path):
-    write(tmp_path, TABLE.replace("class", "diameter_mm"), "annotations.csv")
-    with pytest.raises(ValueError, match=r"annotations\.csv, line 2: diameter_mm is 0, expected a diameter in mm"):
-        read_annotations(tmp_path)
-
-
 @pytest.mark.parametrize("probability", ["-0.1", "1.5"])
 def test_read_points_refuses_what_is_no_probability(tmp_path, probability):
     path = write(tmp_path, TABLE.replace("class", "probability").replace("2,3,1", f"2,3,{probability}"), "s.csv")
     with pytest.raises(ValueError, match=f"s.csv, line 3: probability is {probability}, expected a probability"):
         read_points(path, "probability")
-
-
-def test_read_series_uids_refuses_a_series_that_is_listed_twice(tmp_path):
-    path = write(tmp_path, "1.3.6\n1.3.9\n1.3.6\n", "seriesuids.csv")
-    with pytest.raises(ValueError, match=r"series 1\.3\.6 is listed twice in .*seriesuids\.csv: keep one line"):
-        read_series_uids(path)
-
-
-def test_read_series_uids_refuses_what_could_lead_out_of_a_folder(tmp_path):
-    path = write(tmp_path, "1.3.6\n../../etc\n", "seriesuids.csv")
-    with pytest.raises(ValueError, match=r"'\.\./\.\./etc' \(.*seriesuids\.csv\) is no series identifier"):
-        read_series_uids(path)
 
 
 def test_require_series_names_the_first_row_of_an_unknown_series(tmp_path):
@@ -326,29 +59,6 @@ def test_select_takes_masks_and_indices():
         assert part.values.tolist() == [0, 1]
         assert part.lines.tolist() == [2, 4]
         assert [part.series_uids[code] for code in part.series] == ["a", "a"]
-
-
-def test_lies_on_is_strictly_inside_the_radius_of_the_same_series():
-    findings = point_table([("b", 10, 0, 0, 6), ("c", 0, 0, 0, -1), ("d", 0, 0, 0, 2)])
-    points = point_table(
-        [
-            ("b", 12.9, 0, 0, 0),  # 2.9 of 3 mm
-            ("b", 13, 0, 0, 0),  # on the surface
-            ("b", 10, 1.8, 2.4, 0),  # 3 mm off: on the surface, 1.8² + 2.4² = 3²
-            ("b", 10, 1.8, 2.3, 0),  # inside
-            ("c", 4.9, 0, 0, 0),  # an unknown diameter counts as 10 mm
-            ("c", 0, 5, 0, 0),
-            ("a", 0, 0, 0, 0),  # a series without findings, which comes before the others
-            ("c", 10, 0, 0, 0),  # where series b has its finding
-            ("d", 0, 0, 0, 0),
-        ]
-    )
-    assert lies_on(points, findings).tolist() == [True, False, False, True, True, False, False, False, True]
-
-
-def test_lies_on_of_a_point_inside_two_findings():
-    findings = point_table([("a", 0, 0, 0, 10), ("a", 1, 0, 0, 10)])
-    assert lies_on(point_table([("a", 0.5, 0, 0, 0), ("a", 9, 0, 0, 0)]), findings).tolist() == [True, False]
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -387,43 +97,6 @@ def test_write_points_leaves_nothing_where_columns_differ_in_length(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         write_points(tmp_path / "table.csv", ["1.3.6", "1.3.9"], [[1, 2, 3]], [0, 1], "class")
     assert list(tmp_path.iterdir()) == []
-
-
-# --- LUNA16's size --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the highest use of memory is read from /proc")
-def test_read_candidates_of_luna16s_size_keeps_no_object_for_a_row(tmp_path):
-    rows = 754_975
-    uids = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{10**29 + i}" for i in range(888)]
-    block = [f"{uids[i % 888]},{i % 400}.125,{i % 300}.5,-{i % 700},{int(i % 485 == 0)}" for i in range(88_800)]
-    write(tmp_path, "\n".join([HEADER, *(block * 9)[:rows]]))
-    # in a process of its own, whose memory holds nothing else
-    child = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
-    measured = json.loads(child.stdout)
-    assert measured["rows"] == rows
-    assert measured["series"] == 888
-    # 4 + 24 + 8 + 4 bytes a row, in columns that are no views of something larger
-    assert measured["column_bytes"] == 40 * rows
-    assert not measured["views"]
-    # beside the columns, a table is a name and 888 series
-    assert measured["pickle_bytes"] < 40 * rows + 200_000
-    assert measured["peak_mb"] < 500
-
-
-def test_real_tables_load_and_join(shared):
-    folder = shared("data/luna16")
-    uids = read_series_list(folder)
-    nodules, excluded = read_annotations(folder), read_excluded(folder)
-    assert uids is not None
-    assert len(uids) == 888
-    assert (len(nodules), len(excluded)) == (1186, 35192)
-    assert len(nodules.series_uids) == 601
-    assert int((excluded.values == -1).sum()) == 30513
-    for table in (nodules, excluded):
-        table.require_series(uids, "seriesuids.csv")
-    # each nodule lies on itself
-    assert lies_on(nodules, nodules).all()
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from point_tables import point_table
 
 from luna16_monai.bundle import config as bundle
 from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.evaluation.match import match_marks
 from luna16_monai.evaluation.submission import Truth
 from luna16_monai.runs.history import read_history
 from luna16_monai.runs.record import trained_series
@@ -67,6 +68,20 @@ class TestBestEpoch:
         results = read_results(tmp_path)
         assert results.label is not None
         assert (results.label.sum(), results.series_uids) == (6, SERIES)
+
+    def test_best_epoch_is_matched_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        matched = []
+
+        def counted(*arguments: Any) -> Any:
+            matched.append(arguments)
+            return match_marks(*arguments)
+
+        monkeypatch.setattr("luna16_monai.evaluation.submission.match_marks", counted)
+        scores, candidates = scored()
+        BestEpoch(str(tmp_path), torch.nn.Linear(2, 2), scores, candidates)(engine(scores.compute()))
+        assert len(matched) == 1
+        scores.reset()
+        assert scores.match is None
 
     def test_best_epoch_leaves_the_files_of_a_better_epoch(self, tmp_path: Path) -> None:
         scores, candidates = scored()

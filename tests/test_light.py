@@ -1,0 +1,100 @@
+"""What reads and does not train loads neither torch nor MONAI nor Ignite; each case in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ct_files import write_ct
+
+HEAVY = ("torch", "monai", "ignite")
+PROGRAM = """
+import json, sys
+code = 0
+{work}
+print(json.dumps([code, sorted(set(sys.modules) & {heavy})]))
+"""
+
+
+def loaded(work: str) -> list[str]:
+    """Run statements in a new process; the heavy packages that are loaded afterwards."""
+    program = PROGRAM.format(work=work, heavy=set(HEAVY))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return modules
+
+
+def verb(*words: object) -> str:
+    """Run a verb in this process, its output aside."""
+    return (
+        "import contextlib, io\nfrom luna16_monai.cli.main import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()):\n    code = main({list(map(str, words))!r})"
+    )
+
+
+def test_loaded_finds_what_is_loaded():
+    assert loaded("import torch") == ["torch"]
+
+
+@pytest.mark.parametrize(
+    "module", ["experiments.crossval", "experiments.folds", "experiments.tune", "experiments.search", "setup.doctor"]
+)
+def test_starting_process_is_light(module):
+    assert loaded(f"import luna16_monai.{module}, luna16_monai.cli.experiments") == []
+
+
+def test_ct_opens_light(tmp_path):
+    path = write_ct(tmp_path / "scan.mhd")
+    work = f"from pathlib import Path\nfrom luna16_monai.ct.opening import open_ct\nopen_ct(Path({str(path)!r})).read()"
+    assert loaded(work) == []
+
+
+def test_verify_is_light(store_dir):
+    assert loaded(verb("verify", "--store", store_dir)) == []
+
+
+def test_doctor_of_data_and_store_is_light(phantom_dir, store_dir):
+    work = (
+        "from pathlib import Path\nfrom luna16_monai.setup import doctor\n"
+        f"data, store = Path({str(phantom_dir)!r}), Path({str(store_dir)!r})\n"
+        "checks = [*doctor._data(data), *doctor._store(store, data), *doctor._packages()]\n"
+        "assert [c['name'] for c in checks][:3] == ['data', 'tables', 'store'], checks"
+    )
+    assert loaded(work) == []
+
+
+def test_doctor_loads_torch_alone_to_try_the_gpu(phantom_dir, store_dir, tmp_path):
+    work = (
+        "from pathlib import Path\nfrom luna16_monai.setup.doctor import examine\n"
+        f"examine(Path({str(phantom_dir)!r}), Path({str(store_dir)!r}), Path({str(tmp_path)!r}))"
+    )
+    assert loaded(work) == ["torch"]
+
+
+@pytest.fixture
+def scored(phantom_dir: Path, tmp_path: Path) -> tuple[list[object], Path]:
+    """The words of an evaluation by subsets, and the folder that it writes."""
+    from luna16_monai.tables.luna16 import read_candidates
+    from luna16_monai.tables.points import write_points
+
+    table = read_candidates(phantom_dir)
+    submission, output = tmp_path / "submission.csv", tmp_path / "run"
+    uids = [table.series_uids[code] for code in table.series]
+    write_points(submission, uids, table.points_xyz, np.linspace(0, 1, len(table)), "probability")
+    words: list[object] = ["evaluate", "--submission", submission, "--annotations", phantom_dir / "annotations.csv"]
+    words += ["--excluded", phantom_dir / "annotations_excluded.csv", "--seriesuids", phantom_dir / "seriesuids.csv"]
+    return [*words, "--subsets", phantom_dir, "--bootstrap", 20, "--output", output], output
+
+
+def test_evaluate_by_subsets_and_report_are_light(scored, store_dir):
+    words, output = scored
+    assert loaded(verb(*words)) == []
+    assert json.loads((output / "metrics.json").read_text())["by_subset"]
+    assert loaded(verb("report", "--run", output, "--store", store_dir)) == []
+    assert (output / "report.html").is_file()
