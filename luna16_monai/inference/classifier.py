@@ -161,7 +161,7 @@ def score_in_turn(
         classifiers: the bundles.
         table: the points.
         volumes: of each bundle, see `volumes_of`.
-        tta: as `Classifier.probabilities`.
+        views: as `Classifier.probabilities`.
 
     Returns:
         (n,) for each classifier.
@@ -176,5 +176,5 @@ def score_in_turn(
     for code in np.unique(table.series):
         rows = np.flatnonzero(table.series == code)
         for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
-            result[rows] = one.score_rows(table, rows, preprocessing, tta)
+            result[rows] = one.score_rows(table, rows, preprocessing, views)
     return scored

@@ -59,5 +59,7 @@ class ViewsInferer(Inferer):
         """Score a batch (n, channel, z, y, x); gives logits (n, classes)."""
         if self.number == 1:
             return network(inputs, *args, **kwargs)
-        scored = [torch.log_softmax(network(view, *args, **kwargs).double(), 1) for view in views_of(inputs, self.number)]
+        scored = [
+            torch.log_softmax(network(view, *args, **kwargs).double(), 1) for view in views_of(inputs, self.number)
+        ]
         return (torch.logsumexp(torch.stack(scored), 0) - math.log(self.number)).to(inputs.dtype)

@@ -30,7 +30,9 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
     norms = {name: part for name, part in network.named_modules() if name.endswith(NORM.rstrip("."))}
     for name, norm in norms.items():
         if not isinstance(norm, nn.BatchNorm3d | nn.SyncBatchNorm):
-            raise ValueError(f"{name} is {type(norm).__name__}: only batch norms can be folded; set norm to BATCH or null")
+            raise ValueError(
+                f"{name} is {type(norm).__name__}: only batch norms can be folded; set norm to BATCH or null"
+            )
         convolution = name.removesuffix(".adn.N") + ".conv"
         mean, variance, gamma, beta = (
             state.pop(f"{name}.{part}").double() for part in ("running_mean", "running_var", "weight", "bias")

@@ -121,7 +121,8 @@ class NoduleNet(nn.Module):
         normalised channels and one of ones, with the weights scaled and shifted instead. Only the tail's two parameters
         a channel needed the gradient of the image, a seventh of a step. Equal to rounding, zero padding included.
         """
-        tail, first = self.tail, self.backbone[0]
+        tail: Any = self.tail
+        first: Any = self.backbone[0]
         if not tail.training or type(tail) is not nn.BatchNorm3d or tail.num_batches_tracked is None:
             return self.backbone(tail(image))
         tail.num_batches_tracked.add_(1)
