@@ -1,7 +1,7 @@
 """Let the C library keep freed memory for the next step, instead of giving it back to the system.
 
-glibc returns large blocks as soon as they are freed, and each training step faults the same pages in again: a quarter of
-a step on a CPU. Kept blocks change no result; the process holds what its largest step needed.
+glibc returns large blocks as soon as they are freed, and each training step faults the same pages in again: a quarter
+of a step on a CPU. Kept blocks change no result; the process holds what its largest step needed.
 """
 
 from __future__ import annotations

@@ -123,10 +123,12 @@ class NoduleNet(nn.Module):
         """
         tail: Any = self.tail
         first: Any = self.backbone[0]
-        if not tail.training or type(tail) is not nn.BatchNorm3d or tail.num_batches_tracked is None:
+        if not tail.training or type(tail) is not nn.BatchNorm3d or tail.momentum is None:
             return self.backbone(tail(image))
         tail.num_batches_tracked.add_(1)
-        normal = F.batch_norm(image, tail.running_mean, tail.running_var, None, None, True, tail.momentum, tail.eps)
+        normal = F.batch_norm(
+            image, tail.running_mean, tail.running_var, None, None, True, tail.momentum or 0.0, tail.eps
+        )
         weight = first.conv.weight
         scaled = weight * tail.weight[:, None, None, None]
         shifted = (weight * tail.bias[:, None, None, None]).sum(1, keepdim=True)
