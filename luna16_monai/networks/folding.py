@@ -1,8 +1,8 @@
 """Fold the batch norms of a trained network into its convolutions, and unfold them for a training that goes on.
 
 A batch norm behind a convolution only scales and shifts its channels in scoring, which the convolution's own weights
-and bias can do. What is trained with norms so becomes the design's network without them: as small, as fast, exported as it
-is. The way back loses what a norm had learned: it becomes the identity in scoring.
+and bias can do. What is trained with norms so becomes the design's network without them: as small, as fast, exported
+as it is. The way back loses what a norm had learned: it becomes the identity in scoring.
 """
 
 from __future__ import annotations

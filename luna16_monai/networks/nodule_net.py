@@ -123,7 +123,7 @@ class NoduleNet(nn.Module):
         """
         tail: Any = self.tail
         first: Any = self.backbone[0]
-        if not tail.training or type(tail) is not nn.BatchNorm3d or tail.momentum is None:
+        if not tail.training or type(self.tail) is not nn.BatchNorm3d:
             return self.backbone(tail(image))
         tail.num_batches_tracked.add_(1)
         normal = F.batch_norm(
