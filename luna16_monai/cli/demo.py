@@ -66,6 +66,8 @@ LONG = Plan(
 )
 
 
+# of metrics.json, in what --json prints
+KEYS = ("roc_auc", "average_precision", "cpm", "cpm_ci95", "baselines")
 LUNA16 = [sys.executable, "-m", "luna16_monai"]
 
 
@@ -144,8 +146,7 @@ class _Demo:
             },
             started,
         )
-        keys = ("roc_auc", "average_precision", "cpm", "cpm_ci95", "baselines")
-        return self._result(self.output, {key: metrics[key] for key in keys})
+        return self._result(self.output, {key: metrics[key] for key in KEYS})
 
     def classify_malignancy(self, output: Path) -> dict[str, Any]:
         """Fine-tune and score the malignancy bundle from the nodule run; return what --json prints."""

@@ -1,10 +1,14 @@
-"""Claim the output folder of a run before it starts."""
+"""What happens before a run starts: its output folder is claimed, the network to be scored is that of its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
+
+from luna16_monai.bundle.config import change_config
+from luna16_monai.runs.record import read_network
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
@@ -26,3 +30,22 @@ def claim(output_dir: Path | str, resume: bool) -> None:
             "or name another output_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def take_recorded_network(weights: Path | str) -> None:
+    """Let the running config build the network, and cut the cutouts, that the ``run.json`` beside weights records.
+
+    To be called early in ``initialize``, once the config is whole. Without a record the config stays as it is.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    record = read_network(Path(weights))
+
+    def change(config: dict[str, Any]) -> bool:
+        if not record or not str(config["network_def"].get("_target_", "")).endswith(".NoduleNet"):
+            return False
+        config.update(record, network_def={**config["network_def"], **record["network_def"]})
+        return True
+
+    change_config(change)
