@@ -1,8 +1,8 @@
 """Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is told about it.
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
-excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it does
-not fit, or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
+excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it
+does not fit, or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
 """
 
 from __future__ import annotations
