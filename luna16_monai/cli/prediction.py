@@ -33,7 +33,9 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     console.add_symlinks(verb)
     verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
-    verb.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
+    verb.add_argument("--tta", action="store_true", help="average over 16 flips and quarter turns: --views 16")
+    text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
+    verb.add_argument("--views", type=int, metavar="N", help=text)
     console.add_device(verb)
     verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
     text = "of the report; calibrated where known; default: 0.5"
@@ -48,6 +50,9 @@ def run_predict(options: argparse.Namespace) -> int:
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.tables.points import from_ras, read_points
 
+    if options.tta and options.views not in (None, 16):
+        raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
+    views = 16 if options.tta else options.views
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     table = read_points(console.existing(options.candidates), None)
     device = console.device(options.device)
@@ -55,7 +60,7 @@ def run_predict(options: argparse.Namespace) -> int:
     points = from_ras(table) if options.ras else table
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
-        classifiers, options.ct, table, points, options.output, options.tta, wanted, console.shows_progress(options),
+        classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
         malignancy=_malignancy_classifier(options, device), allow_symlinks=options.allow_symlinks,
     )  # fmt: skip
     lines = [f"predict: {len(table)} probabilities in {options.output}"]

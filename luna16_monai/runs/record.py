@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from luna16_monai.evaluation.calibration import Calibration
 
@@ -25,6 +26,32 @@ def read_calibration(weights: Path) -> Calibration | None:
 
 
 RUN = "run.json"
+
+
+def read_network(weights: Path) -> dict[str, Any]:
+    """Return what a ``run.json`` beside weights says of their network; nothing where there is no such file.
+
+    Returns:
+        ``network_def``, the arguments of ``NoduleNet``, without the norms, which ``model.pt`` holds folded; and
+        ``shape_zyx`` and ``spacing_zyx`` of the cutouts. Empty for a run that recorded no network.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = weights.parent / RUN
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("network_def") is None:
+            return {}
+        arguments = dict(record["network_def"])
+        if arguments["norm"] == "BATCH":
+            arguments |= {"norm": None, "bias": True}
+        spacing = record["settings"].get("spacing_zyx")
+        return {"network_def": arguments, "shape_zyx": arguments["spatial_shape_zyx"], "spacing_zyx": spacing}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not say which network its weights belong to: train it anew") from error
 
 
 def trained_series(run_dir: Path | str) -> tuple[str, ...]:
