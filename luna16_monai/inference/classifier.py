@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import _views
-from luna16_monai.runs.record import read_calibration
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable
 
@@ -63,7 +63,7 @@ class Classifier:
         parsers = [ConfigParser({**self.config, **part}) for part in parts]
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
-        self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
+        self.calibration = RunFolder(self.weights[0].parent).calibration() if len(self.weights) == 1 else None
 
     def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""

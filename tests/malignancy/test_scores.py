@@ -17,9 +17,9 @@ from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds
-from luna16_monai.malignancy.scores import MalignancyResults, end_to_end
+from luna16_monai.malignancy.scores import MalignancyScores, end_to_end
 from luna16_monai.malignancy.size_baseline import measure_nodules, score_ruler
-from luna16_monai.runs.results import read_rated_nodules
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.tables.lidc import write_readings
 from luna16_monai.tables.points import write_points
 
@@ -95,7 +95,7 @@ def data_dir(tmp_path) -> Path:
     return folder
 
 
-def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tuple[MalignancyResults, CandidateList]:
+def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tuple[MalignancyScores, CandidateList]:
     """The first six series are held out; two candidates lie on each nodule, the second one nearer to its middle."""
     rows = []
     for uid, x, y, z, diameter in NODULES[:18]:
@@ -108,13 +108,12 @@ def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tupl
     candidates = CandidateList(point_table(rows), positives_first=False)
     split = SimpleNamespace(train_series=SERIES[6:], validation_series=SERIES[:6], validation=candidates)
     kinds = MalignancyKinds(data_dir)
-    handler = MalignancyResults(
+    handler = MalignancyScores(
         data_dir.parent,
         data_dir,
         OneVolume(),
         split,
         kinds,
-        None,
         nodule_run,
         draws=50,
         **more,  # type: ignore[arg-type]
@@ -141,9 +140,9 @@ def test_malignancy_results_score_each_nodule_by_its_nearest_candidate(data_dir)
         ("1", "0.8", "4.0", "50.0"),
         ("0", "0.2", "2.0", "-1000.0"),
     ]
-    columns = read_rated_nodules(data_dir.parent)
-    assert columns is not None
-    assert columns["diameter_mm"][:2].tolist() == [12, 6]
+    nodules = RunFolder(data_dir.parent).read_rated_nodules()
+    assert nodules is not None
+    assert nodules.columns["diameter_mm"][:2].tolist() == [12, 6]
 
 
 def nodule_run(folder: Path, candidates: CandidateList, probability: np.ndarray) -> Path:
@@ -202,7 +201,7 @@ def test_malignancy_results_add_to_the_metrics_of_the_best_epoch_alone(data_dir)
 
 
 def test_read_rated_nodules_of_a_run_without_them_is_none(tmp_path):
-    assert read_rated_nodules(tmp_path) is None
+    assert RunFolder(tmp_path).read_rated_nodules() is None
     (tmp_path / "rated_nodules.csv").write_text("seriesuid,label\na,x\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"rated_nodules\.csv is damaged"):
-        read_rated_nodules(tmp_path)
+        RunFolder(tmp_path).read_rated_nodules()
