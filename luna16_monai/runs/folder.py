@@ -114,6 +114,12 @@ class DataRecord:
     validation_series: tuple[str, ...] | None = None
     test_series: tuple[str, ...] | None = None
 
+    @property
+    def sizes(self) -> dict[str, Mapping[str, int]]:
+        """The sizes of training and validation, where they are told."""
+        both = {"train": self.train, "validation": self.validation}
+        return {name: sizes for name, sizes in both.items() if sizes is not None}
+
 
 @dataclass(frozen=True)
 class RunRecord:

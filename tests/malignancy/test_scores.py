@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from point_tables import point_table
 
 from luna16_monai.dataset.candidates import CandidateList
@@ -121,7 +120,7 @@ def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tupl
     return handler, candidates
 
 
-def test_malignancy_results_score_each_nodule_by_its_nearest_candidate(data_dir):
+def test_malignancy_scores_score_each_nodule_by_its_nearest_candidate(data_dir):
     handler, candidates = results(data_dir)
     # the farther candidates would turn the order round
     near = candidates.table.points_xyz[:, 0] == 1
@@ -152,7 +151,7 @@ def nodule_run(folder: Path, candidates: CandidateList, probability: np.ndarray)
     return folder
 
 
-def test_malignancy_results_follow_nodules_on_the_whole_way(data_dir, tmp_path):
+def test_malignancy_scores_follow_nodules_on_the_whole_way(data_dir, tmp_path):
     _, candidates = results(data_dir)
     kinds, x = candidates.kinds, candidates.table.points_xyz[:, 0]
     # the first network prefers the farther candidate, and misses the nodules of the first series
@@ -171,7 +170,7 @@ def test_malignancy_results_follow_nodules_on_the_whole_way(data_dir, tmp_path):
     assert told["counts"]["non_nodule"] == {"missed": 6, "benign": 6, "malignant": 0}
 
 
-def test_malignancy_results_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_path):
+def test_malignancy_scores_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_path):
     _, candidates = results(data_dir)
     with pytest.raises(ValueError, match="nodule_run with validation_negatives 6: false positives a scan need all"):
         results(data_dir, tmp_path, validation_negatives=6)
@@ -184,20 +183,19 @@ def test_malignancy_results_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_
     ):
         results(data_dir, run)[0].score(np.linspace(0, 1, len(candidates)))
     (run / "run.json").write_text(json.dumps({"data": {"train_series": [SERIES[2]]}}), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"series {SERIES[2]} is in nodule_training and in validation"):
+    with pytest.raises(
+        ValueError, match=rf"{SERIES[2]} is in validation, and nodule_run .* saw it in training \(1 of 6"
+    ):
         results(data_dir, run)
 
 
-def test_malignancy_results_add_to_the_metrics_of_the_best_epoch_alone(data_dir):
-    handler, candidates = results(data_dir, best_only=True)
-    handler.scores = SimpleNamespace(  # type: ignore[assignment]
-        candidates=torch.arange(len(candidates)), probabilities=torch.linspace(0, 1, len(candidates)).double()
-    )
-    path = data_dir.parent / "metrics.json"
-    path.write_text('{"roc_auc": 0.5}', encoding="utf-8")
-    for epoch, expected in ((2, {"roc_auc"}), (1, {"roc_auc", "malignancy"})):
-        handler(SimpleNamespace(state=SimpleNamespace(epoch=epoch, best_metric_epoch=1)))  # type: ignore[arg-type]
-        assert set(json.loads(path.read_text(encoding="utf-8"))) == expected
+def test_malignancy_scores_are_a_part_of_the_metrics(data_dir):
+    part, candidates = results(data_dir)
+    probability = np.where(candidates.kinds == 1, 0.9, 0.1)
+    told = part(probability)
+    assert list(told) == ["malignancy"]
+    assert told["malignancy"]["compared"]["network"]["roc_auc"] == 1
+    assert not (data_dir.parent / "metrics.json").exists()
 
 
 def test_read_rated_nodules_of_a_run_without_them_is_none(tmp_path):
