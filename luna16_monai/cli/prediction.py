@@ -46,8 +46,8 @@ def run_predict(options: argparse.Namespace) -> int:
     """Run ``luna16 predict``; return its exit code."""
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.inference.predict import Wanted, predict
+    from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-    from luna16_monai.tables.drawn import drawn_near
     from luna16_monai.tables.points import from_ras, read_points
 
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
@@ -105,11 +105,11 @@ def add_review(verbs: Verbs) -> None:
 
 def run_review(options: argparse.Namespace) -> int:
     """Run ``luna16 review``; return its exit code."""
+    from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.review.decisions import Decisions, login_name
     from luna16_monai.review.server import ReviewServer
     from luna16_monai.review.session import Review
     from luna16_monai.runs.seen import seen_beside, tell_seen
-    from luna16_monai.tables.drawn import drawn_near
 
     predictions = console.existing(options.predictions)
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")

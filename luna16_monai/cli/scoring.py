@@ -40,8 +40,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def _seen(options: argparse.Namespace, series_uids: Sequence[str]) -> list[str]:
     """Return how many of the scored scans the weights have seen, where a record lies beside the submission."""
+    from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import seen_beside, tell_seen
-    from luna16_monai.tables.drawn import drawn_near
 
     seen = seen_beside(options.submission)
     if seen is None:

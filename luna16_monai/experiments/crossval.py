@@ -26,11 +26,11 @@ from luna16_monai.experiments.folds import AUDIT, PLAN, Plan, audit_leakage
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.files import write_json
 from luna16_monai.machine.jobs import Execute, run_jobs
+from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import DataRecord, Metrics, RunFolder, RunRecord
 from luna16_monai.runs.results import Results, read_results, write_results
 from luna16_monai.runs.seen import read_seen
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.drawn import read_drawn
 from luna16_monai.tables.lidc import read_patients
 from luna16_monai.tables.points import PointTable
 

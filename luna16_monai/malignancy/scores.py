@@ -19,10 +19,10 @@ from luna16_monai.evaluation.calibration import OPERATING_RATE, calibrate, thres
 from luna16_monai.evaluation.roc import compare_roc_auc
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, NON_NODULE, UNRATED, MalignancyKinds
 from luna16_monai.malignancy.size_baseline import measure_nodules, require_scikit_learn, score_ruler
+from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.drawn import read_drawn
 from luna16_monai.tables.hits import best_point, nearest_point
 from luna16_monai.tables.lidc import read_patients
 from luna16_monai.tables.points import PointTable

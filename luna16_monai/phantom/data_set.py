@@ -23,10 +23,10 @@ from luna16_monai.ct.metaimage import write_mhd
 from luna16_monai.machine.claims import differences
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
+from luna16_monai.phantom.drawn import DRAWN, Drawn, write_drawn
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
 from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
-from luna16_monai.tables.drawn import DRAWN, Drawn, write_drawn
 from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, shape_ratings, write_readings
 from luna16_monai.tables.points import write_points
 
@@ -49,7 +49,7 @@ def write_phantom(
 
     Beside LUNA16's own files stand ``patients.csv`` (seriesuid, patient_id), ``nodules.csv`` (each nodule's kind,
     location, number in the bank of shapes, and its ratings of texture and malignancy), ``nodule_readings.csv`` (what
-    each reader of the real nodule with this shape said of its malignancy), ``drawn.csv`` (what each scan is
+    each reader of the real nodule with this shape said of its malignancy), ``drawn.json`` (what each scan is
     drawn from) and ``phantom.json``.
 
     Args:

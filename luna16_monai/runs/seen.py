@@ -13,13 +13,13 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luna16_monai.machine.files import write_json
+from luna16_monai.phantom.drawn import Drawn
 from luna16_monai.runs.folder import RunFolder
-from luna16_monai.tables.drawn import Drawn
 
 SUFFIX = ".seen.json"
 FORMAT = 1
@@ -43,7 +43,7 @@ class Seen:
 
         Args:
             series_uids: that were trained on.
-            drawn: what series were drawn from, see `tables.drawn.read_drawn`.
+            drawn: what series were drawn from, see `phantom.drawn.read_drawn`.
             before: the records of the weights that it went on from.
         """
         salt, uids = secrets.token_hex(16), list(series_uids)
@@ -80,7 +80,7 @@ class Seen:
                 {"salt": salt, "series_sha256": sorted(hashed for one, hashed in self.series if one == salt)}
                 for salt in salts
             ],
-            "drawn": [{**asdict(one), "patients": list(one.patients)} for one in sorted(self.drawn)],
+            "drawn": [one.as_json() for one in sorted(self.drawn)],
         }
 
 

@@ -25,10 +25,10 @@ from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, thresholds
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs import folder
 from luna16_monai.runs.results import write_results
 from luna16_monai.runs.seen import Seen, read_seen, write_seen
-from luna16_monai.tables.drawn import read_drawn
 from luna16_monai.training.metrics import CandidateScores
 
 SPLITS = ("train", "validation")

@@ -7,9 +7,9 @@ from pathlib import Path
 import ignite.distributed as idist
 
 from luna16_monai.dataset.splits import Split
+from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
-from luna16_monai.tables.drawn import read_drawn
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:

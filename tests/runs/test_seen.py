@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from luna16_monai.phantom.drawn import Drawn
 from luna16_monai.runs.folder import DataRecord, RunFolder, RunRecord
 from luna16_monai.runs.seen import (
     Seen,
@@ -19,7 +20,6 @@ from luna16_monai.runs.seen import (
     write_seen,
     write_seen_by_all,
 )
-from luna16_monai.tables.drawn import Drawn
 
 
 def drawn(number: int, seed: int = 0, patients: tuple[str, ...] = ("P1",), **more) -> Drawn:

@@ -1,21 +1,20 @@
-"""What each scan of a drawn data set was drawn from: ``drawn.csv``.
+"""What each scan of a drawn data set was drawn from: ``drawn.json``.
 
 Two drawn sets of one seed give their scans other identifiers as soon as they hold different numbers of scans, and share
-the anatomy all the same. This table says which scans are the same in that sense.
+the anatomy all the same. This file says which scans are the same in that sense.
 """
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luna16_monai.machine.files import write_csv
-from luna16_monai.tables.text import open_table, require_columns
+from luna16_monai.machine.files import write_json
 
-DRAWN = "drawn.csv"
+DRAWN = "drawn.json"
 
 
 @dataclass(frozen=True, order=True)
@@ -45,56 +44,51 @@ class Drawn:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Drawn:
-        """Return the record that a row of the table, or an object of JSON, holds.
+        """Return the record that an object of JSON holds.
 
         Raises:
             KeyError, ValueError, TypeError: it holds none.
         """
-        patients = values["patients"]
         return cls(
             kind=str(values["kind"]),
             recipe=int(values["recipe"]),
             seed=int(values["seed"]),
             number=int(values["number"]),
             background=str(values["background"]),
-            patients=tuple(patients.split() if isinstance(patients, str) else map(str, patients)),
+            patients=tuple(map(str, values["patients"])),
         )
 
-
-COLUMNS = ("seriesuid", *(field.name for field in fields(Drawn)))
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of JSON."""
+        return {**asdict(self), "patients": list(self.patients)}
 
 
 def write_drawn(data_dir: Path, drawn: Mapping[str, Drawn]) -> None:
-    """Write ``drawn.csv``, by series."""
-    rows = ([uid, *astuple(one)[:-1], " ".join(one.patients)] for uid, one in sorted(drawn.items()))
-    write_csv(data_dir / DRAWN, COLUMNS, rows)
+    """Write ``drawn.json``, by series."""
+    write_json(data_dir / DRAWN, {uid: one.as_json() for uid, one in sorted(drawn.items())})
 
 
 def read_drawn(data_dir: Path | str) -> dict[str, Drawn]:
-    """Return what each series of a data folder was drawn from; nothing where the folder has no such table.
+    """Return what each series of a data folder was drawn from; nothing where the folder does not say.
 
     Raises:
-        ValueError: the table lacks a column, or a value in a line.
+        ValueError: the file is damaged.
     """
     path = Path(data_dir) / DRAWN
     if not path.is_file():
         return {}
-    found = {}
-    with open_table(path) as stream:
-        rows = csv.DictReader(stream)
-        require_columns(rows.fieldnames, COLUMNS, path)
-        for row in rows:
-            try:
-                found[row["seriesuid"]] = Drawn.parse(row)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: a value is missing or no number ({error}): draw the set again"
-                ) from error
-    return found
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {uid: Drawn.parse(values) for uid, values in content.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not say what the scans were drawn from ({error}): remove it, and luna16 phantom writes it "
+            "again"
+        ) from error
 
 
 def drawn_near(paths: Iterable[Path]) -> dict[str, Drawn]:
-    """Return what the series at some CT files or data folders were drawn from, as far as a table near them says.
+    """Return what the series at some CT files or data folders were drawn from, as far as a file near them says.
 
     A CT lies in a data folder itself, or one folder deeper, in its subset.
     """
