@@ -115,9 +115,9 @@ def run_review(options: argparse.Namespace) -> int:
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
     decisions = Decisions(path, options.reviewer or login_name())
     session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)
+    server = ReviewServer(session, options.port)
     uids = sorted({one["series_uid"] for one in session.candidates})
     print("luna16:", tell_seen([seen_beside(predictions)], uids, drawn_near(options.ct)), file=sys.stderr)
-    server = ReviewServer(session, options.port)
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"

@@ -288,9 +288,8 @@ def test_evaluating_refuses_weights_that_saw_what_is_scored(state, small, phanto
     settings = {key: small[key] for key in ("dataset_dir", "store_dir", "device", "validation_stride")}
     more = {"init_weights": str(weights), "run_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "out")}
     config = str(CONFIGS / "evaluate.yaml")
-    flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **{**settings, **more})
     with pytest.raises(RuntimeError) as caught:
-        flow.initialize()
+        create_workflow(config_file=config, workflow_type="inference", logging_file=False, **{**settings, **more})
     assert re.search(rf"series {held_out} is in evaluation, and the weights .* saw it", one_line(caught.value))
 
 
