@@ -33,7 +33,9 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     console.add_symlinks(verb)
     verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
-    verb.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
+    verb.add_argument("--tta", action="store_true", help="average over 16 flips and quarter turns: --views 16")
+    text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
+    verb.add_argument("--views", type=int, metavar="N", help=text)
     console.add_device(verb)
     verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
     text = "of the report; calibrated where known; default: 0.5"
@@ -50,6 +52,9 @@ def run_predict(options: argparse.Namespace) -> int:
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
     from luna16_monai.tables.points import from_ras, read_points
 
+    if options.tta and options.views not in (None, 16):
+        raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
+    views = 16 if options.tta else options.views
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     table = read_points(console.existing(options.candidates), None)
     device = console.device(options.device)
@@ -58,7 +63,7 @@ def run_predict(options: argparse.Namespace) -> int:
     malignancy = _malignancy_classifier(options, device)
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
-        classifiers, options.ct, table, points, options.output, options.tta, wanted, console.shows_progress(options),
+        classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
         malignancy=malignancy, allow_symlinks=options.allow_symlinks,
     )  # fmt: skip
     both = [*classifiers, *([malignancy] if malignancy else [])]

@@ -72,20 +72,40 @@ class FusedAugmentation(Compose):
 
     def __call__(self, input_: Mapping[Hashable, Any], *_: Any, **__: Any) -> dict[Hashable, Any]:  # type: ignore[override]
         """Augment (1, z, y, x) of any size and dtype; gives (1, *spatial_size) float32."""
-        item = dict(input_)
-        matrix, seed = self.draw(), self.draw_noise()
-        # a new generator: one that is kept would not get through to a worker process that is not a fork
-        item[self.key] = self.apply(item[self.key], matrix[None], seed, torch.Generator())
-        return item
+        return {**input_, self.key: self.batch([input_[self.key]], [(self.draw(), self.draw_noise())])}
 
-    def apply(self, images: Tensor, matrices: Tensor, seed: int, generator: torch.Generator) -> Tensor:
-        """Augment a batch (n, z, y, x) by matrices (n, 4, 4), with noise from a seed; gives (n, *spatial_size)."""
+    def batch(self, images: Sequence[Tensor], draws: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Augment the cutouts of a batch at once.
+
+        Args:
+            images: each (1, z, y, x), of one size.
+            draws: for each, what `draw` and `draw_noise` gave.
+
+        Returns:
+            (n, *spatial_size) float32.
+        """
+        # new generators: one that is kept would not get through to a worker process that is not a fork
+        noise = [(seed, torch.Generator()) for _, seed in draws]
+        return self.apply(torch.cat(list(images)), torch.stack([matrix for matrix, _ in draws]), noise)
+
+    def apply(self, images: Tensor, matrices: Tensor, noise: Sequence[tuple[int, torch.Generator]]) -> Tensor:
+        """Augment a batch by matrices and with noise.
+
+        Args:
+            images: (n, z, y, x).
+            matrices: (n, 4, 4), of `draw`.
+            noise: a seed and the generator to be seeded, for each image, or one for the whole batch.
+
+        Returns:
+            (n, *spatial_size) float32.
+        """
         images = resample_axial(images.float(), matrices, self.z.to(images.device), self.plane_yx1.to(images.device))
-        noise = self.noise.rand_gaussian_noise
-        if noise.std:
-            generator.manual_seed(seed)
-            images += torch.randn(images.shape, generator=generator, device=images.device).mul_(noise.std)
-        return images.add_(noise.mean)
+        settings = self.noise.rand_gaussian_noise
+        if settings.std:
+            for part, (seed, generator) in zip(images.chunk(len(noise)), noise, strict=True):
+                generator.manual_seed(seed)
+                part += torch.randn(part.shape, generator=generator, device=images.device).mul_(settings.std)
+        return images.add_(settings.mean)
 
     def draw_noise(self) -> int:
         """Draw the seed of a noise field; to be called after `draw`."""
@@ -145,7 +165,7 @@ class DeviceAugmentation:
         images, matrices, label = (
             batch[name].to(device, non_blocking=non_blocking) for name in (key, "augmentation", "label")
         )
-        augmented = self.fused.apply(images[:, 0], matrices, int(batch["noise_seed"][0]), generator)
+        augmented = self.fused.apply(images[:, 0], matrices, [(int(batch["noise_seed"][0]), generator)])
         return self.final({key: augmented[:, None]})[key], label
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import Compose, Randomizable
+from monai.transforms import Compose, EnsureTyped, Randomizable, RandomizableTrait, ScaleIntensityRanged
+
+from luna16_monai.dataset.augmentation import FusedAugmentation
 
 
 class SeededCacheDataset(CacheDataset):
@@ -34,6 +36,7 @@ class SeededCacheDataset(CacheDataset):
             data, transform, cache_num=0, num_workers=num_workers, progress=progress, copy_cache=False
         )  # no transform here changes its input in place
         self._random_states = list(_random_states(transform))
+        self._fused = _fused(transform)
         if cache_gb > 0 and len(data):
             item = self._load_cache_item(0)
             size = sum(value.nbytes for value in item.values() if isinstance(value, torch.Tensor | np.ndarray))
@@ -44,13 +47,43 @@ class SeededCacheDataset(CacheDataset):
         """An item; with a pair (index, seed) its augmentation is drawn from the seed."""
         if isinstance(index, tuple):
             index, seed = index
-            for offset, state in enumerate(self._random_states):
-                # in place: MONAI's set_random_state makes new states, at ten times the cost
-                state.seed((seed + offset * 0x9E3779B9) % 2**32)
+            self._seed(seed)
         return super().__getitem__(index)
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[Any]:
+        """The items of a batch, for which torch's loader asks at once; equal to one by one.
+
+        A fused augmentation takes the whole batch, and so does what follows it, if that works voxel by voxel.
+        """
+        if self._fused is None or not all(isinstance(index, tuple) for index in indices):
+            return [self[index] for index in indices]
+        fused, final = self._fused
+        items, draws = [], []
+        for index, seed in indices:  # type: ignore[misc]
+            self._seed(seed)
+            draws.append((fused.draw(), fused.draw_noise()))
+            items.append(self._cache[index] if index < self.cache_num else self._load_cache_item(index))
+        images = final({fused.key: fused.batch([item[fused.key] for item in items], draws)})[fused.key]
+        return [{**item, fused.key: image[None]} for item, image in zip(items, images, strict=True)]
+
+    def _seed(self, seed: int) -> None:
+        for offset, state in enumerate(self._random_states):
+            # in place: MONAI's set_random_state makes new states, at ten times the cost
+            state.seed((seed + offset * 0x9E3779B9) % 2**32)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> None:
         """Do nothing: MONAI's loader calls this as it starts and in each worker, but here the items' seeds decide."""
+
+
+def _fused(transform: Compose) -> tuple[FusedAugmentation, Compose] | None:
+    """The fused augmentation of a list and what follows it, where both can take a whole batch; else None."""
+    parts = list(transform.transforms)
+    places = [place for place, part in enumerate(parts) if isinstance(part, FusedAugmentation)]
+    if len(places) != 1 or any(isinstance(part, RandomizableTrait) for part in parts[: places[0]]):
+        return None
+    fused, final = parts[places[0]], parts[places[0] + 1 :]
+    by_voxel = all(type(part) in (ScaleIntensityRanged, EnsureTyped) and part.keys == (fused.key,) for part in final)
+    return (fused, Compose(final)) if by_voxel else None
 
 
 def _random_states(transform: Any) -> Iterator[np.random.RandomState]:

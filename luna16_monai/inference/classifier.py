@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
-from luna16_monai.inference.views import _views
+from luna16_monai.inference.views import check_views, views_of
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable
@@ -38,6 +38,7 @@ class Classifier:
         backend: as `load_weights`.
 
     Attributes:
+        views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.
         calibration: of the probabilities; None where it is not known, as for an ensemble.
 
     Raises:
@@ -59,11 +60,28 @@ class Classifier:
         self.config = ConfigParser.load_config_file(str(config))
         # paths, not texts, in which MONAI would read # as ::
         self.config.update(bundle_root=bundle, device=str(device), backend=backend)
+        self._as_trained(weights)
         parts = [{"weights": path} for path in weights] or [{}]
         parsers = [ConfigParser({**self.config, **part}) for part in parts]
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
+        self.views = check_views(self.config.get("views", 1))
         self.calibration = RunFolder(self.weights[0].parent).calibration() if len(self.weights) == 1 else None
+
+    def _as_trained(self, weights: Sequence[Path]) -> None:
+        """Take the network, the cutouts' size and spacing from the record beside the weights, where there is one."""
+        records = [RunFolder(path.parent).read_network() for path in weights]
+        if not any(records):
+            return
+        if any(record != records[0] for record in records):
+            raise ValueError(
+                f"the weights {', '.join(map(str, weights))} belong to different networks or cutouts, as the run.json "
+                "beside each says: score them one by one"
+            )
+        definition = self.config.get("network_def", {})
+        if not str(definition.get("_target_", "")).endswith(".NoduleNet"):
+            return  # a bundle with a network of its own knows it
+        self.config.update(records[0], network_def={**definition, **records[0]["network_def"]})
 
     def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
         """CTs, as the bundle's recipe makes them."""
@@ -75,14 +93,14 @@ class Classifier:
         return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
 
     def probabilities(
-        self, table: PointTable, volumes: PreparedInMemory, tta: bool = False, batch_size: int = 32
+        self, table: PointTable, volumes: PreparedInMemory, views: int | None = None, batch_size: int = 32
     ) -> NDArray[np.float64]:
         """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
 
         Args:
             table: the points; their values do not matter.
             volumes: the CTs.
-            tta: average over flips and quarter turns, 16 views.
+            views: how many flips and turns are averaged, see `views_of`; None takes the bundle's setting.
             batch_size: cutouts scored at once.
 
         Returns:
@@ -94,7 +112,7 @@ class Classifier:
         volumes.require_inside(table)
         order = np.argsort(table.series, kind="stable")
         result = np.empty(len(table))
-        result[order] = self.score_rows(table, order, self.preprocessing(volumes), tta, batch_size)
+        result[order] = self.score_rows(table, order, self.preprocessing(volumes), views, batch_size)
         return result
 
     def score_rows(
@@ -102,14 +120,14 @@ class Classifier:
         table: PointTable,
         rows: NDArray[np.intp],
         preprocessing: Preprocessing,
-        tta: bool = False,
+        views: int | None = None,
         batch_size: int = 32,
     ) -> NDArray[np.float64]:
         """Score some rows of a table, batch by batch; gives (n,) in the order of the rows."""
         result = np.empty(len(rows))
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            result[part] = self.score(self.images(table, rows[part], preprocessing), tta).numpy()
+            result[part] = self.score(self.images(table, rows[part], preprocessing), views).numpy()
         return result
 
     def preprocessing(self, volumes: VolumeSource) -> Preprocessing:
@@ -127,11 +145,11 @@ class Classifier:
             set_track_meta(tracked)
 
     @torch.inference_mode()
-    def score(self, images: Tensor, tta: bool = False) -> Tensor:
+    def score(self, images: Tensor, views: int | None = None) -> Tensor:
         """Score a batch (n, 1, z, y, x) float32 HU; gives (n,) float64."""
         images = images.to(self.device)
-        views = list(_views(images)) if tta else [images]
-        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in views]
+        seen = list(views_of(images, self.views if views is None else views))
+        scored = [torch.softmax(network(view).double(), dim=1)[:, 1] for network in self.networks for view in seen]
         return torch.stack(scored).mean(0).cpu()
 
 
@@ -153,7 +171,7 @@ def _way(one: Classifier) -> tuple[str, str]:
 
 
 def score_in_turn(
-    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], tta: bool = False
+    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], views: int | None = None
 ) -> list[NDArray[np.float64]]:
     """Score points with several bundles; each CT is prepared once for all that share their volumes.
 
@@ -161,7 +179,7 @@ def score_in_turn(
         classifiers: the bundles.
         table: the points.
         volumes: of each bundle, see `volumes_of`.
-        tta: as `Classifier.probabilities`.
+        views: as `Classifier.probabilities`.
 
     Returns:
         (n,) for each classifier.
@@ -176,5 +194,5 @@ def score_in_turn(
     for code in np.unique(table.series):
         rows = np.flatnonzero(table.series == code)
         for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
-            result[rows] = one.score_rows(table, rows, preprocessing, tta)
+            result[rows] = one.score_rows(table, rows, preprocessing, views)
     return scored

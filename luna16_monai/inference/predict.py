@@ -54,7 +54,7 @@ def predict(
     table: PointTable,
     points: PointTable,
     output: Path,
-    tta: bool = False,
+    views: int | None = None,
     wanted: Wanted | None = None,
     progress: bool = False,
     malignancy: Classifier | None = None,
@@ -68,7 +68,7 @@ def predict(
         table: the candidates as they were given; so the output tells them.
         points: the same in LPS.
         output: the CSV.
-        tta: average over flips and quarter turns.
+        views: how many flips and turns are averaged; None takes each bundle's setting.
         wanted: what else is written.
         progress: show a bar.
         malignancy: the second bundle, whose probabilities are a column of their own.
@@ -88,7 +88,7 @@ def predict(
     _check_explain(wanted, classifiers)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
     volumes = volumes_of(both, cts, allow_symlinks)
-    scored = score_in_turn(both, points, volumes, tta)
+    scored = score_in_turn(both, points, volumes, views)
     probability = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
     calibration = classifiers[0].calibration if len(classifiers) == 1 else None
     more = {} if calibration is None else {"calibrated_probability": calibration.apply(probability)}
@@ -101,7 +101,7 @@ def predict(
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
     if source is not None and wanted.dicom_sr is not None:
         told = replace(points, values=more.get("calibrated_probability", probability))
-        algorithm = describe(classifiers, calibration is not None, tta, wanted.threshold)
+        algorithm = describe(classifiers, calibration is not None, views or classifiers[0].views, wanted.threshold)
         result["dicom_sr"] = str(wanted.dicom_sr)
         result["reported"] = write_structured_report(wanted.dicom_sr, source, told, wanted.threshold, algorithm)
     if explanations is not None and wanted.explain is not None:
@@ -151,7 +151,7 @@ def _explanations(
     return [made[row] for row in top]
 
 
-def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, threshold: float) -> Algorithm:
+def describe(classifiers: Sequence[Classifier], calibrated: bool, views: int, threshold: float) -> Algorithm:
     """What a report says of the algorithm: names and versions, and what the probabilities depend on.
 
     The weights by their checksums, which name no folder and tell two trainings apart.
@@ -166,8 +166,8 @@ def describe(classifiers: Sequence[Classifier], calibrated: bool, tta: bool, thr
             parameters.append(f"weights sha256 {sha256(path)}")
     parameters.append(f"certainty is the {'calibrated' if calibrated else 'raw'} probability of a nodule")
     parameters.append(f"candidates from a probability of {threshold:g} on")
-    if tta:
-        parameters.append("averaged over 16 flips and quarter turns")
+    if views > 1:
+        parameters.append(f"averaged over {views} flips and turns")
     parameters.append("for research, not for clinical use")
     return Algorithm(
         ", ".join(dict.fromkeys(names))[:64],

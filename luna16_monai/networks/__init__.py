@@ -2,6 +2,7 @@
 
 - ``nodule_net``: the classifier
 - ``weights``: reading and loading weights
+- ``folding``: batch norms folded into convolutions
 - ``backends``: device, compiled torch, OpenVINO
 - ``export``: TorchScript, ONNX, OpenVINO
 """

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from luna16_monai.networks.folding import unfolded_state
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,7 @@ def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
     """Start from the weights in a file; None leaves the network as it is.
 
     A head of another size, as for other classes or a larger cutout, stays as it was initialised; the log says so.
+    Weights whose batch norms were folded go into a network with norms too, whose norms then begin as the identity.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,7 +67,7 @@ def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
-    weights = read_weights(path)
+    weights = unfolded_state(network, read_weights(path))
     own = network.state_dict()
     fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
     load_state(network, {**weights, **{key: own[key] for key in fresh}}, f"init_weights {path}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class RunRecord:
     """The content of ``run.json``.
 
     Attributes:
-        settings: of the run, with ``network_def`` as written.
+        settings: of the run.
         versions: of the packages.
         device: that it ran on.
         threads, processes: how many.
@@ -134,6 +134,7 @@ class RunRecord:
         data: what it was trained on.
         seen_series: all series that its weights have seen: its own training series and, as far as their identifiers
             are known, those of its first weights, of the weights before them, and so on.
+        network_def: the arguments of ``NoduleNet``; None of another network.
     """
 
     settings: Mapping[str, Any]
@@ -143,19 +144,17 @@ class RunRecord:
     processes: int
     parameters: int
     data: DataRecord
-    seen_series: tuple[str, ...] = field(default=())
-
-    @property
-    def network_def(self) -> Any:
-        """The network as the config writes it."""
-        return self.settings.get("network_def")
+    seen_series: tuple[str, ...] = ()
+    network_def: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of the file; a split that is not told is left out."""
+        """Return the content of the file; what is not told is left out."""
         content = asdict(self)
         content["data"] = {key: value for key, value in content["data"].items() if value is not None}
         if not self.seen_series:
             del content["seen_series"]
+        if self.network_def is None:
+            del content["network_def"]
         return content
 
     @classmethod
@@ -177,6 +176,7 @@ class RunRecord:
             parameters=content.get("parameters", 0),
             data=DataRecord(**{"name": "unknown", "kind": "unknown", **data}),
             seen_series=tuple(content.get("seen_series", data["train_series"] or ())),
+            network_def=content.get("network_def"),
         )
 
 
@@ -279,6 +279,30 @@ class RunFolder:
             raise ValueError(
                 f"{self.record_file} does not tell what the run was trained on ({error}): train it anew, or evaluate "
                 "its model.pt by --init_weights with a run_dir that has no run.json"
+            ) from error
+
+    def read_network(self) -> dict[str, Any]:
+        """Return what the run says of its network; nothing where it says nothing.
+
+        Returns:
+            ``network_def``, the arguments of ``NoduleNet``, without the norms, which ``model.pt`` holds folded; and
+            ``shape_zyx`` and ``spacing_zyx`` of the cutouts. Empty for a run that recorded no network.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            record = self.read_record()
+            if record is None or record.network_def is None:
+                return {}
+            arguments = dict(record.network_def)
+            if arguments["norm"] == "BATCH":
+                arguments |= {"norm": None, "bias": True}
+            spacing = record.settings.get("spacing_zyx")
+            return {"network_def": arguments, "shape_zyx": arguments["spatial_shape_zyx"], "spacing_zyx": spacing}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.record_file} does not say which network its weights belong to: train it anew"
             ) from error
 
     def write_record(self, record: RunRecord) -> None:

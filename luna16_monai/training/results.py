@@ -25,6 +25,8 @@ from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, thresholds
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.networks.folding import folded_state
+from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs import folder
 from luna16_monai.runs.results import write_results
@@ -105,7 +107,7 @@ class BestEpoch:
 
     Args:
         output_dir: where to.
-        network: its bare state dict becomes model.pt.
+        network: its bare state dict becomes model.pt, batch norms behind convolutions folded into them.
         scores: holds the predictions of the validation epoch.
         candidates: the validation list.
         more: as of `ResultFiles`.
@@ -132,7 +134,7 @@ class BestEpoch:
         if state.best_metric_epoch != state.epoch:
             return
         with atomic_write(self.results.folder.weights) as stream:
-            torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, stream)
+            torch.save(folded_state(self.network), stream)
         self.results(
             engine,
             epoch=state.epoch,
@@ -212,6 +214,7 @@ class RunRecord:
             device=torch.cuda.get_device_name() if settings.get("device") != "cpu" else "cpu",
             threads=torch.get_num_threads(),
             processes=idist.get_world_size(),
+            network_def=network.arguments if isinstance(network, NoduleNet) else None,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             data=folder.DataRecord(
                 name=data.name,

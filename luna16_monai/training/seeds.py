@@ -11,6 +11,7 @@ from monai.engines.workflow import Workflow
 
 from luna16_monai.dataset.sampler import RatioSampler
 from luna16_monai.dataset.seeds import derive
+from luna16_monai.machine.memory import keep_freed_memory
 
 
 class EpochSeeds:
@@ -57,6 +58,7 @@ def configure_torch(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # large tensors in pages of 2 MB: a fifth of a training step on a CPU goes into page faults otherwise
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic

@@ -1,11 +1,13 @@
-"""Claim the output folder of a run before it starts, and check what its first weights have seen."""
+"""What happens before a run starts: claim its folder, check what its weights have seen, take their network."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 
+from luna16_monai.bundle.config import change_config
 from luna16_monai.dataset.splits import Split
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
@@ -67,3 +69,22 @@ def refuse_seen_by_run(
     run = RunFolder(run_dir)
     refuse_seen(f"the run in {run_dir}", Seen.of(run.seen_series(), drawn), drawn, **scored)
     refuse_seen(f"the weights {init_weights}", read_seen(init_weights), drawn, **scored)
+
+
+def take_recorded_network(weights: Path | str) -> None:
+    """Let the running config build the network, and cut the cutouts, that the ``run.json`` beside weights records.
+
+    To be called early in ``initialize``, once the config is whole. Without a record the config stays as it is.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    record = RunFolder(Path(weights).parent).read_network()
+
+    def change(config: dict[str, Any]) -> bool:
+        if not record or not str(config["network_def"].get("_target_", "")).endswith(".NoduleNet"):
+            return False
+        config.update(record, network_def={**config["network_def"], **record["network_def"]})
+        return True
+
+    change_config(change)

@@ -157,7 +157,9 @@ def test_inference_yaml_has_all_properties_and_differs_from_the_first_bundles_in
         for name in ("nodule_classification", "malignancy_classification")
     )
     differing = {key for key in first if first[key] != second[key]}
-    assert differing == {"output_file", "volumes"}
+    assert differing == {"imports", "output_file", "volumes"}
+    # its CTs are prepared as the first bundle says
+    assert set(second["imports"]) - set(first["imports"]) == {"$import luna16_monai.bundle.folders as bundle_folders"}
     assert set(first) == set(second)
 
 

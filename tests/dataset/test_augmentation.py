@@ -185,3 +185,33 @@ def test_device_augmentation_equals_the_loaders() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_device_augmentation_equals_the_loaders_on_cuda() -> None:
     check_on_device("cuda")
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_batch_at_once_equals_one_by_one(cache_gb: float) -> None:
+    images = torch.randint(-1200, 1200, (5, 1, 36, 50, 52), generator=torch.Generator().manual_seed(2)).short()
+    items = [{"image": image, "label": index} for index, image in enumerate(images)]
+    transform = Compose([FusedAugmentation(transforms()), CLIP])
+    dataset = SeededCacheDataset(items, transform, cache_gb=cache_gb, progress=False)
+    wanted = [(3, 11), (0, 5), (3, 12), (4, 11)]
+    at_once = dataset.__getitems__(wanted)
+    for pair, item in zip(wanted, at_once, strict=True):
+        alone = dataset[pair]
+        assert item["label"] == alone["label"] == pair[0]
+        torch.testing.assert_close(item["image"], alone["image"], rtol=0, atol=2e-3)
+        assert item["image"].shape == (1, 32, 48, 48)
+    assert not torch.equal(at_once[0]["image"], at_once[2]["image"])
+    assert torch.equal(dataset.__getitems__(wanted)[2]["image"], at_once[2]["image"])
+
+
+def test_batch_goes_one_by_one_where_a_later_transform_may_look_at_more_than_a_voxel() -> None:
+    items = [{"image": torch.zeros(1, 36, 50, 52, dtype=torch.int16)}]
+    seen: list[tuple[int, ...]] = []
+
+    def look(item: dict[str, Any]) -> dict[str, Any]:
+        seen.append(tuple(item["image"].shape))
+        return item
+
+    dataset = SeededCacheDataset(items, Compose([FusedAugmentation(transforms()), look]), progress=False)
+    dataset.__getitems__([(0, 1), (0, 2)])
+    assert seen == [(1, 32, 48, 48)] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.opening import CT
 from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
+from luna16_monai.networks.folding import folded_state
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.store.reading import Store
@@ -22,7 +24,7 @@ def test_probabilities_equal_those_of_the_store(
     phantom_dir: Path, store_dir: Path, classifier: Classifier, weights: Path
 ) -> None:
     table = read_candidates(phantom_dir).select(np.arange(0, 40, 4)[::-1])
-    got = classifier.probabilities(table, classifier.volumes([phantom_dir]), batch_size=3)
+    got = classifier.probabilities(table, classifier.volumes([phantom_dir]), views=1, batch_size=3)
     network = NoduleNet(return_probabilities=True).eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     store = Store(store_dir)
@@ -52,3 +54,46 @@ def test_score_in_turn_prepares_each_ct_once_for_bundles_that_prepare_it_alike(
     assert sorted(prepared) == sorted(table.series_uids[:2])
     for one in scored:
         np.testing.assert_allclose(one, expected, atol=1e-6)
+
+
+def record(folder: Path, network: NoduleNet, **settings: Any) -> Path:
+    """The weights of a network in a folder, beside what a run records of it."""
+    folder.mkdir()
+    torch.save(folded_state(network), folder / "model.pt")
+    run: dict[str, Any] = {
+        "data": {},
+        "network_def": network.arguments,
+        "settings": {"spacing_zyx": [1.25, 0.7, 0.7], **settings},
+    }
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_classifier_builds_the_network_that_the_weights_record(tmp_path: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="the extra 'export' brings it")
+    torch.manual_seed(3)
+    network = NoduleNet((32, 32, 32), channels=(4, 8), norm="BATCH", two_scales=True, return_probabilities=False).eval()
+    weights = record(tmp_path / "run", network, spacing_zyx=[2.0, 1.0, 1.0])
+    classifier = Classifier(bundle_dir(), weights=[weights], backend=backend)
+    images = torch.randn(3, 1, 32, 32, 32) * 300 - 500
+    with torch.inference_mode():
+        expected = torch.softmax(network(images).double(), 1)[:, 1]
+    torch.testing.assert_close(classifier.score(images, views=1), expected, rtol=0, atol=1e-5)
+    assert classifier.config["spacing_zyx"] == [2.0, 1.0, 1.0]
+    assert classifier.config["shape_zyx"] == [32, 32, 32]
+
+
+def test_classifier_refuses_to_average_networks_of_different_cutouts(tmp_path: Path) -> None:
+    one = record(tmp_path / "a", NoduleNet((32, 32, 32), channels=(4, 8)))
+    other = record(tmp_path / "b", NoduleNet((16, 16, 16), channels=(4, 8)))
+    with pytest.raises(ValueError, match="belong to different networks or cutouts"):
+        Classifier(bundle_dir(), weights=[one, other])
+
+
+def test_classifier_refuses_a_record_that_is_damaged(tmp_path: Path) -> None:
+    weights = record(tmp_path / "a", NoduleNet((16, 16, 16), channels=(4, 8)))
+    (tmp_path / "a" / "run.json").write_text('{"network_def": {}}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json does not say which network its weights belong to"):
+        Classifier(bundle_dir(), weights=[weights])

@@ -20,7 +20,7 @@ SIZES = {"series": 2, "candidates": 8, "positives": 3}
 
 def record(**more) -> RunRecord:
     data = DataRecord("scans", "real", SIZES, SIZES, ("a", "b"), ("c", "d"), ())
-    given = {"settings": {"network_def": {"_target_": "N"}}, "versions": {"torch": "2"}, "device": "cpu"}
+    given = {"settings": {"spacing_zyx": [2, 1, 1]}, "versions": {"torch": "2"}, "device": "cpu"}
     return RunRecord(**{**given, "threads": 1, "processes": 2, "parameters": 6, "data": data, **more})
 
 
@@ -92,7 +92,6 @@ def test_record_comes_back_as_it_was_written(tmp_path):
     run.write_record(written)
     assert run.read_record() == written
     assert run.seen_series() == ("a", "b", "z")
-    assert written.network_def == {"_target_": "N"}
     assert list(json.loads((tmp_path / "run.json").read_text("utf-8"))) == [
         *("settings", "versions", "device", "threads", "processes", "parameters", "data", "seen_series"),
     ]
@@ -138,3 +137,19 @@ def test_submission_and_rated_nodules_come_back(tmp_path):
     assert nodules is not None
     assert (nodules.label.tolist(), nodules.malignancy.tolist(), nodules.calibrated) == ([1], [0.75], None)
     assert nodules.columns["diameter_mm"].tolist() == [12.0]
+
+
+def test_read_network_folds_the_norms_of_the_record(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.read_network() == {}
+    run.write_record(record())
+    assert run.read_network() == {}
+    run.write_record(record(network_def={"norm": "BATCH", "bias": False, "spatial_shape_zyx": [8, 8, 8]}))
+    assert run.read_network() == {
+        "network_def": {"norm": None, "bias": True, "spatial_shape_zyx": [8, 8, 8]},
+        "shape_zyx": [8, 8, 8],
+        "spacing_zyx": [2, 1, 1],
+    }
+    run.write_record(record(network_def={"norm": None}))
+    with pytest.raises(ValueError, match=r"run\.json does not say which network its weights belong to"):
+        run.read_network()

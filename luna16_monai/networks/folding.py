@@ -1,0 +1,70 @@
+"""Fold the batch norms of a trained network into its convolutions, and unfold them for a training that goes on.
+
+A batch norm behind a convolution only scales and shifts its channels in scoring, which the convolution's own weights
+and bias can do. What is trained with norms so becomes the design's network without them: as small, as fast, exported
+as it is. The way back loses what a norm had learned: it becomes the identity in scoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+NORM = ".adn.N."
+
+
+def folded_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state of the same network without the batch norms behind its convolutions.
+
+    Folded in float64. In scoring both give the same logits to 1e-5. A network without such norms gives its own state.
+
+    Args:
+        network: its blocks are MONAI's ``Convolution``, whose norm follows the convolution.
+
+    Returns:
+        names and tensors on the CPU; the convolutions have a bias each.
+    """
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    norms = {name: part for name, part in network.named_modules() if name.endswith(NORM.rstrip("."))}
+    for name, norm in norms.items():
+        if not isinstance(norm, nn.BatchNorm3d | nn.SyncBatchNorm):
+            raise ValueError(
+                f"{name} is {type(norm).__name__}: only batch norms can be folded; set norm to BATCH or null"
+            )
+        convolution = name.removesuffix(".adn.N") + ".conv"
+        mean, variance, gamma, beta = (
+            state.pop(f"{name}.{part}").double() for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        state.pop(f"{name}.num_batches_tracked", None)
+        scale = gamma * (variance + norm.eps).rsqrt()
+        weight, bias = state[f"{convolution}.weight"], state.get(f"{convolution}.bias")
+        state[f"{convolution}.weight"] = (weight.double() * scale[:, None, None, None, None]).to(weight.dtype)
+        shift = -mean * scale + beta
+        if bias is not None:
+            shift = shift + bias.double() * scale
+        state[f"{convolution}.bias"] = shift.to(weight.dtype)
+    return state
+
+
+def unfolded_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state for a network with batch norms from one without: each norm begins as the identity in scoring.
+
+    In training a norm takes the statistics of the batch instead, from the first step on; so the function is kept for
+    scoring and for frozen blocks, not within a training step.
+
+    Args:
+        network: the one with norms.
+        state: of the same network without them.
+    """
+    result = dict(state)
+    for name, part in network.named_modules():
+        if name.endswith(NORM.rstrip(".")) and f"{name}.weight" not in state:
+            result |= {f"{name}.{key}": value.detach().cpu() for key, value in part.state_dict().items()}
+            width = part.num_features
+            result[f"{name}.running_mean"] = torch.zeros(width)
+            result[f"{name}.running_var"] = torch.ones(width)
+            result[f"{name}.weight"] = torch.full((width,), (1 + part.eps) ** 0.5)
+            result[f"{name}.bias"] = torch.zeros(width)
+    return result
