@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luna16_monai.ct.opening import CT, SUFFIXES, _suffix, open_ct, series_uid
+from luna16_monai.ct.opening import CT, SUFFIXES, _suffix, find_series, open_ct, series_uid
 
 # LUNA16's lung masks bear the names of the CTs.
 _MASKS = "seg-lungs"
@@ -77,6 +77,39 @@ def holds_ct_files(folder: Path) -> bool:
         (_suffix(path) and not path.name.startswith(".")) or path.name in map(subset_folder, SUBSETS)
         for path in folder.iterdir()
     )
+
+
+def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict[str, ValueError]]:
+    """Open the series at a path: a file, folders of DICOM files, a folder of CT files, or LUNA16's layout.
+
+    Args:
+        path: the file or folder.
+        allow_symlinks: whether symbolic links may leave it.
+
+    Returns:
+        Each series with its CT; and of several DICOM series below a folder those that cannot be read, by their error:
+        it may be that nobody asks for them.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or a folder holds no CT.
+        ValueError: a header that cannot be trusted.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
+    if path.is_dir() and holds_ct_files(path):
+        return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
+    if not path.is_dir():
+        return [(series_uid(path), open_ct(path, allow_symlinks=allow_symlinks))], {}
+    found, wrong = [], {}
+    folders = find_series(path, allow_symlinks)
+    for uid, folder in folders.items():
+        try:
+            found.append((uid, open_ct(folder, allow_symlinks=allow_symlinks)))
+        except ValueError as error:
+            if len(folders) == 1:
+                raise
+            wrong[uid] = error
+    return found, wrong
 
 
 def places(data_dir: Path) -> list[tuple[Path, int | None]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from monai.transforms import LoadImaged
 
-from luna16_monai.ct.folders import find_cts, holds_ct_files
-from luna16_monai.ct.opening import CT, find_series, open_ct, series_uid
+from luna16_monai.ct.folders import cts_at
+from luna16_monai.ct.opening import CT
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.preparation import Preparation, prepare_volume
@@ -47,7 +47,7 @@ class InMemoryStore:
         self.cts: dict[str, CT] = {}
         self.wrong: dict[str, ValueError] = {}
         for path in [paths] if isinstance(paths, Path | str) else paths:
-            opened, wrong = _cts_at(Path(path), allow_symlinks)
+            opened, wrong = cts_at(Path(path), allow_symlinks)
             self.wrong.update(wrong)
             for uid, found in opened:
                 if uid in self.cts:
@@ -100,27 +100,3 @@ class InMemoryStore:
             part = table.select(table.series == code)
             question = "does this table belong to this CT, and are its points LPS (else --ras)?"
             require_inside(part.points_xyz, self.cts[uid].geometry, uid, part.place, question)
-
-
-def _cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict[str, ValueError]]:
-    """Open the series at a path: a file, folders of DICOM files, a folder of CT files, or LUNA16's layout.
-
-    Of several DICOM series below a folder, those that can't be read are given by their error: it may be that nobody
-    asks for them.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
-    if path.is_dir() and holds_ct_files(path):
-        return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
-    if not path.is_dir():
-        return [(series_uid(path), open_ct(path, allow_symlinks=allow_symlinks))], {}
-    found, wrong = [], {}
-    folders = find_series(path, allow_symlinks)
-    for uid, folder in folders.items():
-        try:
-            found.append((uid, open_ct(folder, allow_symlinks=allow_symlinks)))
-        except ValueError as error:
-            if len(folders) == 1:
-                raise
-            wrong[uid] = error
-    return found, wrong

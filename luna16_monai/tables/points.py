@@ -46,6 +46,7 @@ class PointTable:
         points_xyz: (n, 3) float64, world LPS in mm.
         values: (n,) float64: the class, the diameter in mm or the probability.
         lines: (n,) int32, each row's line in the file, counted from 1.
+        row_name: what ``lines`` count, where the file is no table: "point".
     """
 
     source: str
@@ -54,6 +55,7 @@ class PointTable:
     points_xyz: NDArray[np.float64]
     values: NDArray[np.float64]
     lines: NDArray[np.int32]
+    row_name: str = "line"
 
     def __len__(self) -> int:
         return len(self.series)
@@ -74,7 +76,7 @@ class PointTable:
 
     def place(self, row: int) -> str:
         """Return where a row was read, for messages: its file and line."""
-        return f"{self.source}, line {self.lines[row]}"
+        return f"{self.source}, {self.row_name} {self.lines[row]}"
 
     def row_key(self, row: int) -> Key:
         """Return what the point of a row is known by, see `point_key`."""
@@ -104,7 +106,7 @@ class PointTable:
         rows = np.flatnonzero(np.isin(self.series, codes))
         if len(rows):
             raise ValueError(
-                f"series {self.series_uids[self.series[rows[0]]]} ({self.source}, line {self.lines[rows[0]]}) "
+                f"series {self.series_uids[self.series[rows[0]]]} ({self.place(rows[0])}) "
                 f"is not in {where}: does this table belong to these scans?"
             )
 

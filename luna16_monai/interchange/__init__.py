@@ -1,0 +1,13 @@
+"""Points and boxes in other programs' formats.
+
+- ``formats``: which format a file has, and points read and written in any
+- ``points``: points as every format gives them
+- ``documents``: read JSON strictly
+- ``scans``: the CTs that points belong to
+- ``luna16``: our own tables
+- ``grand_challenge``: grand-challenge's points
+- ``monai_boxes``: the data list of MONAI's detection bundle
+- ``slicer``: 3D Slicer's markups
+- ``luna25``: LUNA25's cases and its training table
+- ``lidc``: LIDC-IDRI's outlines into nodules
+"""

@@ -1,0 +1,86 @@
+"""Our own tables: LUNA16's columns, any of ``class``, ``probability`` and ``diameter_mm``, and further columns.
+
+A diameter that is not known is -1, as in LUNA16's own tables; any other value that is not known is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from luna16_monai.interchange.points import DIAMETER, KNOWN, FloatArray, Points
+from luna16_monai.machine.files import write_csv
+from luna16_monai.tables.points import COORDINATES, read_points, written
+from luna16_monai.tables.text import open_table
+
+NAME = "name"
+_OWN = ("seriesuid", *COORDINATES, NAME)
+
+
+def read_table(path: Path) -> Points:
+    """Read a table of points with all its columns; one that holds other things than numbers is left out.
+
+    Raises:
+        ValueError: a column of `KNOWN` holds what it cannot, or as `read_points`.
+    """
+    bare = read_points(path, None)
+    header, rows = _cells(path)
+    values: dict[str, FloatArray] = {}
+    notes = []
+    for column, name in enumerate(header):
+        if name in _OWN:
+            continue
+        numbers, odd = _numbers([row[column] for row in rows])
+        if odd is not None and name in KNOWN:
+            line = bare.lines[odd]
+            raise ValueError(f"{path}, line {line}: {name} is {rows[odd][column][:40]!r}, not a finite number: mend it")
+        if odd is None:
+            values[name] = numbers
+        else:
+            notes.append(f"column {name!r} left out: it holds other things than numbers")
+    names = tuple(row[header.index(NAME)] for row in rows) if NAME in header else ()
+    return Points(str(path), tuple(bare.row_series()), bare.points_xyz, values, names, bare.lines, "line", tuple(notes))
+
+
+def write_table(path: Path, points: Points) -> None:
+    """Write a table that `read_table` reads, whole or not at all; coordinates with 6 decimals."""
+    columns = {name: _as_cells(name, value) for name, value in points.values.items()}
+    if any(points.names):
+        # a cell over several lines is refused when it is read
+        columns[NAME] = [" ".join(name.split()) for name in points.names]
+    places = zip(points.series, points.points_xyz.tolist(), strict=True)
+    head = ([uid, *map(written, point)] for uid, point in places)
+    cells = zip(*columns.values(), strict=True) if columns else iter([()] * len(points))
+    rows = ([*place, *more] for place, more in zip(head, cells, strict=True))
+    write_csv(path, ["seriesuid", *COORDINATES, *columns], rows)
+
+
+def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table that `read_points` has read."""
+    with open_table(path) as text:
+        lines: Iterator[list[str]] = csv.reader(text)
+        header = [name.strip() for name in next(lines)]
+        return header, [row for row in lines if row]
+
+
+def _numbers(texts: list[str]) -> tuple[FloatArray, int | None]:
+    """A column as numbers, NaN where a cell is empty; and the first row that holds something else."""
+    found = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts):
+        if not text.strip():
+            continue
+        try:
+            found[row] = float(text)
+        except ValueError:
+            return found, row
+        if not np.isfinite(found[row]) or "_" in text or not text.isascii():
+            return found, row
+    return found, None
+
+
+def _as_cells(name: str, value: FloatArray) -> list[object]:
+    unknown: object = -1 if name == DIAMETER else ""
+    return [unknown if np.isnan(v) else int(v) if name == "class" else v for v in value.tolist()]
