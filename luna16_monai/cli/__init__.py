@@ -5,6 +5,7 @@
 - ``data``: phantom, download, doctor, prepare, verify
 - ``scoring``: evaluate, compare, report
 - ``prediction``: predict, review
+- ``exchange``: convert, challenge
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
 - ``demo``: demo

@@ -63,9 +63,9 @@ def add_device(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
 
 
-def add_ct(verb: argparse.ArgumentParser) -> None:
-    """Add --ct: the CTs, in any number."""
-    verb.add_argument("--ct", type=Path, action="extend", nargs="+", required=True, metavar="PATH", help="CTs")
+def add_ct(verb: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add --ct: the CTs, in any number; None where it is not given."""
+    verb.add_argument("--ct", type=Path, action="extend", nargs="+", required=required, metavar="PATH", help="CTs")
 
 
 def add_bundle(verb: argparse.ArgumentParser) -> None:

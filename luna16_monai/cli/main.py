@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from luna16_monai import __version__
-from luna16_monai.cli import bundles, data, demo, experiments, prediction, scoring
+from luna16_monai.cli import bundles, data, demo, exchange, experiments, prediction, scoring
 from luna16_monai.cli.console import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
 from luna16_monai.machine.errors import one_line, root_cause
 
@@ -33,6 +33,7 @@ VERBS = (
     scoring.add_compare,
     prediction.add_predict,
     prediction.add_review,
+    exchange.add_convert,
     bundles.add_export,
     bundles.add_bundle,
     scoring.add_report,

@@ -10,4 +10,6 @@
 - ``slicer``: 3D Slicer's markups
 - ``luna25``: LUNA25's cases and its training table
 - ``lidc``: LIDC-IDRI's outlines into nodules
+- ``lidc_xml``: LIDC-IDRI's readers' XML
+- ``data_folders``: data folders from LIDC-IDRI and from LUNA25
 """

@@ -93,9 +93,7 @@ class Scans:
             raise self.wrong[series_uid]
         if series_uid not in self.cts:
             names = ", ".join(list(self.cts)[:3]) + (", ..." if len(self.cts) > 3 else "")
-            raise ValueError(
-                f"{where}: {series_uid} is none of the CTs that were named ({names}): name its CT with --ct"
-            )
+            raise ValueError(f"{where}: {series_uid} is none of the CTs ({names}): name its CT with --ct")
         return series_uid
 
     def require(self, points: Points) -> None:

@@ -1,0 +1,84 @@
+"""The verbs that meet other programs: ``convert`` and ``challenge``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luna16_monai.cli import console
+
+if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
+
+
+def add_convert(verbs: Verbs) -> None:
+    """Add ``luna16 convert``."""
+    text = "turn points of one program's format into another's"
+    verb = console.add_verb(verbs, "convert", run_convert, text)
+    verb.add_argument("--input", type=Path, required=True, metavar="FILE", help="a file, or a folder of one a CT")
+    text = "several CTs in a format of one CT a file: the folder of that name"
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help=text)
+    names = "luna16|grand-challenge|monai|slicer|luna25|lidc"
+    verb.add_argument("--from", dest="from_format", metavar="F", help=f"{names}; default: what the input holds")
+    verb.add_argument("--to", dest="to_format", metavar="F", help="default: what the output's suffix says")
+    console.add_ct(verb, required=False)
+    verb.add_argument("--ras", action="store_true", help="the input's table or boxes are RAS, not LPS")
+    text = "the input's table holds voxels of --ct, in this order of axes"
+    verb.add_argument("--voxel", choices=("zyx", "xyz"), help=text)
+    verb.add_argument("--masks", action="store_true", help="of lidc: also write the readers' consensus masks")
+    console.add_symlinks(verb)
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Run ``luna16 convert``; return its exit code."""
+    from luna16_monai.interchange import formats
+    from luna16_monai.interchange.scans import Scans
+
+    from_format = options.from_format or formats.format_of(options.input)
+    for name in (from_format, options.to_format):
+        if name is not None and name not in formats.FORMATS:
+            raise ValueError(f"{name!r} is no format: name one of {', '.join(formats.FORMATS)}")
+    is_table = options.input.is_file() and not options.input.name.lower().endswith(".json")
+    if from_format == formats.LIDC or (from_format == formats.LUNA25 and is_table and not options.output.suffix):
+        return _convert_to_data_folder(options, from_format)
+    if options.masks:
+        raise ValueError(f"--masks of {from_format}: only lidc has readers' outlines: leave --masks out")
+    to_format = options.to_format or formats.format_for(options.output)
+    scans = Scans.open(options.ct or [], options.allow_symlinks)
+    points = formats.read(options.input, from_format, formats.Conventions(scans, options.ras, options.voxel))
+    files, notes = formats.write(options.output, points, to_format)
+    notes = (*points.notes, *notes)
+    result: dict[str, Any] = {
+        "from": from_format, "to": to_format, "points": len(points), "series": len(points.series_uids),
+        "files": [str(file) for file in files], "left_out": list(notes),
+    }  # fmt: skip
+    console.warn([f"{options.input}: {note}" for note in notes])
+    where = files[0] if len(files) == 1 else files[0].parent
+    return console.tell(options, result, f"convert: {len(points)} points, {from_format} to {to_format}, in {where}")
+
+
+def _convert_to_data_folder(options: argparse.Namespace, from_format: str) -> int:
+    """Convert what becomes a whole data folder."""
+    from luna16_monai.interchange import data_folders, formats
+    from luna16_monai.interchange.scans import Scans
+
+    if options.to_format not in (None, formats.LUNA16):
+        raise ValueError(f"{from_format} to {options.to_format}: it becomes a data folder: leave --to out")
+    if options.ras or options.voxel:
+        raise ValueError(f"{from_format} says its frame itself: leave --ras and --voxel out")
+    if from_format == formats.LIDC:
+        if not options.input.is_dir():
+            raise ValueError(f"{options.input} is no folder: name the one that holds LIDC-IDRI's DICOM and XML")
+        if options.ct:
+            raise ValueError("lidc finds its CTs in the input: leave --ct out")
+        data_folders.require_new(options.output)
+        read, notes = data_folders.read_lidc(options.input, options.allow_symlinks)
+        result = data_folders.write_lidc(options.output, read, options.masks)
+    else:
+        scans = Scans.open(options.ct or [], options.allow_symlinks)
+        result, notes = data_folders.write_luna25(options.output, console.existing(options.input), scans)
+    console.warn([f"{options.input}: {note}" for note in notes])
+    told = {**result, "from": from_format, "to": formats.LUNA16, "left_out": list(notes)}
+    line = f"convert: {result['nodules']} nodules of {result['series']} series in {options.output}"
+    return console.tell(options, told, line)
