@@ -223,4 +223,4 @@ def test_predict_opens_and_prepares_a_dicom_series_once(
     assert main([*call, *(str(tmp_path / word) if word == "explained" else word for word in more)]) == 0
     assert (opened, prepared) == ([folder], [folder])
     # 40 candidates are two batches: the transforms are parsed once a source all the same
-    assert parsed == (["PreparedInMemory", "PreparedInMemory", "_Lung"] if more else ["PreparedInMemory"])
+    assert parsed == (["InMemoryStore", "InMemoryStore", "_Lung"] if more else ["InMemoryStore"])
