@@ -12,6 +12,7 @@ from luna16_monai.cli import console
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
     from luna16_monai.inference.classifier import Classifier
+    from luna16_monai.interchange.points import Points
 
 SECOND_BUNDLE = "malignancy_classification"
 
@@ -20,8 +21,11 @@ def add_predict(verbs: Verbs) -> None:
     """Add ``luna16 predict``."""
     verb = console.add_verb(verbs, "predict", run_predict, "score candidates of any CT with a trained bundle")
     console.add_ct(verb)
-    verb.add_argument("--candidates", type=Path, required=True, metavar="CSV", help="seriesuid, coordX, coordY, coordZ")
-    verb.add_argument("--output", type=Path, required=True, metavar="CSV")
+    text = "seriesuid, coordX, coordY, coordZ; or any format of convert"
+    verb.add_argument("--candidates", type=Path, required=True, metavar="FILE", help=text)
+    text = ".csv, .json (grand-challenge) or .mrk.json (Slicer)"
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help=text)
+    verb.add_argument("--format", metavar="F", help="of the output, as convert --to; default: what its suffix says")
     text = "default: the nodule bundle; several are averaged"
     verb.add_argument("--bundle", type=Path, nargs="+", metavar="DIR", help=text)
     console.add_trust(verb)
@@ -50,18 +54,23 @@ def run_predict(options: argparse.Namespace) -> int:
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-    from luna16_monai.tables.points import from_ras, read_points
+    from luna16_monai.tables.points import from_ras
 
     if options.tta and options.views not in (None, 16):
         raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
     views = 16 if options.tta else options.views
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
-    table = read_points(console.existing(options.candidates), None)
+    to_format = _format_of_output(options)
+    candidates = _candidates(options)
+    table = candidates.table(None)
     device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     points = from_ras(table) if options.ras else table
+    names, diameters = candidates.names, candidates.values.get("diameter_mm")
     malignancy = _malignancy_classifier(options, device)
-    wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
+    wanted = Wanted(
+        options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, names, diameters
+    )
     result = predict(
         classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
         malignancy=malignancy, allow_symlinks=options.allow_symlinks,
@@ -70,12 +79,40 @@ def run_predict(options: argparse.Namespace) -> int:
     records = [read_seen(path) for one in both for path in one.weights]
     write_seen_by_all(options.output, records)
     print("luna16:", tell_seen(records, table.series_uids, drawn_near(options.ct)), file=sys.stderr)
-    lines = [f"predict: {len(table)} probabilities in {options.output}"]
+    console.warn(result.get("left_out", []))
+    where = Path(result["files"][0]).parent if "files" in result else options.output
+    lines = [f"predict: {len(table)} probabilities in {where}"]
     if options.dicom_sr:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
     if options.explain:
         lines.append(f"  {result['explained']} explanations in {options.explain}")
     return console.tell(options, result, "\n".join(lines))
+
+
+def _format_of_output(options: argparse.Namespace) -> str:
+    """The format of --output: --format, else its suffix; any other suffix is our table, as it always was."""
+    from luna16_monai.interchange import formats
+
+    if options.format is not None:
+        if options.format not in formats.FORMATS:
+            raise ValueError(f"--format {options.format}: name one of {', '.join(formats.FORMATS)}")
+        return options.format
+    return formats.format_for(options.output) if options.output.name.lower().endswith(".json") else formats.LUNA16
+
+
+def _candidates(options: argparse.Namespace) -> Points:
+    """The candidates as they were given, from a file of any format; RAS ones are still RAS."""
+    from luna16_monai.interchange import formats
+    from luna16_monai.interchange.scans import Scans
+
+    if formats.format_of(options.candidates) == formats.LUNA16:
+        return formats.read_candidates(options.candidates)
+    if options.ras:
+        raise ValueError("--ras is about a table of candidates: turn other formats round with luna16 convert --ras")
+    scans = Scans.open(options.ct, options.allow_symlinks)
+    points = formats.read(options.candidates, None, formats.Conventions(scans))
+    console.warn([f"{options.candidates}: {note}" for note in points.notes])
+    return points
 
 
 def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:
@@ -98,7 +135,9 @@ def add_review(verbs: Verbs) -> None:
     """Add ``luna16 review``."""
     text = "serve a page on this machine to step through a prediction"
     verb = console.add_verb(verbs, "review", run_review, text)
-    verb.add_argument("--predictions", type=Path, required=True, metavar="CSV", help="what predict wrote")
+    verb.add_argument(
+        "--predictions", type=Path, required=True, metavar="FILE", help="what predict wrote, in any format"
+    )
     console.add_ct(verb)
     verb.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
     verb.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
@@ -110,13 +149,15 @@ def add_review(verbs: Verbs) -> None:
 
 def run_review(options: argparse.Namespace) -> int:
     """Run ``luna16 review``; return its exit code."""
+    from luna16_monai.interchange.formats import format_of
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.review.decisions import Decisions, login_name
     from luna16_monai.review.server import ReviewServer
     from luna16_monai.review.session import Review
     from luna16_monai.runs.seen import seen_beside, tell_seen
 
-    predictions = console.existing(options.predictions)
+    predictions = options.predictions
+    format_of(predictions)
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
     decisions = Decisions(path, options.reviewer or login_name())
     session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)

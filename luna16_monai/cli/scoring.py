@@ -17,24 +17,26 @@ def add_evaluate(verbs: Verbs) -> None:
     """Add ``luna16 evaluate``."""
     verb = console.add_verb(verbs, "evaluate", run_evaluate, "score a submission as LUNA16 does")
     _add_reference(verb)
-    verb.add_argument("--submission", type=Path, required=True, metavar="CSV")
+    text = "seriesuid, coordX, coordY, coordZ, probability; or any format of convert"
+    verb.add_argument("--submission", type=Path, required=True, metavar="FILE", help=text)
+    verb.add_argument("--ras", action="store_true", help="the submission's table or boxes are RAS, not LPS")
     verb.add_argument("--output", type=Path, metavar="DIR", help="for metrics.json, candidates.csv, nodules.csv")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``luna16 evaluate``; return its exit code."""
     from luna16_monai.evaluation.submission import evaluate
+    from luna16_monai.interchange.formats import Conventions, read_as_table
     from luna16_monai.runs.results import write_results
-    from luna16_monai.tables.points import read_points
 
     truth = _truth(options)
-    submission = read_points(console.existing(options.submission), "probability")
+    submission, notes = read_as_table(options.submission, "probability", Conventions(ras=options.ras))
     evaluation = evaluate(submission, truth, options.bootstrap, options.seed)
     if options.output is not None:
         write_results(
             options.output, evaluation.scores, submission, submission.values, evaluation, subsets=truth.subsets
         )
-    console.warn([*evaluation.scores["warnings"], *_seen(options, truth.series_uids)])
+    console.warn([*notes, *evaluation.scores["warnings"], *_seen(options, truth.series_uids)])
     return console.tell(options, evaluation.scores, _told(evaluation.scores))
 
 

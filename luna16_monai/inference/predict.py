@@ -25,6 +25,8 @@ from luna16_monai.inference.structured_report import (
     require_threshold,
     write_structured_report,
 )
+from luna16_monai.interchange import formats
+from luna16_monai.interchange.points import DIAMETER, Points
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
 from luna16_monai.store.in_memory import InMemoryStore
@@ -40,12 +42,18 @@ class Wanted:
         threshold: from which probability on a candidate is in it; of the calibrated one where there is one.
         explain: a folder for the explanations.
         explain_top: of how many candidates, the most probable ones.
+        output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
+        names: of the candidates, for formats that hold them.
+        diameter_mm: (n,) of the candidates, NaN where it is not known; for the report, and for formats that hold it.
     """
 
     dicom_sr: Path | None = None
     threshold: float = THRESHOLD
     explain: Path | None = None
     explain_top: int = 10
+    output_format: str = formats.LUNA16
+    names: tuple[str, ...] = ()
+    diameter_mm: NDArray[np.float64] | None = None
 
 
 def predict(
@@ -67,7 +75,7 @@ def predict(
         cts: CT files, folders of DICOM files, or a data folder.
         table: the candidates as they were given; so the output tells them.
         points: the same in LPS.
-        output: the CSV.
+        output: the CSV, or a file in another format; see ``Wanted.output_format``.
         views: how many flips and turns are averaged; None takes each bundle's setting.
         wanted: what else is written.
         progress: show a bar.
@@ -76,7 +84,8 @@ def predict(
 
     Returns:
         ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
-        ``explained`` (how many there are).
+        ``explained`` (how many there are); ``files`` (where the format has one a CT) and ``left_out`` (what it cannot
+        hold), if there are any.
 
     Raises:
         ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
@@ -84,6 +93,7 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
+    formats.check_output(output, wanted.output_format, points.series_uids)
     source = _source(wanted, cts, points)
     _check_explain(wanted, classifiers)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
@@ -96,18 +106,35 @@ def predict(
         more["malignancy"] = scored[-1]
     explanations = _explanations(wanted, classifiers[0], points, probability, volumes[0], progress)
 
-    uids = table.row_series()
-    write_points(output, uids, table.points_xyz, probability, "probability", **more)
     result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
+    result |= _write(output, table, points, {"probability": probability, **more}, wanted)
     if source is not None and wanted.dicom_sr is not None:
         told = replace(points, values=more.get("calibrated_probability", probability))
         algorithm = describe(classifiers, calibration is not None, views or classifiers[0].views, wanted.threshold)
         result["dicom_sr"] = str(wanted.dicom_sr)
-        result["reported"] = write_structured_report(wanted.dicom_sr, source, told, wanted.threshold, algorithm)
+        result["reported"] = write_structured_report(
+            wanted.dicom_sr, source, told, wanted.threshold, algorithm, wanted.diameter_mm
+        )
     if explanations is not None and wanted.explain is not None:
         write_explanations(wanted.explain, explanations)
         result["explained"] = len(explanations)
     return result
+
+
+def _write(
+    output: Path, table: PointTable, points: PointTable, values: dict[str, NDArray[np.float64]], wanted: Wanted
+) -> dict[str, Any]:
+    """Write the candidates with their values in the format that is wanted; give what else is told of it."""
+    uids = table.row_series()
+    if wanted.output_format == formats.LUNA16:
+        write_points(output, uids, table.points_xyz, values.pop("probability"), "probability", **values)
+        return {}
+    if wanted.diameter_mm is not None:
+        values = {**values, DIAMETER: wanted.diameter_mm}
+    scored = Points(points.source, tuple(uids), points.points_xyz, values, wanted.names)
+    files, notes = formats.write(output, scored, wanted.output_format)
+    told: dict[str, Any] = {"left_out": list(notes)} if notes else {}
+    return told | ({"files": [str(file) for file in files]} if files != [output] else {})
 
 
 def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable) -> Source | None:

@@ -20,6 +20,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
+import numpy as np
+from numpy.typing import NDArray
+
 from luna16_monai import __version__
 from luna16_monai.ct.dicom import slice_files
 from luna16_monai.machine.extras import require
@@ -123,13 +126,18 @@ def read_source(folder: Path) -> Source:
 
 
 def write_structured_report(
-    output: Path, source: Source, table: PointTable, threshold: float, algorithm: Algorithm
+    output: Path,
+    source: Source,
+    table: PointTable,
+    threshold: float,
+    algorithm: Algorithm,
+    diameter_mm: NDArray[np.float64] | None = None,
 ) -> int:
     """Write a Comprehensive 3D SR by TID 1500, whole or not at all.
 
     Each candidate at or above the threshold gets a measurement group (TID 1410) with its point in the frame of
-    reference, the finding "nodule" and the certainty of it in percent. Without any, one group (TID 1501) about the
-    whole series says that there is none.
+    reference, the finding "nodule", the certainty of it in percent, and its diameter in mm where that is known. Without
+    any, one group (TID 1501) about the whole series says that there is none.
 
     Args:
         output: the DICOM file.
@@ -137,6 +145,7 @@ def write_structured_report(
         table: its candidates, their values the probabilities that the report tells.
         threshold: between 0 and 1.
         algorithm: what found them.
+        diameter_mm: (n,) of each candidate, NaN where it is not known; None: of none.
 
     Returns:
         How many candidates are in the report.
@@ -151,7 +160,8 @@ def write_structured_report(
     from pydicom.sr.codedict import codes
 
     rows = [row for row in (-table.values).argsort(kind="stable").tolist() if table.values[row] >= threshold]
-    groups = [_group(sr, codes, source, table, row, algorithm) for row in rows]
+    known = np.full(len(table), np.nan) if diameter_mm is None else diameter_mm
+    groups = [_group(sr, codes, source, table, row, algorithm, float(known[row])) for row in rows]
     found = groups or [_nothing_found(sr, codes, source, algorithm)]
     written = _report(sr, source, _content(sr, codes, found, algorithm), algorithm)
     with atomic_write(output) as stream:
@@ -214,8 +224,15 @@ def require_threshold(threshold: float) -> None:
         raise ValueError(f"threshold {threshold}: give a probability between 0 and 1")
 
 
-def _group(sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm) -> Any:
+def _group(
+    sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm, diameter_mm: float
+) -> Any:
     point = table.points_xyz[row]
+    # not the code for "probability of cancer": the network tells nodules from what is none
+    certainty = round(100 * float(table.values[row]), 4)
+    measured = [(codes.DCM.CertaintyOfFinding, certainty, codes.UCUM.Percent)]
+    if not np.isnan(diameter_mm):
+        measured.append((codes.SCT.Diameter, round(diameter_mm, 2), codes.UCUM.Millimeter))
     place = ",".join(table.row_key(row)[1:])
     identification = sr.AlgorithmIdentification(algorithm.name, algorithm.version, list(algorithm.parameters))
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
@@ -230,14 +247,7 @@ def _group(sr: Any, codes: Any, source: Source, table: PointTable, row: int, alg
         ),
         finding_type=codes.SCT.Nodule,
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
-        measurements=[
-            # not the code for "probability of cancer": the network tells nodules from what is none
-            sr.Measurement(
-                name=codes.DCM.CertaintyOfFinding,
-                value=round(100 * float(table.values[row]), 4),
-                unit=codes.UCUM.Percent,
-            )
-        ],
+        measurements=[sr.Measurement(name=name, value=value, unit=unit) for name, value, unit in measured],
         algorithm_id=identification,
     )
 

@@ -22,14 +22,14 @@ from luna16_monai.interchange.luna16 import read_table, write_table
 from luna16_monai.interchange.luna25 import ANSWER, is_training_table, read_training_table
 from luna16_monai.interchange.monai_boxes import HOLDS as BOX_HOLDS
 from luna16_monai.interchange.monai_boxes import as_data_list, is_data_list, read_boxes
-from luna16_monai.interchange.points import PROBABILITY, Points, joined
+from luna16_monai.interchange.points import DIAMETER, PROBABILITY, Points, joined
 from luna16_monai.interchange.scans import Scans
 from luna16_monai.interchange.slicer import HOLDS as MARKUP_HOLDS
 from luna16_monai.interchange.slicer import OLD_SUFFIX, as_markups, is_markups, read_markups, read_old_markups
 from luna16_monai.interchange.slicer import SUFFIX as MARKUP_SUFFIX
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import write_json
-from luna16_monai.tables.points import PointTable, from_ras, read_points
+from luna16_monai.tables.points import PointTable, from_ras, has_column, read_points
 from luna16_monai.tables.text import open_table
 
 LUNA16, GRAND_CHALLENGE, MONAI, SLICER, LUNA25, LIDC = FORMATS = (
@@ -149,6 +149,17 @@ def read_as_table(
         return (from_ras(table) if conventions.ras else table), ()
     points = read(path, None, conventions)
     return points.table(value_column), points.notes
+
+
+def read_candidates(path: Path) -> Points:
+    """Read our own table of candidates: points, and diameters where the table has them, else nothing of its columns.
+
+    Raises:
+        ValueError: as `read_points`.
+    """
+    bare = read_points(path, None)
+    values = {DIAMETER: read_points(path, DIAMETER).values} if has_column(path, DIAMETER) else {}
+    return Points(str(path), tuple(bare.row_series()), bare.points_xyz, values, (), bare.lines, "line")
 
 
 def check_output(path: Path, format_: str, series_uids: Sequence[str]) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, PIXELS, SIDE_MM, as_jpeg, slices_through, steps_across
 from luna16_monai.geometry.volume import Volume
+from luna16_monai.interchange.formats import LUNA16, Conventions, format_of, read_as_table
+from luna16_monai.interchange.scans import Scans
 from luna16_monai.review.decisions import Decision, Decisions
 from luna16_monai.store.in_memory import InMemoryStore
-from luna16_monai.tables.points import Key, from_ras, has_column, point_key, read_points
+from luna16_monai.tables.points import Key, has_column, point_key, read_points
 
 WINDOWS_HU = {"lung": LUNG_WINDOW_HU, "soft tissue": (-160.0, 240.0)}
 SIDES_MM = (SIDE_MM, 2 * SIDE_MM, 4 * SIDE_MM, 8 * SIDE_MM)
@@ -27,7 +29,7 @@ class Review:
     """Candidates of one prediction, the slices through them, and what was decided.
 
     Args:
-        predictions: the table that ``luna16 predict`` wrote, or any submission.
+        predictions: what ``luna16 predict`` wrote, or any submission, in any format.
         cts: CT files, folders of DICOM files, or a data folder in LUNA16's layout.
         decisions: where to and under whose name.
         least: only candidates of at least this probability.
@@ -58,12 +60,12 @@ class Review:
             cts, bundle_dir() / "configs" / "prepare.yaml", None, allow_symlinks=allow_symlinks
         )
         self.decisions = decisions
-        table = read_points(predictions, "probability")
-        table = from_ras(table) if ras else table
+        conventions = Conventions(Scans(self.volumes.cts, self.volumes.wrong), ras)
+        table, _ = read_as_table(predictions, "probability", conventions)
         self.volumes.require_inside(table)
         calibrated = (
             read_points(predictions, "calibrated_probability").values
-            if has_column(predictions, "calibrated_probability")
+            if format_of(predictions) == LUNA16 and has_column(predictions, "calibrated_probability")
             else None
         )
         rows = np.argsort(-table.values, kind="stable")
