@@ -1,6 +1,7 @@
 #!/bin/sh
 # luna16 ...    the command
 # training ...  MONAI's bundle run with the nodule bundle; the rest are overrides: training --max_epochs 10
+# challenge ... luna16 challenge with /input and /output: one case, or with --serve a server
 # anything else is run as it stands: tensorboard --logdir /runs
 set -eu
 
@@ -27,5 +28,7 @@ elif [ "$1" = training ]; then
         config=${package%/*}/bundles/nodule_classification/configs/train.yaml
     fi
     set -- python -m monai.bundle run training --config_file "$config" "$@"
+elif [ "$1" = challenge ]; then
+    set -- luna16 "$@"
 fi
 exec "$@"

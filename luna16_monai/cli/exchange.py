@@ -82,3 +82,47 @@ def _convert_to_data_folder(options: argparse.Namespace, from_format: str) -> in
     told = {**result, "from": from_format, "to": formats.LUNA16, "left_out": list(notes)}
     line = f"convert: {result['nodules']} nodules of {result['series']} series in {options.output}"
     return console.tell(options, told, line)
+
+
+def add_challenge(verbs: Verbs) -> None:
+    """Add ``luna16 challenge``."""
+    text = "answer a case as a challenge's container gets it: how likely is each nodule malignant"
+    verb = console.add_verb(verbs, "challenge", run_challenge, text)
+    text = "images/*/*.mha, nodule-locations.json; default: /input"
+    verb.add_argument("--input", type=Path, default=Path("/input"), metavar="DIR", help=text)
+    verb.add_argument("--output", type=Path, default=Path("/output"), metavar="DIR", help="default: /output")
+    verb.add_argument("--serve", action="store_true", help="load the network once, and answer by HTTP")
+    verb.add_argument("--bundle", type=Path, metavar="DIR", help="default: the malignancy bundle")
+    console.add_trust(verb)
+    text = "a run's model.pt; several are averaged"
+    verb.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=text)
+    verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
+    console.add_device(verb)
+
+
+def run_challenge(options: argparse.Namespace) -> int:
+    """Run ``luna16 challenge``; return its exit code."""
+    import os
+
+    from luna16_monai.bundle.folders import bundle_dir
+    from luna16_monai.inference.challenge import Challenge, ChallengeServer, port_of
+    from luna16_monai.inference.classifier import Classifier
+
+    port = port_of(os.environ)
+    bundle = console.bundle(options.bundle or bundle_dir("malignancy_classification"), options.trust_bundle)
+    classifier = Classifier(bundle, console.device(options.device), options.weights or (), options.backend)
+    challenge = Challenge(classifier, options.input, options.output)
+    if not options.serve:
+        told = challenge.answer()
+        line = f"challenge: {told['points']} nodules in {told['output']} ({told['seconds']} s)"
+        return console.tell(options, told, line)
+    with ChallengeServer(challenge, port) as server:
+        console.tell(
+            options, {"port": server.server_port}, f"challenge: GET /health, POST /invoke on {server.server_port}"
+        )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            # Ctrl-C, or the container is stopped: what a server is meant to end by
+            return console.DONE
+    return console.DONE

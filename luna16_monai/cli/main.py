@@ -34,6 +34,7 @@ VERBS = (
     prediction.add_predict,
     prediction.add_review,
     exchange.add_convert,
+    exchange.add_challenge,
     bundles.add_export,
     bundles.add_bundle,
     scoring.add_report,

@@ -1,5 +1,6 @@
 """A network on anybody's CT.
 
+- ``challenge``: cases of a challenge, one by one or by HTTP
 - ``classifier``: a bundle's network, points to probabilities
 - ``views``: test-time flips and turns
 - ``predict``: the work of ``luna16 predict``
