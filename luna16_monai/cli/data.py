@@ -56,17 +56,41 @@ def add_download(verbs: Verbs) -> None:
     verb.add_argument("--subset", type=int, nargs="*", metavar="N", help="0 to 9; default: all; none: tables only")
     verb.add_argument("--base-url", metavar="URL", help="of a mirror")
     verb.add_argument("--keep-archives", action="store_true", help="leave the zip files after they are unpacked")
+    verb.add_argument("--lidc", action="store_true", help="fetch LIDC-IDRI's CTs as DICOM instead, with the extra idc")
+    text = "of LIDC-IDRI; default: all"
+    verb.add_argument("--patient", nargs="+", metavar="LIDC-IDRI-0001", help=text)
 
 
 def run_download(options: argparse.Namespace) -> int:
     """Run ``luna16 download``; return its exit code."""
     from luna16_monai.setup.download import download
 
+    if options.lidc:
+        return _download_lidc(options)
+    if options.patient:
+        raise ValueError("--patient is about LIDC-IDRI: add --lidc, or leave it out")
     output = options.output or console.folder("LUNA16_DATA", "data/luna16")
     result = download(output, options.subset, options.base_url, console.shows_progress(options), options.keep_archives)
     return console.tell(
         options, result, f"download: {result['series']} CTs of {len(result['subsets'])} subsets in {output}"
     )
+
+
+def _download_lidc(options: argparse.Namespace) -> int:
+    """Fetch LIDC-IDRI instead of LUNA16."""
+    from luna16_monai.setup.lidc import download_lidc
+
+    given = {
+        "--subset": options.subset,
+        "--base-url": options.base_url,
+        "--keep-archives": options.keep_archives or None,
+    }
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"--lidc with {odd[0]}, which is about LUNA16's archives: leave one of them out")
+    output = options.output or console.folder("LUNA16_DATA", "data/lidc")
+    result = download_lidc(output, options.patient, console.shows_progress(options))
+    line = f"download: {result['series']} series in {output}, {result['fetched']} of them fetched"
+    return console.tell(options, result, line)
 
 
 def add_doctor(verbs: Verbs) -> None:

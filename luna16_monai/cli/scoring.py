@@ -57,22 +57,20 @@ def add_compare(verbs: Verbs) -> None:
     text = "tell whether the second of two submissions is better than the first"
     verb = console.add_verb(verbs, "compare", run_compare, text)
     _add_reference(verb)
-    verb.add_argument("--submission", type=Path, action="append", required=True, metavar="CSV", help="give it twice")
+    verb.add_argument("--submission", type=Path, action="append", required=True, metavar="FILE", help="give it twice")
     verb.add_argument("--output", type=Path, metavar="DIR", help="for comparison.json")
 
 
 def run_compare(options: argparse.Namespace) -> int:
     """Run ``luna16 compare``; return its exit code."""
     from luna16_monai.evaluation.submission import compare, evaluate
+    from luna16_monai.interchange.formats import read_as_table
     from luna16_monai.machine.files import write_json
-    from luna16_monai.tables.points import read_points
 
     if len(options.submission) != 2:
         raise ValueError(f"--submission is given {len(options.submission)} times: compare takes it twice")
     truth = _truth(options)
-    one, other = (
-        evaluate(read_points(console.existing(path), "probability"), truth, draws=0) for path in options.submission
-    )
+    one, other = (evaluate(read_as_table(path, "probability")[0], truth, draws=0) for path in options.submission)
     result = {
         "submissions": [path.name for path in options.submission],
         **compare(one, other, options.bootstrap, options.seed),

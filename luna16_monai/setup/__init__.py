@@ -1,6 +1,7 @@
 """Get the data, and check the machine.
 
 - ``download``: fetch LUNA16
+- ``lidc``: fetch LIDC-IDRI's CTs
 - ``fetching``: one file over HTTP
 - ``archives``: unpack archives safely
 - ``doctor``: check versions, data and store

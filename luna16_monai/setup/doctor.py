@@ -21,7 +21,7 @@ from luna16_monai.machine.errors import one_line
 
 Check = dict[str, Any]
 PACKAGE = "luna16_monai"
-EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow")
+EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow", "idc")
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PROC, CGROUPS, SHARED_MEMORY = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
 GPU_DEVICE = Path("/dev/nvidia0")
