@@ -108,7 +108,7 @@ def read_training_table(path: Path) -> TrainingTable:
             label = _finite(row["label"], "label", where)
             if label not in RATINGS:
                 raise ValueError(
-                    f"{where}: label is {row['label']!r}, 0 (benign) or 1 (malignant) was expected: mend it"
+                    f"{where}: label is {row['label']!r}, 0 (benign) or 1 (malignant) is meant: mend it"
                 )
             labels.append(label)
             names.append(_text(row["AnnotationID"], "AnnotationID", where))

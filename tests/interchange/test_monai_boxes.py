@@ -151,7 +151,7 @@ def test_read_boxes_refuses(tmp_path, change, message):
     if message is None:
         assert read_boxes(path, Scans()).series == ("a",)
         return
-    with pytest.raises(ValueError, match="list.json") as caught:
+    with pytest.raises(ValueError, match=r"list\.json") as caught:
         read_boxes(path, Scans())
     assert message in str(caught.value)
 

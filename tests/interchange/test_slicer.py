@@ -91,7 +91,7 @@ def test_read_markups_tells_what_it_leaves_out(tmp_path):
     ],
 )
 def test_read_markups_refuses(tmp_path, document, message):
-    with pytest.raises(ValueError, match="1.3.6.mrk.json") as caught:
+    with pytest.raises(ValueError, match=r"1\.3\.6\.mrk\.json") as caught:
         read_markups(saved(tmp_path, document), Scans())
     assert message in str(caught.value)
 
