@@ -73,6 +73,7 @@ def write_reads(path: Path, sessions: Sequence[str], series_uid: str = UID) -> P
         '<LidcReadMessage uid="1.3.6" xmlns="http://www.nih.gov" '
         'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
         "<ResponseHeader><Version>1.8.1</Version><TaskDescription>Second unblinded read</TaskDescription>"
-        f"<SeriesInstanceUid>{series_uid}</SeriesInstanceUid></ResponseHeader>{readers}</LidcReadMessage>"
+        f"<SeriesInstanceUid>{series_uid}</SeriesInstanceUid></ResponseHeader>{readers}</LidcReadMessage>",
+        encoding="utf-8",
     )
     return path

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from ct_files import write_ct
+from drawn_scans import random_hu
+from grand_challenge_schema import MULTIPLE_POINTS
 
 from luna16_monai import __version__
+from luna16_monai.inference.challenge import PORT
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -74,6 +82,82 @@ def test_entrypoint_training_hands_its_overrides_to_the_bundle(tmp_path):
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("luna16: learning_rat is no setting of this bundle")
     assert "was learning_rate meant?" in done.stderr.splitlines()[-1]
+
+
+def case(folder: Path) -> Path:
+    """A challenge's case: a CT of 1 mm that begins at (0, 0, 0) mm, and two nodules."""
+    write_ct(folder / "images" / "chest-ct" / "a.mha", random_hu(0, (10, 12, 14)))
+    points = [{"name": "one", "point": [11, 22, 33]}, {"name": "two", "point": [12, 23, 40]}]
+    document = {"name": "nodules", "type": "Multiple points", "points": points, "version": {"major": 1, "minor": 0}}
+    (folder / "nodule-locations.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+def test_entrypoint_challenge_answers_a_case_and_writes_nothing_else(tmp_path):
+    inputs, output = case(tmp_path / "input"), tmp_path / "output"
+    output.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = enter("challenge", "--input", inputs, "--output", output, "--device", "cpu", HOME="/nonexistent")
+    assert done.returncode == 0, done.stderr
+    answer = output / "lung-nodule-malginancy-likelihoods.json"
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, answer])
+    document = json.loads(answer.read_text(encoding="utf-8"))
+    jsonschema.validate(document, MULTIPLE_POINTS)
+    assert [(one["name"], one["point"]) for one in document["points"]] == [("one", [11, 22, 33]), ("two", [12, 23, 40])]
+    assert all(0 <= one["probability"] <= 1 for one in document["points"])
+    # the next case fails, and must not leave this one's answer
+    (inputs / "nodule-locations.json").write_text("{", encoding="utf-8")
+    done = enter("challenge", "--input", inputs, "--output", output, "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("luna16: ")
+    assert "nodule-locations.json, line 1" in done.stderr
+    assert not list(output.iterdir())
+
+
+def asked(port: int, path: str, method: str) -> tuple[int, str]:
+    """Status and body of a request."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_entrypoint_challenge_serves_case_after_case(tmp_path):
+    inputs, output = case(tmp_path / "input"), tmp_path / "output"
+    output.mkdir()
+    words = ["challenge", "--serve", "--input", str(inputs), "--output", str(output), "--device", "cpu", "--json"]
+    server = subprocess.Popen(
+        ["sh", str(ENTRYPOINT), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(GRAND_CHALLENGE_COMPONENT_USER_WEBSERVER_PORT="0"),
+    )
+    try:
+        assert server.stdout is not None
+        told = "".join(iter(server.stdout.readline, "}\n")) + "}"
+        port = json.loads(told)["port"]
+        assert asked(port, "/health", "GET")[0] == 200
+        assert asked(port, "/elsewhere", "GET")[0] == asked(port, "/elsewhere", "POST")[0] == 404
+        assert asked(port, "/invoke", "POST") == (201, "2 nodules in lung-nodule-malginancy-likelihoods.json\n")
+        answer = output / "lung-nodule-malginancy-likelihoods.json"
+        first = answer.read_bytes()
+        answer.unlink()
+        assert asked(port, "/invoke", "POST")[0] == 201
+        assert answer.read_bytes() == first
+        (inputs / "nodule-locations.json").unlink()
+        status, text = asked(port, "/invoke", "POST")
+        assert (status, "nodule-locations.json is missing" in text) == (400, True)
+        assert not answer.exists()
+        assert asked(port, "/health", "GET")[0] == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 SHOW = "import os; print(os.environ['HOME'], os.environ['MPLCONFIGDIR'])"
@@ -221,9 +305,21 @@ def test_scripts_are_plain_sh(script, lint):
 # --- Dockerfile and compose.yaml ------------------------------------------------------------------------------------
 
 
-def test_dockerfile_is_clean(lint):
-    done = lint("hadolint", DOCKER / "Dockerfile")
+@pytest.mark.parametrize("name", ["Dockerfile", "challenge.Dockerfile"])
+def test_dockerfile_is_clean(lint, name):
+    done = lint("hadolint", DOCKER / name)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_challenge_image_asks_to_be_served():
+    text = (DOCKER / "challenge.Dockerfile").read_text(encoding="utf-8")
+    steps = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert 'LABEL org.grand-challenge.api-method="${METHOD}"' in steps
+    assert "ARG METHOD=invoke" in steps
+    assert 'CMD ["challenge", "--serve"]' in steps
+    assert f"EXPOSE {PORT}" in steps
+    # the user, the entrypoint and all else are those of the image that it stands on
+    assert [step.split()[0] for step in steps] == ["ARG", "FROM", "ARG", "LABEL", "EXPOSE", "CMD"]
 
 
 def test_dockerfile_copies_what_is_there_and_nothing_that_is_left_out():

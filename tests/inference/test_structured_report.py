@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -77,6 +78,42 @@ def test_report_has_a_group_for_each_candidate_at_or_above_the_threshold(report)
         seen.append((*group.roi.value.ravel().tolist(), measurement.value))
     # the most certain one first
     assert seen == [(11.5, 21.25, 32.0, 90.0), (12.0, 23.0, 36.0, 50.0)]
+
+
+def test_report_tells_the_diameter_where_it_is_known(folder, tmp_path):
+    output, table = tmp_path / "report.dcm", point_table(POINTS)
+    diameters = np.array([7.0, 5.127, np.nan])
+    assert write_structured_report(output, read_source(folder), table, 0.5, ALGORITHM, diameters) == 2
+    seen = [
+        [
+            (one.name.meaning, one.name.scheme_designator, one.name.value, one.value, one.unit.value)
+            for one in group.get_measurements()
+        ]
+        for group in srread(output).content.get_planar_roi_measurement_groups()
+    ]
+    certainty = ("Certainty of Finding", "DCM", "111012")
+    assert seen == [
+        [(*certainty, 90.0, "%"), ("Diameter", "SCT", "81827009", 5.13, "mm")],
+        [(*certainty, 50.0, "%")],
+    ]
+
+
+STANDARD = Path(os.environ.get("DICOM_STANDARD", Path.home() / "dicom-validator"))
+"""Where dicom-validator keeps the DICOM standard that it has fetched."""
+
+
+@pytest.mark.skipif(
+    not list(STANDARD.glob("*/docbook")), reason="needs the DICOM standard, which dicom-validator fetches"
+)
+def test_report_passes_the_validator(folder, tmp_path):
+    validator = pytest.importorskip("dicom_validator.validator.dicom_file_validator")
+    reader = pytest.importorskip("dicom_validator.spec_reader.edition_reader")
+    output, table = tmp_path / "report.dcm", point_table(POINTS)
+    write_structured_report(output, read_source(folder), table, 0.5, ALGORITHM, np.array([7.0, 5.127, np.nan]))
+    edition = max(path.parent.name for path in STANDARD.glob("*/docbook"))
+    info = reader.EditionReader(STANDARD).load_dicom_info(edition)
+    found = validator.DicomFileValidator(info).validate(output)
+    assert [result.errors for result in found.values()] == [0]
 
 
 def texts(report: Path, meaning: str) -> list[str]:
