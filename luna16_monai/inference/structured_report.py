@@ -204,6 +204,8 @@ def _report(sr: Any, source: Source, content: Any, algorithm: Algorithm) -> byte
             manufacturer="luna16_monai",
             manufacturer_model_name=algorithm.name,
             software_versions=algorithm.version,
+            # DICOM wants one of every device that writes a Comprehensive 3D SR
+            device_serial_number=__version__,
             series_description="nodule candidates, not for clinical use",
             is_complete=True,
             is_verified=False,
