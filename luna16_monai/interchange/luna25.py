@@ -107,9 +107,7 @@ def read_training_table(path: Path) -> TrainingTable:
             xyz.append([_finite(row[key], key, where) for key in ("CoordX", "CoordY", "CoordZ")])
             label = _finite(row["label"], "label", where)
             if label not in RATINGS:
-                raise ValueError(
-                    f"{where}: label is {row['label']!r}, 0 (benign) or 1 (malignant) is meant: mend it"
-                )
+                raise ValueError(f"{where}: label is {row['label']!r}, 0 (benign) or 1 (malignant) is meant: mend it")
             labels.append(label)
             names.append(_text(row["AnnotationID"], "AnnotationID", where))
             lines.append(rows.line_num)
