@@ -29,6 +29,7 @@ from drawn_scans import random_hu, write_scan
 from luna16_monai import __version__
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli import main as cli
+from luna16_monai.cli.demo import KEYS
 from luna16_monai.geometry.grid import Geometry
 
 ROOT = Path(__file__).parents[1]
@@ -290,6 +291,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["download"] = keys_in_source("setup/download", "download", ast.Return)
     found["tune"] = keys_in_source("experiments/tune", "write_trials", ast.Return)
     found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
+    found["demo"] = ["output", "data", "store", *KEYS]
     found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
     return found
 
@@ -447,7 +449,7 @@ def test_readme_has_every_package_once_on_its_layer():
     expected = {package: str(number) for number, layer in enumerate(layers, start=1) for package in layer}
     found = table(text(ROOT / "README.md"), "What is inside")
     assert {package.strip("`"): layer for package, (_, layer) in found.items()} == expected
-    assert len(expected) == 19
+    assert len(expected) == 20
     agents = re.findall(r"^\| (\d) \| (.+) \|$", text(ROOT / "AGENTS.md"), re.MULTILINE)
     assert {package: number for number, names in agents for package in re.findall(r"`(\w+)`", names)} == expected
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import check_views, views_of
-from luna16_monai.runs.record import read_calibration, read_network
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable
 
 Preprocessing = Callable[[Any], Mapping[str, Any]]
@@ -66,11 +66,11 @@ class Classifier:
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
         self.views = check_views(self.config.get("views", 1))
-        self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
+        self.calibration = RunFolder(self.weights[0].parent).calibration() if len(self.weights) == 1 else None
 
     def _as_trained(self, weights: Sequence[Path]) -> None:
         """Take the network, the cutouts' size and spacing from the record beside the weights, where there is one."""
-        records = [read_network(path) for path in weights]
+        records = [RunFolder(path.parent).read_network() for path in weights]
         if not any(records):
             return
         if any(record != records[0] for record in records):
@@ -83,9 +83,9 @@ class Classifier:
             return  # a bundle with a network of its own knows it
         self.config.update(records[0], network_def={**definition, **records[0]["network_def"]})
 
-    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
+    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> InMemoryStore:
         """CTs, as the bundle's recipe makes them."""
-        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
+        return InMemoryStore(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
 
     @property
     def recipe(self) -> Path:
@@ -93,7 +93,7 @@ class Classifier:
         return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
 
     def probabilities(
-        self, table: PointTable, volumes: PreparedInMemory, views: int | None = None, batch_size: int = 32
+        self, table: PointTable, volumes: InMemoryStore, views: int | None = None, batch_size: int = 32
     ) -> NDArray[np.float64]:
         """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
 
@@ -155,9 +155,9 @@ class Classifier:
 
 def volumes_of(
     classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
-) -> list[PreparedInMemory]:
+) -> list[InMemoryStore]:
     """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
-    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    shared: dict[tuple[str, str], InMemoryStore] = {}
     for one in classifiers:
         way = _way(one)
         if way not in shared:
@@ -171,7 +171,7 @@ def _way(one: Classifier) -> tuple[str, str]:
 
 
 def score_in_turn(
-    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], views: int | None = None
+    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[InMemoryStore], views: int | None = None
 ) -> list[NDArray[np.float64]]:
     """Score points with several bundles; each CT is prepared once for all that share their volumes.
 

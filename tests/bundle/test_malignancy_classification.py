@@ -157,7 +157,9 @@ def test_inference_yaml_has_all_properties_and_differs_from_the_first_bundles_in
         for name in ("nodule_classification", "malignancy_classification")
     )
     differing = {key for key in first if first[key] != second[key]}
-    assert differing == {"output_file", "volumes"}
+    assert differing == {"imports", "output_file", "volumes"}
+    # its CTs are prepared as the first bundle says
+    assert set(second["imports"]) - set(first["imports"]) == {"$import luna16_monai.bundle.folders as bundle_folders"}
     assert set(first) == set(second)
 
 
@@ -277,7 +279,7 @@ def test_training_refuses_weights_that_have_seen_the_validation(state, small, no
     settings = {**small, "output_dir": str(tmp_path / "run"), "init_weights": str(tmp_path / "model.pt")}
     with pytest.raises(RuntimeError) as caught:
         workflow("train.yaml", settings)
-    assert re.search("is in first_training and in validation: splits may not share a series", one_line(caught.value))
+    assert re.search(r"is in validation, and init_weights .*model\.pt saw it in training", one_line(caught.value))
     assert not (tmp_path / "run").exists()
 
 

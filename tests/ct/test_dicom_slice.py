@@ -159,7 +159,7 @@ def test_open_ct_keeps_signed_padding(tmp_path):
 
 def test_open_ct_refuses_a_jpeg_2000_slice_of_another_sign(tmp_path):
     folder = write(tmp_path / "series", lambda k, slice_: None)
-    # the start of a codestream: SOC, SIZ of 41 bytes, 6 x 5, one component of 12 bits, signed (0x8B)
+    # the start of a codestream: two markers, the second of 41 bytes; 6 x 5, one component of 12 bits, signed (0x8B)
     size = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + b"".join(n.to_bytes(4, "big") for n in (6, 5, 0, 0, 6, 5, 0, 0))
     for file in folder.iterdir():
         slice_ = pydicom.dcmread(file)

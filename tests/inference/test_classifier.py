@@ -24,7 +24,7 @@ def test_probabilities_equal_those_of_the_store(
     phantom_dir: Path, store_dir: Path, classifier: Classifier, weights: Path
 ) -> None:
     table = read_candidates(phantom_dir).select(np.arange(0, 40, 4)[::-1])
-    got = classifier.probabilities(table, classifier.volumes([phantom_dir]), batch_size=3)
+    got = classifier.probabilities(table, classifier.volumes([phantom_dir]), views=1, batch_size=3)
     network = NoduleNet(return_probabilities=True).eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     store = Store(store_dir)
@@ -60,7 +60,11 @@ def record(folder: Path, network: NoduleNet, **settings: Any) -> Path:
     """The weights of a network in a folder, beside what a run records of it."""
     folder.mkdir()
     torch.save(folded_state(network), folder / "model.pt")
-    run = {"network_def": network.arguments, "settings": {"spacing_zyx": [1.25, 0.7, 0.7], **settings}}
+    run: dict[str, Any] = {
+        "data": {},
+        "network_def": network.arguments,
+        "settings": {"spacing_zyx": [1.25, 0.7, 0.7], **settings},
+    }
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     return folder / "model.pt"
 
