@@ -205,7 +205,7 @@ def test_scoring_is_stopped_and_writes_nothing(
     scored: list[object], tmp_path: Path, number: signal.Signals, verb: str
 ) -> None:
     again = scored[-2:] if verb == "compare" else []
-    words = [verb, *scored, *again, "--bootstrap", 5_000_000, "--output", tmp_path / "run"]
+    words = [verb, *scored, *again, "--bootstrap", 2_000_000, "--output", tmp_path / "run"]
     require_stopped(stop(words, number, 2.0, 0), number)
     assert not (tmp_path / "run").exists()
 
