@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from drawn_scans import random_hu, write_scan
 
@@ -277,6 +278,8 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
             *("--ct", folder / "ct" / "a.mhd", "--candidates", folder / "points.csv", "--device", "cpu"),
             *("--backend", "torch", "--output", folder / "out.csv"),
         ],
+        "convert": ["--input", folder / "submission.csv", "--output", folder / "points.json", "--to", "slicer"],
+        "challenge": ["--input", challenge_case(folder / "case"), "--output", folder, "--device", "cpu"],
         "export": ["--format", "torchscript", "--output", folder / "model.ts"],
         "bundle": ["--output", folder / "bundle"],
         "report": ["--run", folder / "run", "--store", store_dir],
@@ -294,6 +297,15 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["demo"] = ["output", "data", "store", *KEYS]
     found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
     return found
+
+
+def challenge_case(folder: Path) -> Path:
+    """A CT of 1 mm that begins at (0, 0, 0) mm, and a nodule in it."""
+    (folder / "images" / "ct").mkdir(parents=True)
+    sitk.WriteImage(sitk.GetImageFromArray(random_hu(0, (10, 12, 14))), str(folder / "images" / "ct" / "a.mha"))
+    points = {"type": "Multiple points", "points": [{"point": [1, 2, 3]}], "version": {"major": 1, "minor": 0}}
+    (folder / "nodule-locations.json").write_text(json.dumps(points), encoding="utf-8")
+    return folder
 
 
 def keys_in_source(module: str, name: str, kind: type[ast.Return | ast.Assign | ast.AnnAssign]) -> list[str]:
@@ -449,7 +461,7 @@ def test_readme_has_every_package_once_on_its_layer():
     expected = {package: str(number) for number, layer in enumerate(layers, start=1) for package in layer}
     found = table(text(ROOT / "README.md"), "What is inside")
     assert {package.strip("`"): layer for package, (_, layer) in found.items()} == expected
-    assert len(expected) == 20
+    assert len(expected) == 21
     agents = re.findall(r"^\| (\d) \| (.+) \|$", text(ROOT / "AGENTS.md"), re.MULTILINE)
     assert {package: number for number, names in agents for package in re.findall(r"`(\w+)`", names)} == expected
 

@@ -84,8 +84,7 @@ def predict(
 
     Returns:
         ``output``, ``candidates``, ``series``; ``dicom_sr`` and ``reported`` (how many candidates are in it);
-        ``explained`` (how many there are); ``files`` (where the format has one a CT) and ``left_out`` (what it cannot
-        hold), if there are any.
+        ``explained`` (how many there are); ``files`` and ``left_out``, as `formats.write` gives them, if any.
 
     Raises:
         ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
@@ -93,9 +92,8 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
-    formats.check_output(output, wanted.output_format, points.series_uids)
     source = _source(wanted, cts, points)
-    _check_explain(wanted, classifiers)
+    _check_wanted(wanted, classifiers, output, points)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
     volumes = volumes_of(both, cts, allow_symlinks)
     scored = score_in_turn(both, points, volumes, views)
@@ -112,9 +110,8 @@ def predict(
         told = replace(points, values=more.get("calibrated_probability", probability))
         algorithm = describe(classifiers, calibration is not None, views or classifiers[0].views, wanted.threshold)
         result["dicom_sr"] = str(wanted.dicom_sr)
-        result["reported"] = write_structured_report(
-            wanted.dicom_sr, source, told, wanted.threshold, algorithm, wanted.diameter_mm
-        )
+        reported = (wanted.dicom_sr, source, told, wanted.threshold, algorithm, wanted.diameter_mm)
+        result["reported"] = write_structured_report(*reported)
     if explanations is not None and wanted.explain is not None:
         write_explanations(wanted.explain, explanations)
         result["explained"] = len(explanations)
@@ -149,8 +146,11 @@ def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable) -> Source |
     return source
 
 
-def _check_explain(wanted: Wanted, classifiers: Sequence[Classifier]) -> None:
-    """Refuse explanations that cannot be made, or would be mixed with older ones."""
+def _check_wanted(wanted: Wanted, classifiers: Sequence[Classifier], output: Path, points: PointTable) -> None:
+    """Refuse an output that cannot be written, and explanations that cannot be made, or be mixed with older ones."""
+    formats.check_output(output, wanted.output_format, points.series_uids)
+    if wanted.output_format == formats.MONAI and (wanted.diameter_mm is None or np.isnan(wanted.diameter_mm).all()):
+        raise ValueError(f"{points.source} has no diameters, so there are no boxes to write: name another --format")
     if wanted.explain is None:
         return
     require_empty(wanted.explain, "name a new folder for --explain, or empty it")

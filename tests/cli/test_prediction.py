@@ -110,6 +110,8 @@ def test_predict_writes_by_suffix_and_format_wins(call, words, tmp_path):
     assert marks["controlPoints"][0]["description"].endswith("diameter_mm=4.0")
     refused(call(*words, "--format", "nifti"), "--format nifti: name one of luna16, grand-challenge")
     refused(call(*words, "--format", "lidc"), "format lidc is only read")
+    write_points(tmp_path / "points.csv", ["a"], [[5, 5, 5]], [0], "class")
+    refused(call(*words, "--format", "monai"), "points.csv has no diameters, so there are no boxes to write")
 
 
 def test_predict_gives_each_ct_a_file_of_its_own(call, words, tmp_path, data):
