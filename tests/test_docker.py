@@ -237,6 +237,39 @@ def test_entrypoint_needs_no_writable_root(tmp_path):
     assert (done.returncode, done.stdout) == (0, "Read-only file system\n1 ['1']\nTrue 128\n"), done.stderr
 
 
+CHALLENGE = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o size=128m tmpfs /dev/shm
+mount -o remount,bind,ro /
+mount -t tmpfs tmpfs "$TMPDIR"
+mount -t tmpfs tmpfs "$OUTPUT"
+sh "$@" --output "$OUTPUT"
+cat "$OUTPUT"/*
+"""
+
+
+def test_entrypoint_challenge_needs_neither_network_nor_a_writable_root(tmp_path):
+    """As grand-challenge runs it: the temporary and the output folder alone can be written to."""
+    before = (*isolated("-rmnpf", "--mount-proc"), "sh", "-c", CHALLENGE, "challenge")
+    inputs, output, temporary = case(tmp_path / "input"), tmp_path / "output", tmp_path / "tmp"
+    output.mkdir()
+    temporary.mkdir()
+    done = subprocess.run(
+        [*before, str(ENTRYPOINT), "challenge", "--input", str(inputs), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(HOME="/nonexistent", TMPDIR=str(temporary), OUTPUT=str(output)),
+    )
+    if "mount" in done.stderr:
+        pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    told, _, answer = done.stdout.partition("\n")
+    assert told.startswith("challenge: 2 nodules in ")
+    jsonschema.validate(json.loads(answer), MULTIPLE_POINTS)
+
+
 # --- installing -----------------------------------------------------------------------------------------------------
 
 RECORDING = """#!/bin/sh

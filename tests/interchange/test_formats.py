@@ -291,3 +291,42 @@ def test_write_refuses_formats_that_are_not_written(tmp_path, format_):
         write(tmp_path / "a.csv", TWO, format_)
     assert not list(tmp_path.iterdir())
     assert format_ not in FORMATS or format_ == "lidc"
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["type", "points", "point", "name", "probability", "version", "major", "minor", "markups", "position",
+                 "controlPoints", "coordinateSystem", "label", "description", "validation", "image", "box", "score"]
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=12,
+)  # fmt: skip
+skeletons = st.one_of(
+    json_values,
+    json_values.map(lambda v: {"type": "Multiple points", "points": v, "version": {"major": 1, "minor": 0}}),
+    json_values.map(lambda v: {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": v}]}),
+    json_values.map(lambda v: {"markups": v}),
+    json_values.map(lambda v: {"validation": [{"image": "a", "box": v}]}),
+    json_values.map(lambda v: {"validation": v}),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(document=skeletons, format_=st.sampled_from([None, "grand-challenge", "monai", "slicer", "luna25"]))
+def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, document, format_):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(document))
+    try:
+        points = read(path, format_)
+    except ValueError as error:
+        assert "any.json" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite(points.points_xyz).all()
