@@ -2,6 +2,7 @@
 
 - ``classifier``: a bundle's network, points to probabilities
 - ``views``: test-time flips and turns
+- ``detect``: candidates of bare CTs, the work of ``luna16 detect``
 - ``predict``: the work of ``luna16 predict``
 - ``occlusion``: which voxels a probability depends on
 - ``structured_report``: predictions as a DICOM structured report
