@@ -41,12 +41,14 @@ class Candidates:
         diameter_mm: (n,) of each.
         empty: the series without any.
         warnings: sentences about the CTs.
+        weights: the file that the network's weights were read from; None where it is not known.
     """
 
     table: PointTable
     diameter_mm: NDArray[np.floating]
     empty: tuple[str, ...]
     warnings: tuple[str, ...]
+    weights: Path | None = None
 
     def write(self, output: Path | str) -> None:
         """Write the table of ``luna16 detect``; the file is whole or absent."""
@@ -65,6 +67,7 @@ class Detector:
         multiple_zyx: what the sides of its input are multiples of.
         inferer: applies it to a whole box.
         device: where it runs.
+        weights: the file that its weights were read from, for the record.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class Detector:
         multiple_zyx: Sequence[int],
         inferer: TiledInferer,
         device: torch.device | str = "cpu",
+        weights: Path | str | None = None,
     ) -> None:
+        self.weights = None if weights is None else Path(weights)
         self.network, self.inferer, self.device = network.eval(), inferer, device
         self.stride, self.multiple = tuple(stride_zyx), tuple(multiple_zyx)
 
@@ -115,9 +120,8 @@ class Detector:
         for uid in tqdm(uids, desc="detect", unit="CT", disable=not progress):
             volume = _in_memory(volumes.volume(uid))
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
-                warnings.append(
-                    f"series {uid} has slices {thickest:.1f} mm apart: thick slices multiply false candidates"
-                )
+                thick = f"series {uid} has slices {thickest:.1f} mm apart"
+                warnings.append(f"{thick}: thick slices multiply false candidates")
             found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
             parts.append(found.select(found.probability >= threshold))
         counts = [len(part) for part in parts]
@@ -131,7 +135,7 @@ class Detector:
         )
         diameter = np.concatenate([np.zeros(0), *(part.diameter_mm for part in parts)])
         empty = tuple(uid for uid, count in zip(uids, counts, strict=True) if not count)
-        return Candidates(table, diameter, empty, tuple(warnings))
+        return Candidates(table, diameter, empty, tuple(warnings), self.weights)
 
     def write(self, volumes: InMemoryStore, output: Path | str, limit: int = LIMIT, threshold: float = 0.0) -> None:
         """Write the table of candidates; arguments and errors as `candidates`."""
