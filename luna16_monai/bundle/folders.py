@@ -10,7 +10,7 @@ from typing import Any
 
 from luna16_monai.machine.claims import require_empty
 
-BUNDLES = ("nodule_classification", "malignancy_classification")
+BUNDLES = ("nodule_classification", "malignancy_classification", "nodule_detection")
 TARGET = "_target_"
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luna16_monai.cli import console
+from luna16_monai.cli import console, detection
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
@@ -21,8 +21,13 @@ def add_predict(verbs: Verbs) -> None:
     """Add ``luna16 predict``."""
     verb = console.add_verb(verbs, "predict", run_predict, "score candidates of any CT with a trained bundle")
     console.add_ct(verb)
-    text = "seriesuid, coordX, coordY, coordZ; or any format of convert"
-    verb.add_argument("--candidates", type=Path, required=True, metavar="FILE", help=text)
+    text = "seriesuid, coordX, coordY, coordZ; or any format of convert; default: they are detected"
+    verb.add_argument("--candidates", type=Path, metavar="FILE", help=text)
+    detection.add_max(verb)
+    detection.add_lungs(verb)
+    verb.add_argument("--detector", type=Path, metavar="DIR", help="without a list; default: the detection bundle")
+    text = "a run's model.pt, for the detector; default: its bundle's own"
+    verb.add_argument("--detector-weights", type=Path, metavar="FILE", help=text)
     text = ".csv, .json (grand-challenge) or .mrk.json (Slicer)"
     verb.add_argument("--output", type=Path, required=True, metavar="FILE", help=text)
     verb.add_argument("--format", metavar="F", help="of the output, as convert --to; default: what its suffix says")
@@ -59,6 +64,10 @@ def run_predict(options: argparse.Namespace) -> int:
     if options.tta and options.views not in (None, 16):
         raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
     views = 16 if options.tta else options.views
+    if options.candidates is None:
+        return _predict_found(options, views)
+    if options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
+        raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     to_format = _format_of_output(options)
     candidates = _candidates(options)
@@ -113,6 +122,33 @@ def _candidates(options: argparse.Namespace) -> Points:
     points = formats.read(options.candidates, None, formats.Conventions(scans))
     console.warn([f"{options.candidates}: {note}" for note in points.notes])
     return points
+
+
+def _predict_found(options: argparse.Namespace, views: int | None) -> int:
+    """Run ``luna16 predict`` without a list; return its exit code."""
+    from luna16_monai.inference.classifier import Classifier
+    from luna16_monai.inference.two_stages import predict_found
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
+
+    if options.dicom_sr or options.explain or options.ras:
+        raise ValueError(
+            "--dicom-sr, --explain and --ras need --candidates: run luna16 detect first, and name its table"
+        )
+    bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
+    device = console.device(options.device)
+    classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
+    malignancy = _malignancy_classifier(options, device)
+    found = detection.find(options, options.detector, options.detector_weights)
+    result = predict_found(
+        classifiers, found, options.ct, options.output, views, malignancy, options.allow_symlinks
+    )  # fmt: skip
+    both = [*classifiers, *([malignancy] if malignancy else [])]
+    records = [read_seen(path) for path in [*(w for one in both for w in one.weights), found.weights]]
+    write_seen_by_all(options.output, records)
+    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    line = f"predict: {result['candidates']} candidates of {result['series']} CTs in {options.output}"
+    return console.tell(options, result, line)
 
 
 def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:

@@ -121,7 +121,7 @@ def read_lung_mask(path: Path, ct: Geometry, series_uid: str) -> LungMask:
     if not file.is_file():
         raise FileNotFoundError(f"no lung mask {file}: give the mask of series {series_uid}, or use --no-lung-mask")
     opened = open_ct(file, allow_symlinks=True)
-    values = opened.read()
+    values = opened.load()  # a mask is not in HU
     lungs = values > 0
     if values.max() == _LUNA16_TRACHEA and set(np.unique(values).tolist()) <= _LUNA16_LABELS:
         lungs &= values != _LUNA16_TRACHEA

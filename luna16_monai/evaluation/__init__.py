@@ -3,6 +3,7 @@
 - ``submission``: evaluate and compare submissions
 - ``match``: what becomes of each mark
 - ``froc``: FROC and CPM
+- ``ranks``: sensitivity by rank, and the error of diameters
 - ``roc``: ROC AUC and average precision
 - ``bootstrap``: resampling of scans
 - ``calibration``: calibrated probabilities, operating points

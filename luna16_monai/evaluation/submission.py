@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import Match, match_marks
+from luna16_monai.evaluation.ranks import sensitivity_by_rank
 from luna16_monai.tables.hits import Findings, Marks
 from luna16_monai.tables.luna16 import find_table, read_annotations, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
@@ -78,6 +79,10 @@ class ReferenceStandard:
             None if self.excluded is None else self._findings(self.excluded),
             len(self.series_uids),
         )
+
+    def compared(self, marks: PointTable) -> tuple[Marks, Findings]:
+        """Return marks, whose values are probabilities, and the nodules, both by the number of their scan."""
+        return Marks(marks.series_codes(self.series_uids), marks.points_xyz, marks.values), self._findings(self.nodules)
 
     @property
     def scan_subset(self) -> IntArray | None:
@@ -222,6 +227,7 @@ def evaluate(
             "give that of the same candidates in the same order"
         )
     scores = froc.score(match, draws, seed, truth.scan_subset)
+    scores |= sensitivity_by_rank(*truth.compared(submission), match.n_scans, draws, seed)
     repeated = len(duplicate_rows(submission))
     warnings = []
     if (unmarked := scores["scans_without_marks"]) > 0:

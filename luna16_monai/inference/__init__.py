@@ -3,7 +3,9 @@
 - ``challenge``: cases of a challenge, one by one or by HTTP
 - ``classifier``: a bundle's network, points to probabilities
 - ``views``: test-time flips and turns
+- ``detect``: candidates of bare CTs, the work of ``luna16 detect``
 - ``predict``: the work of ``luna16 predict``
+- ``two_stages``: ``luna16 predict`` without a list: detect, classify, combine
 - ``occlusion``: which voxels a probability depends on
 - ``structured_report``: predictions as a DICOM structured report
 - ``writer``: the table that ``run inference`` writes

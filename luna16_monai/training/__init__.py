@@ -2,6 +2,7 @@
 
 - ``start``: claim the output folder
 - ``metrics``: scores of an epoch
+- ``detection``: scores, best epoch and gradients of the detector
 - ``results``: what a run writes
 - ``handlers``: progress, losses, profile
 - ``checkpoints``: exact resume

@@ -1,0 +1,81 @@
+"""The verb that finds candidates in bare CTs: ``detect``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luna16_monai.cli import console
+
+if TYPE_CHECKING:
+    from luna16_monai.cli.console import Verbs
+    from luna16_monai.inference.detect import Candidates
+
+BUNDLE = "nodule_detection"
+
+
+def add_detect(verbs: Verbs) -> None:
+    """Add ``luna16 detect``."""
+    verb = console.add_verb(verbs, "detect", run_detect, "find nodule candidates in CTs")
+    console.add_ct(verb)
+    verb.add_argument("--output", type=Path, required=True, metavar="CSV")
+    add_max(verb)
+    verb.add_argument("--threshold", type=float, default=0.0, metavar="P", help="the least probability; default: 0")
+    verb.add_argument("--bundle", type=Path, metavar="DIR", help="default: the detection bundle")
+    console.add_trust(verb)
+    verb.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
+    add_lungs(verb)
+    console.add_symlinks(verb)
+    console.add_device(verb)
+
+
+def add_max(verb: argparse.ArgumentParser) -> None:
+    """Add --max: the most candidates of a CT."""
+    verb.add_argument("--max", type=int, default=50, metavar="N", help="candidates of a CT; default: 50")
+
+
+def add_lungs(verb: argparse.ArgumentParser) -> None:
+    """Add --lung-mask and --no-lung-mask."""
+    lungs = verb.add_mutually_exclusive_group()
+    text = "of the lungs: a file, or a folder with one named as each series; default: they are found"
+    lungs.add_argument("--lung-mask", type=Path, metavar="PATH", help=text)
+    lungs.add_argument("--no-lung-mask", action="store_true", help="search the whole scan")
+
+
+def find(options: argparse.Namespace, bundle: Path | None, weights: Path | None, threshold: float = 0.0) -> Candidates:
+    """Return the candidates of the CTs of --ct, and print what is to be known of these.
+
+    Args:
+        options: of a verb with --ct, --max, the lungs, --trust-bundle, --allow-symlinks and --device.
+        bundle: that detects; None takes the one that comes with the package.
+        weights: a model.pt; None takes the bundle's own.
+        threshold: the least probability.
+    """
+    from luna16_monai.bundle.folders import bundle_dir
+    from luna16_monai.inference.detect import lungs_from, read_detector
+
+    folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
+    detector, prepare = read_detector(folder, console.device(options.device), weights)
+    found = detector.candidates(
+        prepare(options.ct, options.allow_symlinks), options.max, threshold,
+        lungs_from(options.lung_mask, options.no_lung_mask), console.shows_progress(options),
+    )  # fmt: skip
+    console.warn([*found.warnings, *(f"series {uid} has no candidate" for uid in found.empty)])
+    return found
+
+
+def run_detect(options: argparse.Namespace) -> int:
+    """Run ``luna16 detect``; return its exit code."""
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
+
+    found = find(options, options.bundle, options.weights, options.threshold)
+    found.write(options.output)
+    records = [read_seen(found.weights)]
+    write_seen_by_all(options.output, records)
+    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    count, series = len(found.table), len(found.table.series_uids)
+    result = {"output": str(options.output), "candidates": count, "series": series, "without": list(found.empty)}
+    return console.tell(options, result, f"detect: {count} candidates of {series} CTs in {options.output}")

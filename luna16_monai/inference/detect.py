@@ -1,0 +1,198 @@
+"""``luna16 detect``: nodule candidates of bare CTs.
+
+The same code as in validation: the same volume, the box of the same lungs, the same tiles and the same decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from luna16_monai.ct.lungs import LungMask, lung_mask, read_lung_mask, whole_scan
+from luna16_monai.detection.crops import box_of, lung_box
+from luna16_monai.detection.peaks import Found, candidates_of
+from luna16_monai.detection.tiles import TiledInferer
+from luna16_monai.geometry.volume import Volume
+from luna16_monai.store.in_memory import InMemoryStore
+from luna16_monai.tables.points import PointTable, write_points
+
+LIMIT = 50
+THICK_MM = 3.0
+
+Lungs = Callable[[str, Volume], LungMask]
+"""Gives the lungs of a series from its volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Candidates of CTs, by series, the most probable first.
+
+    Attributes:
+        table: values are the probabilities.
+        diameter_mm: (n,) of each.
+        empty: the series without any.
+        warnings: sentences about the CTs.
+        weights: the file that the network's weights were read from; None where it is not known.
+    """
+
+    table: PointTable
+    diameter_mm: NDArray[np.floating]
+    empty: tuple[str, ...]
+    warnings: tuple[str, ...]
+    weights: Path | None = None
+
+    def write(self, output: Path | str) -> None:
+        """Write the table of ``luna16 detect``; the file is whole or absent."""
+        table, uids = self.table, self.table.row_series()
+        write_points(
+            Path(output), uids, table.points_xyz, table.values, "probability", diameter_mm=self.diameter_mm
+        )  # fmt: skip
+
+
+class Detector:
+    """A network that finds candidates in volumes.
+
+    Args:
+        network: with its weights, see ``NoduleDetector``.
+        stride_zyx: voxels of a cell of its output.
+        multiple_zyx: what the sides of its input are multiples of.
+        inferer: applies it to a whole box.
+        device: where it runs.
+        weights: the file that its weights were read from, for the record.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stride_zyx: Sequence[int],
+        multiple_zyx: Sequence[int],
+        inferer: TiledInferer,
+        device: torch.device | str = "cpu",
+        weights: Path | str | None = None,
+    ) -> None:
+        self.weights = None if weights is None else Path(weights)
+        self.network, self.inferer, self.device = network.eval(), inferer, device
+        self.stride, self.multiple = tuple(stride_zyx), tuple(multiple_zyx)
+
+    @torch.inference_mode()
+    def find(self, volume: Volume, lungs: LungMask, limit: int) -> Found:
+        """Return the candidates of a volume, the most probable first, at most so many."""
+        image, start = lung_box(volume, lungs, self.multiple)
+        # int16: each tile alone becomes float32
+        output = self.inferer(torch.from_numpy(image)[None, None].to(self.device), self.network)
+        maps = output[0].float().cpu().numpy()
+        return candidates_of(maps, start.tolist(), self.stride, volume.geometry, volume.scan, lungs, limit)
+
+    def candidates(
+        self,
+        volumes: InMemoryStore,
+        limit: int = LIMIT,
+        threshold: float = 0.0,
+        lungs: Lungs | None = None,
+        progress: bool = False,
+    ) -> Candidates:
+        """Return the candidates of CTs.
+
+        Args:
+            volumes: the CTs.
+            limit: the most candidates of a CT.
+            threshold: the least probability of a candidate.
+            lungs: of each CT; None finds them.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a CT can't be read, no lungs are found in one, a limit below 1, a threshold outside 0 to 1.
+        """
+        if limit < 1 or not 0 <= threshold <= 1:
+            raise ValueError(f"max {limit}, threshold {threshold:g}: give 1 or more, and a probability from 0 to 1")
+        for error in volumes.wrong.values():
+            raise error
+        uids, parts, warnings = volumes.series_uids, [], []
+        for uid in tqdm(uids, desc="detect", unit="CT", disable=not progress):
+            volume = _in_memory(volumes.volume(uid))
+            if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
+                thick = f"series {uid} has slices {thickest:.1f} mm apart"
+                warnings.append(f"{thick}: thick slices multiply false candidates")
+            found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
+            parts.append(found.select(found.probability >= threshold))
+        counts = [len(part) for part in parts]
+        table = PointTable(
+            source="the detector's candidates",
+            series_uids=uids,
+            series=np.repeat(np.arange(len(uids)), counts).astype(np.int32),
+            points_xyz=np.concatenate([np.zeros((0, 3)), *(part.points_xyz for part in parts)]),
+            values=np.concatenate([np.zeros(0), *(part.probability for part in parts)]),
+            lines=np.arange(sum(counts), dtype=np.int32) + 2,
+        )
+        diameter = np.concatenate([np.zeros(0), *(part.diameter_mm for part in parts)])
+        empty = tuple(uid for uid, count in zip(uids, counts, strict=True) if not count)
+        return Candidates(table, diameter, empty, tuple(warnings), self.weights)
+
+    def write(self, volumes: InMemoryStore, output: Path | str, limit: int = LIMIT, threshold: float = 0.0) -> None:
+        """Write the table of candidates; arguments and errors as `candidates`."""
+        self.candidates(volumes, limit, threshold).write(output)
+
+
+def _in_memory(volume: Volume) -> Volume:
+    """Return a volume whose voxels are an array; others are resampled anew for each box that is read."""
+    return replace(volume, voxels=box_of(volume, (0, 0, 0), volume.geometry.shape_zyx))
+
+
+def found_lungs(uid: str, volume: Volume) -> LungMask:
+    """Return the lungs that are found in a volume.
+
+    Raises:
+        ValueError: there are none.
+    """
+    lungs = lung_mask(np.asarray(volume.voxels), volume.geometry)
+    if not lungs.voxels.any():
+        raise ValueError(
+            f"no lungs are found in series {uid}: give a chest CT in HU, its lungs by --lung-mask, or --no-lung-mask"
+        )
+    return lungs
+
+
+def lungs_from(mask: Path | None, whole: bool = False) -> Lungs:
+    """Return what gives the lungs: a mask's file or folder, the whole scan, or what is found."""
+    if whole:
+        return lambda uid, volume: whole_scan(volume.geometry)
+    if mask is None:
+        return found_lungs
+    return lambda uid, volume: read_lung_mask(mask, volume.geometry, uid)
+
+
+def read_detector(
+    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None
+) -> tuple[Detector, Callable[[Sequence[Path], bool], InMemoryStore]]:
+    """Return a bundle's detector, and what prepares CTs for it (paths, whether links may leave their folder).
+
+    Args:
+        bundle: its folder.
+        device: where the network runs.
+        weights: a model.pt; None takes the bundle's own.
+
+    Raises:
+        FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
+        ValueError: it is the bundle of no detector, or the weights belong to another network.
+    """
+    file = bundle / "configs" / "inference.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: name the folder of a bundle that detects")
+    config: dict[str, Any] = ConfigParser.load_config_file(str(file))
+    if "detector" not in config:
+        raise ValueError(f"bundle {bundle.name} has no detector: name one that detects, such as nodule_detection")
+    # paths, not texts, in which MONAI would read # as ::
+    config.update(bundle_root=bundle, device=str(device), **({} if weights is None else {"weights": weights}))
+    parser = ConfigParser(config)
+    detector: Detector = parser.get_parsed_content("detector")
+    recipe, spacing = Path(parser.get_parsed_content("recipe")), config["spacing_zyx"]
+    return detector, lambda paths, links: InMemoryStore(paths, recipe, spacing, allow_symlinks=links)
