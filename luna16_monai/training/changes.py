@@ -104,7 +104,7 @@ def load_with_settings(parts: Mapping[str, Stateful], state: Mapping[str, Any], 
     Raises:
         ValueError: a state does not fit, since the change is one of the network's or the optimizer's structure.
     """
-    schedules = {name: part for name, part in parts.items() if _is_schedule(part)}
+    schedules: dict[str, Any] = {name: part for name, part in parts.items() if _is_schedule(part)}
     for name, part in parts.items():
         if name in schedules:
             continue
