@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY, MERGE_KEY
 
+from luna16_monai.bundle import overrides
 from luna16_monai.bundle.folders import TARGET, bundle_dir
 from luna16_monai.machine.errors import one_line
 
@@ -26,8 +27,6 @@ SECTIONS = {
     *TRACKING,
 }
 Caller = TypeVar("Caller")
-# what a config's text that is no plain text starts with: an expression, a reference, a macro
-MARKS = "$@%"
 WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -148,22 +147,28 @@ def check_settings() -> None:
 
     Raises:
         ValueError: names the key that nothing refers to, and the one that was probably meant; a setting that held a
-            ``#``; or ``max_epochs`` below 1.
+            ``#``; or what `overrides.settle` refuses.
     """
     parser = _running_parser()
     config: Any = parser.config
     if (read := _read_words(config)) != config:
         config.update(read)
         parser.parse(reset=True)
+    workflow = _found(ConfigWorkflow)
+    folder = None if workflow is None else Path(workflow.config_root_path)
+    if overrides.settle(config, folder, sys.argv[1:]):
+        parser.parse(reset=True)
     for key, value in config.items():
-        if key not in SECTIONS and isinstance(value, str) and value[:1] not in MARKS and ID_SEP_KEY in value:
+        plain = key not in SECTIONS and isinstance(value, str) and value[:1] not in overrides.MARKS
+        if plain and ("#" in value or ID_SEP_KEY in value):
             raise ValueError(
-                f"{key} is {value}, where every # was turned into :: by MONAI, whose settings cannot hold it: give a "
+                f"{key} is {value}, where MONAI turns every # into ::, so that no setting can hold one: give a "
                 "folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
             )
-    if isinstance(epochs := config.get("max_epochs"), int) and epochs < 1:
-        raise ValueError(f"max_epochs {epochs}: give 1 or more")
     referred = _references(config)
+    if folder is not None:
+        # a setting stays one where a nested override has taken its place in each part
+        referred |= set(overrides.references(folder, config).values()) & set(config)
     known = sorted(referred & set(config) - SECTIONS)
     for key in config:
         if key not in SECTIONS and key not in referred:
@@ -193,13 +198,19 @@ def _running_parser() -> ConfigParser:
 
 
 def _caller(kind: type[Caller]) -> Caller:
+    if (caller := _found(kind)) is None:
+        raise RuntimeError("this was called outside a config: use it in a $ expression of a bundle's YAML")
+    return caller
+
+
+def _found(kind: type[Caller]) -> Caller | None:
     # MONAI hands its expressions no way to the parser or the workflow, so they are looked up among the callers
     frame = sys._getframe(1)
     while frame is not None:
         if isinstance(caller := frame.f_locals.get("self"), kind):
             return caller
         frame = frame.f_back  # type: ignore[assignment]
-    raise RuntimeError("this was called outside a config: use it in a $ expression of a bundle's YAML")
+    return None
 
 
 def explain_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,18 @@ class CandidateList(Sequence[dict[str, Any]]):
     def kinds(self) -> NDArray[np.int64]:
         """(n,) the values of the table as they are: 0 is non-nodule, 1 the target."""
         return self.table.values.astype(np.int64)
+
+    def digest(self) -> str:
+        """Return a checksum of the rows: of series, points (with 6 decimals) and values, in this order."""
+        uids = sorted({self.table.series_uids[code] for code in np.unique(self.table.series)})
+        sha = hashlib.sha256("\n".join(uids).encode())
+        for column, kind in (
+            (self.table.series_codes(uids), "<i4"),
+            (np.round(self.table.points_xyz * 1e6), "<i8"),
+            (self.table.values, "<i8"),
+        ):
+            sha.update(np.ascontiguousarray(column.astype(kind)).tobytes())
+        return sha.hexdigest()
 
     def __len__(self) -> int:
         return len(self.table)

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai.evaluation import froc
-from luna16_monai.evaluation.match import Match, match_marks
+from luna16_monai.evaluation.match import MARKS_PER_SCAN, MarkStatus, Match, match_marks
 from luna16_monai.evaluation.ranks import sensitivity_by_rank
 from luna16_monai.tables.hits import Findings, Marks
-from luna16_monai.tables.luna16 import find_table, read_annotations, read_series_uids
+from luna16_monai.tables.luna16 import find_table, read_annotations, read_nodules, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
 from luna16_monai.tables.text import open_table, require_columns
 
@@ -132,7 +132,7 @@ def read_truth(
             raise FileNotFoundError(f"the table of {what} {path}: no such file: name LUNA16's own, or yours")
     return ReferenceStandard(
         read_series_uids(series_uids),
-        read_points(annotations, "diameter_mm"),
+        read_nodules(annotations),
         None if excluded is None else read_points(excluded, "diameter_mm"),
         None if subsets is None else read_subsets(subsets),
     )
@@ -234,7 +234,9 @@ def evaluate(
         warnings.append(
             f"{unmarked} of {match.n_scans} scans in the series list have no row in the submission: "
             "their nodules count as missed; is this the list of the scans that were meant?"
+            + (" One subset is scored against the scans of that subset alone." if 2 * unmarked > match.n_scans else "")
         )
+    warnings += _fallen_by_ties(match)
     if repeated:
         warnings.append(f"{repeated} rows repeat the series and point of an earlier one: all were scored")
     if truth.excluded is None:
@@ -242,6 +244,21 @@ def evaluate(
     elif not len(truth.excluded):
         warnings.append(f"none of the excluded findings lies in the scans ({truth.excluded.source}): is it theirs?")
     return Evaluation(truth, submission, match, {**scores, "duplicate_rows": repeated, "warnings": warnings})
+
+
+def _fallen_by_ties(match: Match) -> list[str]:
+    """Return a line about marks that fell because more of a scan tie than its limit leaves room for; else nothing."""
+    beyond = match.mark_status == MarkStatus.BEYOND_LIMIT
+    fallen = np.bincount(match.mark_scan[beyond], minlength=match.n_scans)
+    kept = np.bincount(match.mark_scan[~beyond], minlength=match.n_scans)
+    tied = (fallen > 0) & (kept < MARKS_PER_SCAN)
+    if not tied.any():
+        return []
+    return [
+        f"{fallen[tied].sum()} marks of {tied.sum()} scans fell to the limit of {MARKS_PER_SCAN} a scan, which leaves "
+        f"{kept[tied].sum()} there: LUNA16 keeps those strictly above mark number {MARKS_PER_SCAN + 1}, and all that "
+        "tie with it fall too; were the probabilities rounded, or are they labels?"
+    ]
 
 
 def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0) -> dict[str, Any]:

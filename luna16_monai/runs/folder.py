@@ -104,6 +104,8 @@ class DataRecord:
         kind: ``real``, or a drawn set's.
         train, validation: sizes: ``series``, ``candidates`` and ``positives``; None in a record of several runs.
         train_series, validation_series, test_series: the series of each split; None in a record of several runs.
+        candidates_sha256: of the training and validation candidates, see ``CandidateList.digest``; None in a record of
+            several runs, or of an older version.
     """
 
     name: str
@@ -113,6 +115,7 @@ class DataRecord:
     train_series: tuple[str, ...] | None = None
     validation_series: tuple[str, ...] | None = None
     test_series: tuple[str, ...] | None = None
+    candidates_sha256: Mapping[str, str] | None = None
 
     @property
     def sizes(self) -> dict[str, Mapping[str, int]]:

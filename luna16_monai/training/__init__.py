@@ -6,6 +6,7 @@
 - ``results``: what a run writes
 - ``handlers``: progress, losses, profile
 - ``checkpoints``: exact resume
+- ``changes``: what may differ between a run and the call that goes on with it
 - ``distributed``: several processes
 - ``seeds``: seeds of an epoch
 - ``tracking``: MLflow

@@ -1,5 +1,9 @@
 """Checkpoints from which a run goes on bit for bit, and the loop around the trainer that writes them.
 
+A run may also go on for more epochs, or with other settings (see `changes`): the optimizer then keeps what it has
+learned and takes the new settings, and the schedule is that of a run which had them from its beginning, after as many
+steps.
+
 MONAI's CheckpointSaver is not used: it overwrites without an atomic rename, keeps no random state and forgets the
 best score. Here a checkpoint is the whole state of a run at a moment where nothing is pending: after an iteration
 inside an epoch, or after an epoch with its validation and its scheduler step. What is random follows from counters
@@ -18,7 +22,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,11 +36,12 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.workflow import Workflow
 from torch.nn.parallel import DistributedDataParallel
 
+from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.machine.errors import DEAD_WORKER, is_dead_worker
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.weights import read_weights
 from luna16_monai.runs.folder import RunFolder
-from luna16_monai.training import distributed
+from luna16_monai.training import changes, distributed
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
@@ -45,11 +50,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 KEPT = 2
-# settings that do not change what a run computes
-FREE_SETTINGS = {
-    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
-    *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
-}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -70,6 +70,7 @@ class Checkpoints:
         iterations: between two checkpoints inside an epoch.
         resume: go on where a former run stopped; False starts anew.
         resume_changed: go on although the config has changed.
+        candidates: split to its candidates; a run goes on with the same ones alone.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Checkpoints:
         iterations: int = 200,
         resume: bool = False,
         resume_changed: bool = False,
+        candidates: Mapping[str, CandidateList] | None = None,
     ) -> None:
         self.folder = RunFolder(output_dir).checkpoints
         self.trainer, self.evaluator, self.train_scores = trainer, evaluator, train_scores
@@ -90,11 +92,12 @@ class Checkpoints:
         self.network = whole.module if isinstance(whole, DistributedDataParallel) else whole
         self.parts: dict[str, Stateful] = {"network": self.network, "optimizer": trainer.optimizer, **more}
         # no folder of this machine goes into a checkpoint
-        kept = {key: value for key, value in config.items() if key not in FREE_SETTINGS}
+        kept = {key: value for key, value in config.items() if key not in changes.FREE_SETTINGS}
         self.config = json.loads(json.dumps(kept, default=str))
         if (processes := idist.get_world_size()) > 1:
             self.config["processes"] = processes
         self.iterations, self.resume, self.resume_changed = iterations, resume, resume_changed
+        self.candidates = {split: one.digest() for split, one in (candidates or {}).items()}
         self.signal: int | None = None
         self.saved_iteration = 0
 
@@ -102,7 +105,7 @@ class Checkpoints:
         """Train until the last epoch is done, or until a signal asks to stop.
 
         Raises:
-            ValueError: the run to continue had another config, or epochs of another length.
+            ValueError: the run to continue had another config, other candidates, or epochs of another length.
             RuntimeError: a worker process of the data loader died.
             FloatingPointError: the weights have become NaN or infinite.
             SystemExit: 143 after SIGTERM and 130 after SIGINT, with the state saved.
@@ -160,6 +163,7 @@ class Checkpoints:
         state = {
             "format": FORMAT,
             "config": json.dumps(self.config, sort_keys=True),
+            "candidates": self.candidates,
             "threads": torch.get_num_threads(),
             "iteration": trainer.iteration,
             "epoch": trainer.epoch,
@@ -213,7 +217,8 @@ class Checkpoints:
         return None
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._compare_config(json.loads(state["config"]))
+        changes.require_same_candidates(state.get("candidates", {}), self.candidates, self.folder.parent)
+        changed = changes.accepted(json.loads(state["config"]), self.config, self.resume_changed, self.folder.parent)
         if state["threads"] != torch.get_num_threads():
             logger.warning(
                 "the run used %d threads, this process has %d: the results will differ in the last bits",
@@ -225,8 +230,11 @@ class Checkpoints:
                 f"the run in {self.folder.parent} had {state['epoch_length']} iterations an epoch, now there are "
                 f"{trainer.state.epoch_length}: go on with its samples_per_epoch, batch_size and number of processes"
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        if changed:
+            changes.load_with_settings(self.parts, state, changed)
+        else:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
         trainer.load_state_dict(
             {key: state[key] for key in ("iteration", "epoch_length")} | {"max_epochs": trainer.state.max_epochs}
         )
@@ -247,18 +255,6 @@ class Checkpoints:
     def _restore_scaler(self, _: Engine, scaler: Mapping[str, Any]) -> None:
         if self.trainer.scaler is not None:
             self.trainer.scaler.load_state_dict(dict(scaler))
-
-    def _compare_config(self, before: Mapping[str, Any]) -> None:
-        changes = list(_differences(before, self.config))
-        if not changes:
-            return
-        told = "; ".join(changes[:10])
-        if not self.resume_changed:
-            raise ValueError(
-                f"the run in {self.folder.parent} had another config: {told}. Continue it with the same settings, "
-                "or accept the change with --resume_changed true"
-            )
-        logger.warning("going on with a changed config: %s", told)
 
     def _after_iteration(self, engine: Workflow) -> None:
         # at the end of an epoch validation and scheduler are still to come: that state is kept in _after_epoch
@@ -325,25 +321,3 @@ def start_worker(worker_id: int) -> None:
 
 def _best_of(state: Any) -> list[Any]:
     return [float(state.best_metric), int(state.best_metric_epoch)]
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Where two configs differ, outside the settings that do not matter, one line each."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now} - (FREE_SETTINGS if not place else set())):
-            there = f"{place}#{key}" if place else key
-            yield from _differences(before.get(key), now.get(key), there)
-    elif _is_list(before) and _is_list(now) and len(before) == len(now):
-        for index, (one, other) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(one, other, f"{place}#{index}")
-    elif before != now:
-        yield f"{place} was {_short(before)}, is {_short(now)}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."

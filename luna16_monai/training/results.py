@@ -224,6 +224,7 @@ class RunRecord:
                 train_series=tuple(split.train_series),
                 validation_series=tuple(split.validation_series),
                 test_series=tuple(split.test_series),
+                candidates_sha256={"train": split.train.digest(), "validation": split.validation.digest()},
             ),
             seen_series=tuple(sorted({*split.train_series, *seen})),
         )

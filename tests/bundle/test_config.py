@@ -124,7 +124,7 @@ def test_check_settings_refuses_a_key_that_nothing_reads_and_names_the_near_one(
 def test_check_settings_refuses_no_epochs():
     with pytest.raises(RuntimeError) as caught:
         checked({"max_epochs": 0, "train": {"epochs": "@max_epochs"}})
-    assert one_line(caught.value) == "max_epochs 0: give 1 or more"
+    assert one_line(caught.value) == "max_epochs 0: give a whole number, 1 or more"
 
 
 def test_check_settings_turns_words_into_values():

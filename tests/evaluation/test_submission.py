@@ -107,6 +107,28 @@ class TestEvaluate:
         assert evaluation.match is match
         assert evaluation.scores == evaluate(marks, truth(), 50).scores
 
+    def test_evaluate_tells_how_many_marks_fall_because_they_tie_at_the_limit(self) -> None:
+        # 101 marks of one scan at the top: all of them fall, and with them the hit; the other scan keeps its 3
+        tied = [("1.1", 200.0 + row, 0, 0, 1.0) for row in range(100)] + [("1.1", 1.0, 0, 0, 1.0)]
+        others = [("1.2", float(row), 0, 0, 1.0) for row in range(3)]
+        scores = evaluate(point_table(tied + others), truth(), 0).scores
+        assert (scores["true_positives"], scores["scored_candidates"]) == (0, 3)
+        (told,) = (text for text in scores["warnings"] if "fell" in text)
+        assert told.startswith(
+            "101 marks of 1 scans fell to the limit of 100 a scan, which leaves 0 there: LUNA16 keeps"
+        )
+
+    def test_evaluate_says_nothing_of_marks_beyond_the_limit_without_ties(self) -> None:
+        marks = [("1.1", 200.0 + row, 0, 0, 1 - row / 200) for row in range(150)]
+        scores = evaluate(point_table(marks), truth(("1.1",)), 0).scores
+        assert (scores["scored_candidates"], scores["warnings"]) == (100, [])
+
+    def test_evaluate_tells_of_one_subset_against_all_scans(self) -> None:
+        scans = ("1.1", *(f"1.{number}" for number in range(3, 12) if number != 9))
+        (told,) = evaluate(point_table(MARKS[:4]), truth(scans), 0).scores["warnings"]
+        assert told.startswith("8 of 9 scans in the series list have no row in the submission")
+        assert told.endswith("One subset is scored against the scans of that subset alone.")
+
     def test_evaluate_refuses_the_match_of_other_marks(self) -> None:
         marks = point_table(MARKS)
         match = truth().match(marks, marks.values)

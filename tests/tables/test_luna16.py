@@ -250,6 +250,71 @@ def test_read_annotations_refuses_a_diameter_of_zero(tmp_path):
         read_annotations(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "seriesuid\n1.3.6\n1.3.9\n",
+        "\ufeffSeriesInstanceUID;\r\n1.3.6;\r\n1.3.9;\r\n",
+        '"1.3.6"\n"1.3.9"\n',
+        '"seriesuid"\n"1.3.6"\n"1.3.9"\n',
+        ",seriesuid\n0,1.3.6\n1,1.3.9\n",
+        "1.3.6;\n1.3.9;\n",
+        "subset;series_uid\n0;1.3.6\n1;1.3.9\n",
+    ],
+)
+def test_read_series_uids_knows_a_header_quotes_and_semicolons(tmp_path, content):
+    assert read_series_uids(write(tmp_path, content, "seriesuids.csv")) == ("1.3.6", "1.3.9")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "0,1.3.6\n1,1.3.9\n",
+            r"seriesuids\.csv, line 1: several columns: one series a line was expected, or a header",
+        ),
+        ("1.3.6\n1.3.9 1.3.10,x\n", r"seriesuids\.csv, line 2: several columns"),
+        ("1.3.6.mhd\n1.3.9.mhd\n", r"1\.3\.6\.mhd \(.*seriesuids\.csv\) names a file: list the series alone"),
+        (
+            "scan\n1.3.6\n1.3.9\n",
+            r"line 1: 'scan' is no identifier as the others are: remove the line if it is a header",
+        ),
+        ("0\n1.3.6\n1.3.9\n", "line 1: '0' is no identifier as the others are"),
+    ],
+)
+def test_read_series_uids_refuses_other_forms_with_the_reason(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_series_uids(write(tmp_path, content, "seriesuids.csv"))
+
+
+def test_read_series_uids_takes_names_that_are_no_dicom_identifiers(tmp_path):
+    assert read_series_uids(write(tmp_path, "a\nb\n1.3.6\n", "seriesuids.csv")) == ("1.3.6", "a", "b")
+
+
+NODULE_HEADER = "seriesuid,coordX,coordY,coordZ,diameter_mm"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "1.3.6,1,2,3,5\n1.3.9,1,2,3,5\n1.3.6,1,2,3,5\n",
+        "1.3.6,1,2,3,5\n1.3.9,1,2,3,5\n1.3.6,1.006,2,3.006,7\n",
+    ],
+)
+def test_read_annotations_refuses_a_nodule_that_is_listed_twice(tmp_path, rows):
+    write(tmp_path, f"{NODULE_HEADER}\n{rows}", "annotations.csv")
+    with pytest.raises(
+        ValueError,
+        match=r"annotations\.csv, lines 2 and 4: a nodule of series 1\.3\.6 is listed twice, .* \(1 such pairs",
+    ):
+        read_annotations(tmp_path)
+
+
+def test_read_annotations_takes_nodules_that_are_near_each_other(tmp_path):
+    write(tmp_path, f"{NODULE_HEADER}\n1.3.6,1,2,3,5\n1.3.6,1,2,3.011,5\n1.3.9,1,2,3,5\n", "annotations.csv")
+    assert len(read_annotations(tmp_path)) == 3
+
+
 def test_read_series_uids_refuses_a_series_that_is_listed_twice(tmp_path):
     path = write(tmp_path, "1.3.6\n1.3.9\n1.3.6\n", "seriesuids.csv")
     with pytest.raises(ValueError, match=r"series 1\.3\.6 is listed twice in .*seriesuids\.csv: keep one line"):
