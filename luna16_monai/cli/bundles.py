@@ -26,10 +26,12 @@ def run_export(options: argparse.Namespace) -> int:
     """Run ``luna16 export``; return its exit code."""
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.networks.export import export
+    from luna16_monai.runs.seen import copy_seen
 
     bundle = console.bundle(options.bundle, options.trust_bundle)
     classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
     export(classifier.networks[0], classifier.config, bundle, classifier.weights[0], options.format, options.output)
+    copy_seen(classifier.weights[0], options.output)
     result = {"format": options.format, "output": str(options.output), "bytes": options.output.stat().st_size}
     return console.tell(options, result, f"export: {options.format} in {options.output}")
 

@@ -85,6 +85,7 @@ def add_demo(verbs: Verbs) -> None:
 def run_demo(options: argparse.Namespace) -> int:
     """Run ``luna16 demo``: what is there already is kept and said so; return its exit code."""
     from luna16_monai.machine.extras import require
+    from luna16_monai.runs.folder import RunFolder
 
     # asked for now, not after minutes of training
     require("baselines", "luna16 demo", "sklearn")
@@ -96,7 +97,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if options.malignancy is None:
         result = demo.classify_nodules()
     else:
-        if not (output / "report.html").is_file():
+        if not RunFolder(output).report_file.is_file():
             demo.say(f"no finished demo in {output}: that comes first\n")
             demo.classify_nodules()
         result = demo.classify_malignancy(options.malignancy)
@@ -116,6 +117,9 @@ class _Demo:
     """
 
     def __init__(self, plan: Plan, output: Path, data: Path, store: Path, options: argparse.Namespace) -> None:
+        from luna16_monai.runs.folder import RunFolder
+
+        self.run = RunFolder(output)
         self.plan, self.output, self.data, self.store, self.seed = plan, output, data, store, options.seed
         self.stream = sys.stderr if options.json else sys.stdout
         self.quiet = ["--quiet"] if options.quiet else []
@@ -126,6 +130,7 @@ class _Demo:
 
     def classify_nodules(self) -> dict[str, Any]:
         """Draw the data, train and score the nodule bundle; return what --json prints."""
+
         started = time.monotonic()
         self._prepare(5)
         title = f"3/5  training, with the settings of recipe.yaml -> {self.output}"
@@ -136,10 +141,10 @@ class _Demo:
         self.say(_table(metrics))
         self._list_files(
             {
-                "report, opens in any browser": self.output / "report.html",
-                "weights of the best epoch": self.output / "model.pt",
-                "scores": self.output / "metrics.json",
-                "probability of each candidate": self.output / "submission.csv",
+                "report, opens in any browser": self.run.report_file,
+                "weights of the best epoch": self.run.weights,
+                "scores": self.run.metrics_file,
+                "probability of each candidate": self.run.submission_file,
                 "curves": f"{self.output} (tensorboard --logdir {self.output})",
                 "CTs and tables": self.data,
                 "prepared volumes": self.store,
@@ -150,26 +155,28 @@ class _Demo:
 
     def classify_malignancy(self, output: Path) -> dict[str, Any]:
         """Fine-tune and score the malignancy bundle from the nodule run; return what --json prints."""
+        from luna16_monai.runs.folder import RunFolder
+
         started = time.monotonic()
         self._prepare(5)
-        weights = self.output / "model.pt"
+        run, weights = RunFolder(output), self.run.weights
         settings = {"output_dir": output, "init_weights": weights, "nodule_run": self.output}
         title = f"3/5  fine-tuning from {self.output}: malignant, benign and no nodules -> {output}"
         self._train("malignancy_classification", title, {**settings, **self.plan.malignancy})
         self._report("4/5", output)
         uid, points = _points_of_one_scan(self.output, output)
         scan = next(self.data.glob(f"subset?/{uid}.mhd"))
-        both = ["--weights", weights, "--malignancy", "--malignancy-weights", output / "model.pt"]
+        both = ["--weights", weights, "--malignancy", "--malignancy-weights", run.weights]
         files = ["--ct", scan, "--candidates", points, "--output", output / "predictions.csv"]
         self._luna16("5/5  both networks in a row on a held-out scan", "predict", *files, *both)
-        metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+        metrics = run.read_metrics()
         self.say(_malignancy_table(metrics["malignancy"]))
         self._list_files(
             {
-                "report, opens in any browser": output / "report.html",
-                "weights of the best epoch": output / "model.pt",
-                "scores": output / "metrics.json",
-                "each nodule": output / "rated_nodules.csv",
+                "report, opens in any browser": run.report_file,
+                "weights of the best epoch": run.weights,
+                "scores": run.metrics_file,
+                "each nodule": run.rated_nodules_file,
                 "both probabilities, one scan": output / "predictions.csv",
             },
             started,
@@ -199,7 +206,9 @@ class _Demo:
         self._step(title, command("training", configs, {key: str(value) for key, value in overrides.items()}))
 
     def _report(self, number: str, run: Path) -> None:
-        files = ["--run", run, "--output", run / "report.html", "--store", self.store]
+        from luna16_monai.runs.folder import RunFolder
+
+        files = ["--run", run, "--output", RunFolder(run).report_file, "--store", self.store]
         self._luna16(f"{number}  the report", "report", *files)
 
     def _luna16(self, title: str, *words: Any) -> None:
@@ -233,9 +242,10 @@ def _points_of_one_scan(nodule_run: Path, output: Path) -> tuple[str, Path]:
     """Write the candidates of the first held-out scan to a table; return its series, and the file."""
     import numpy as np
 
-    from luna16_monai.tables.points import read_points, write_points
+    from luna16_monai.runs.folder import RunFolder
+    from luna16_monai.tables.points import write_points
 
-    table = read_points(nodule_run / "submission.csv", "probability")
+    table = RunFolder(nodule_run).read_submission()
     rows = table.select(table.series == 0)
     uid, path = table.series_uids[0], output / "points.csv"
     write_points(path, [uid] * len(rows), rows.points_xyz, np.zeros(len(rows)), "class")
@@ -249,26 +259,26 @@ def _add_baselines(output: Path, data: Path, store_dir: Path, plan: Plan) -> dic
     from luna16_monai.dataset.splits import Split
     from luna16_monai.evaluation.baselines import score_baselines
     from luna16_monai.evaluation.roc import compare_roc_auc
-    from luna16_monai.machine.files import write_json
+    from luna16_monai.runs.folder import RunFolder
     from luna16_monai.store.reading import Store
-    from luna16_monai.tables.points import read_points
 
-    path = output / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    run = RunFolder(output)
     store = Store(store_dir)
     split = Split(data, store, validation_stride=plan.stride)
     train, validation = (cutouts(part, store) for part in (split.train, split.validation))
     spacing = store.index["spacing_zyx"]
     scores = score_baselines(train, split.train.labels, validation, spacing, plan.baselines)
-    table, submission = split.validation.table, read_points(output / "submission.csv", "probability")
+    table, submission = split.validation.table, run.read_submission()
     if not np.array_equal(submission.points_xyz, table.points_xyz):
-        raise ValueError(f"{output / 'submission.csv'} lists other candidates than {data}: make clean-demo")
+        raise ValueError(f"{run.submission_file} lists other candidates than {data}: make clean-demo")
     compared = compare_roc_auc({"network": submission.values, **scores}, split.validation.labels, table.series)
     network = compared.pop("network")
-    metrics |= {"roc_auc_ci95": network["roc_auc_ci95"], "baselines": {n: c["roc_auc"] for n, c in compared.items()}}
-    metrics["baselines_compared"] = compared
-    write_json(path, metrics)
-    return metrics
+    more = {
+        "roc_auc_ci95": network["roc_auc_ci95"],
+        "baselines": {name: one["roc_auc"] for name, one in compared.items()},
+        "baselines_compared": compared,
+    }
+    return run.write_metrics({**run.read_metrics(), **more}).content
 
 
 def cutouts(candidates: CandidateList, store: Store) -> np.ndarray:

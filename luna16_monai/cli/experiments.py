@@ -34,6 +34,7 @@ def run_crossval(options: argparse.Namespace) -> int:
     from luna16_monai.experiments.folds import Plan
     from luna16_monai.machine.extras import install, is_installed
     from luna16_monai.report.page import write_report
+    from luna16_monai.runs.folder import RunFolder
     from luna16_monai.store.reading import Store
 
     bundle = _trained_bundle(options)
@@ -52,7 +53,7 @@ def run_crossval(options: argparse.Namespace) -> int:
     )
     result = crossval(plan, _execute(options), console.shows_progress(options), options.bootstrap, options.seed)
     if is_installed("matplotlib", "jinja2"):
-        write_report(options.output, options.output / "report.html", store_dir)
+        write_report(options.output, RunFolder(options.output).report_file, store_dir)
     else:
         print(f"luna16: no report.html: {install('report')}, then luna16 report --run", file=sys.stderr)
     console.warn(result.get("warnings", ()))

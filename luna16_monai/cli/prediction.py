@@ -48,6 +48,8 @@ def run_predict(options: argparse.Namespace) -> int:
     """Run ``luna16 predict``; return its exit code."""
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.inference.predict import Wanted, predict
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
     from luna16_monai.tables.points import from_ras, read_points
 
     if options.tta and options.views not in (None, 16):
@@ -58,11 +60,16 @@ def run_predict(options: argparse.Namespace) -> int:
     device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     points = from_ras(table) if options.ras else table
+    malignancy = _malignancy_classifier(options, device)
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top)
     result = predict(
         classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
-        malignancy=_malignancy_classifier(options, device), allow_symlinks=options.allow_symlinks,
+        malignancy=malignancy, allow_symlinks=options.allow_symlinks,
     )  # fmt: skip
+    both = [*classifiers, *([malignancy] if malignancy else [])]
+    records = [read_seen(path) for one in both for path in one.weights]
+    write_seen_by_all(options.output, records)
+    print("luna16:", tell_seen(records, table.series_uids, drawn_near(options.ct)), file=sys.stderr)
     lines = [f"predict: {len(table)} probabilities in {options.output}"]
     if options.dicom_sr:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
@@ -103,15 +110,19 @@ def add_review(verbs: Verbs) -> None:
 
 def run_review(options: argparse.Namespace) -> int:
     """Run ``luna16 review``; return its exit code."""
+    from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.review.decisions import Decisions, login_name
     from luna16_monai.review.server import ReviewServer
     from luna16_monai.review.session import Review
+    from luna16_monai.runs.seen import seen_beside, tell_seen
 
     predictions = console.existing(options.predictions)
     path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
     decisions = Decisions(path, options.reviewer or login_name())
     session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)
     server = ReviewServer(session, options.port)
+    uids = sorted({one["series_uid"] for one in session.candidates})
+    print("luna16:", tell_seen([seen_beside(predictions)], uids, drawn_near(options.ct)), file=sys.stderr)
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,20 @@ def run_evaluate(options: argparse.Namespace) -> int:
         write_results(
             options.output, evaluation.scores, submission, submission.values, evaluation, subsets=truth.subsets
         )
-    console.warn(evaluation.scores["warnings"])
+    console.warn([*evaluation.scores["warnings"], *_seen(options, truth.series_uids)])
     return console.tell(options, evaluation.scores, _told(evaluation.scores))
+
+
+def _seen(options: argparse.Namespace, series_uids: Sequence[str]) -> list[str]:
+    """Return how many of the scored scans the weights have seen, where a record lies beside the submission."""
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import seen_beside, tell_seen
+
+    seen = seen_beside(options.submission)
+    if seen is None:
+        return []
+    tables = [options.annotations, options.seriesuids, *([options.subsets] if options.subsets else [])]
+    return [tell_seen([seen], series_uids, drawn_near(tables), "scans that are scored")]
 
 
 def add_compare(verbs: Verbs) -> None:
@@ -85,8 +98,9 @@ def add_report(verbs: Verbs) -> None:
 def run_report(options: argparse.Namespace) -> int:
     """Run ``luna16 report``; return its exit code."""
     from luna16_monai.report.page import write_report
+    from luna16_monai.runs.folder import RunFolder
 
-    output = options.output or options.run_dir / "report.html"
+    output = options.output or RunFolder(options.run_dir).report_file
     result = write_report(options.run_dir, output, console.store_folder(options))
     return console.tell(
         options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)"

@@ -9,10 +9,9 @@ The bundle does the work by its own ``train.yaml`` and ``evaluate.yaml``; what i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,17 +26,18 @@ from luna16_monai.experiments.folds import AUDIT, PLAN, Plan, audit_leakage
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.files import write_json
 from luna16_monai.machine.jobs import Execute, run_jobs
-from luna16_monai.runs.record import RUN, trained_beside
+from luna16_monai.phantom.drawn import read_drawn
+from luna16_monai.runs.folder import DataRecord, Metrics, RunFolder, RunRecord
 from luna16_monai.runs.results import Results, read_results, write_results
+from luna16_monai.runs.seen import read_seen
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.lidc import read_patients
-from luna16_monai.tables.points import PointTable, write_points
+from luna16_monai.tables.points import PointTable
 
 FloatArray = NDArray[np.float64]
 
 IntArray = NDArray[np.integer[Any]]
 
-SUBMISSION = "submission.csv"
 CUTS = ("best_f1", "one_false_positive_per_scan")
 
 
@@ -76,14 +76,17 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
 
 
 def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None]) -> None:
-    """As far as a run.json beside the ``init_weights`` tells."""
+    """As far as a record beside the ``init_weights`` tells."""
     weights = plan.settings.get("init_weights")
-    for uid in trained_beside(None if weights in (None, "null") else weights):
-        if subsets.get(uid) in plan.folds:
-            raise ValueError(
-                f"init_weights {weights} were trained on series {uid} of subset {subsets[uid]}, which is to be scored: "
-                "name other weights, or leave that subset out of --folds"
-            )
+    seen = read_seen(None if weights in (None, "null") else weights)
+    if seen is None:
+        return
+    tested = [uid for uid, subset in subsets.items() if subset in plan.folds]
+    for uid in seen.among(tested, read_drawn(plan.data_dir)):
+        raise ValueError(
+            f"init_weights {weights} were trained on series {uid} of subset {subsets[uid]}, which is to be scored: "
+            "name other weights, or leave that subset out of --folds"
+        )
 
 
 def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -94,21 +97,15 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
         ``mean_of_folds``; ``calibration`` and ``thresholds``, which each fold's inner validation has chosen.
     """
     folds = [_Fold.read(plan, fold) for fold in plan.folds]
-    marks = _marks(folds, str(plan.output / SUBMISSION))
+    run = RunFolder(plan.output)
+    marks = _marks(folds, str(run.submission_file))
     probability = marks.values
     label = np.concatenate([fold.label for fold in folds])
     calibrated: dict[str, FloatArray] = {}
     if all(fold.calibrations for fold in folds):
         for kind in ("platt", "temperature"):
             calibrated[kind] = np.concatenate([f.calibrations[kind].apply(f.results.probability) for f in folds])
-    write_points(
-        plan.output / SUBMISSION,
-        marks.row_series(),
-        marks.points_xyz,
-        probability,
-        "probability",
-        **({"calibrated_probability": calibrated["platt"]} if calibrated else {}),
-    )
+    run.write_submission(marks, probability, calibrated.get("platt"))
     scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
     # a bundle that asks another question than LUNA16 has no CPM of its folds
     official = any("cpm" in fold.results.metrics for fold in folds)
@@ -130,8 +127,8 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
         metrics["cpm_of_calibrated"] = _cpm(evaluation, marks, calibrated.get("platt"))
     platt = calibrated.get("platt")
     written = write_results(plan.output, metrics, marks, probability, evaluation, label, platt, subsets)
-    write_json(plan.output / RUN, _record(folds))
-    return written
+    run.write_record(_record(folds))
+    return written.content
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +146,8 @@ class _Fold:
     number: int
     results: Results
     label: IntArray
-    inner: dict[str, Any]
-    run: dict[str, Any]
+    inner: Metrics
+    run: RunRecord
 
     @classmethod
     def read(cls, plan: Plan, number: int) -> _Fold:
@@ -158,20 +155,20 @@ class _Fold:
         results = read_results(folder / "test")
         if results.label is None:
             raise ValueError(f"{folder / 'test'} has no labels: remove it and run crossval again")
-        inner, run = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", RUN))
-        return cls(number, results, results.label, inner, run)
+        training = RunFolder(folder)
+        if (record := training.read_record()) is None:
+            raise FileNotFoundError(f"no {training.record_file}: remove the folder and run crossval again")
+        return cls(number, results, results.label, training.read_metrics(), record)
 
     @property
     def calibrations(self) -> dict[str, Calibration]:
         """The lines that the inner validation fitted; none where it had too little for it."""
-        fitted = self.inner["calibration"]
-        lines = {kind: fitted[kind] for kind in ("platt", "temperature") if kind in fitted}
-        return {kind: Calibration(line["slope"], line["offset"]) for kind, line in lines.items()}
+        return self.inner.calibrations
 
     @property
     def thresholds(self) -> dict[str, float]:
         """What the inner validation chose."""
-        return {name: self.inner["thresholds"][name]["threshold"] for name in CUTS}
+        return {name: self.inner.operating_points[name] for name in CUTS}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -179,10 +176,10 @@ class _Fold:
         told = self.results.metrics
         probability = self.results.probability
         return {
-            "epoch": self.inner["epoch"],
-            "key_metric": self.inner["key_metric"],
-            "inner_score": self.inner[self.inner["key_metric"]],
-            **{name: self.run["data"][name]["series"] for name in ("train", "validation")},
+            "epoch": self.inner.epoch,
+            "key_metric": self.inner.key_metric,
+            "inner_score": self.inner.key_score,
+            **{name: sizes["series"] for name, sizes in self.run.data.sizes.items()},
             "scans": len(self.results.series_uids),
             **{key: told[key] for key in ("nodules", "cpm", "cpm_ci95", "sensitivity_at") if key in told},
             **{key: told[key] for key in ("roc_auc", "average_precision", "loss")},
@@ -243,7 +240,7 @@ def _calibration(
     probability: FloatArray, calibrated: Mapping[str, FloatArray], label: IntArray, folds: Sequence[_Fold]
 ) -> dict[str, Any]:
     if not calibrated:
-        reason = next(fold.inner["calibration"]["skipped"] for fold in folds if not fold.calibrations)
+        reason = next(fold.inner.calibration_skipped for fold in folds if not fold.calibrations)
         return {"skipped": f"the inner validation of a fold had too little for it: {reason}"}
     lines = {"raw": probability, **calibrated}
     return {
@@ -265,11 +262,8 @@ def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
     return told
 
 
-def _record(folds: Sequence[_Fold]) -> dict[str, Any]:
-    """A run.json for all: what the folds' own have in common."""
+def _record(folds: Sequence[_Fold]) -> RunRecord:
+    """A run.json for all: what the folds' own have in common. It lists no series: no weights are those of all folds."""
     first, *others = [fold.run for fold in folds]
-    same = {
-        key: value for key, value in first["settings"].items() if all(run["settings"][key] == value for run in others)
-    }
-    data = {key: first["data"][key] for key in ("name", "kind")}
-    return {**first, "settings": same, "data": data}
+    same = {key: value for key, value in first.settings.items() if all(run.settings[key] == value for run in others)}
+    return replace(first, settings=same, data=DataRecord(first.data.name, first.data.kind), seen_series=())

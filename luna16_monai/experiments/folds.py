@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from luna16_monai.bundle.command import command
 from luna16_monai.ct.folders import SUBSETS
 from luna16_monai.machine.claims import digests
 from luna16_monai.machine.jobs import Job
-from luna16_monai.runs.record import RUN
+from luna16_monai.runs.folder import DataRecord, RunFolder
 from luna16_monai.runs.results import read_results
 from luna16_monai.tables.lidc import Patients
 
@@ -97,7 +96,7 @@ class Plan:
             "validation_subset": str(fold),
             "run_dir": str(folder),
             # a bundle's train.yaml, which lies below, may name others to start from
-            "init_weights": str(folder / "model.pt"),
+            "init_weights": str(RunFolder(folder).weights),
             "output_dir": str(folder / "test"),
         }
         train = [self.configs / "train.yaml", *self.overlays]
@@ -109,7 +108,7 @@ class Plan:
                 command("evaluating", [*train, self.configs / "evaluate.yaml"], scoring),
             ),
             log=self.output / "logs" / f"fold_{fold}.log",
-            done=folder / "test" / "metrics.json",
+            done=RunFolder(folder / "test").metrics_file,
             folder=Path.cwd(),
             threads=self.threads,
             gpus=self.gpus,
@@ -140,11 +139,11 @@ def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patie
     """
     folds, problems, tests = {}, [], {}
     for fold in plan.folds:
-        run = json.loads((plan.fold_dir(fold) / RUN).read_text(encoding="utf-8"))["data"]
+        run = read_data(plan.fold_dir(fold))
         scored = read_results(plan.fold_dir(fold) / "test")
         series = {
-            "train": set(run["train_series"]),
-            "validation": set(run["validation_series"]),
+            "train": set(run.train_series or ()),
+            "validation": set(run.validation_series or ()),
             "test": set(scored.series_uids),
         }
         people = {name: patients.of_all(uids) for name, uids in series.items()}
@@ -153,9 +152,10 @@ def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patie
                 problems += [f"fold {fold}: {what} {it} is in {one} and in {other}" for it in
                              sorted(sides[one] & sides[other])]  # fmt: skip
         expected = {uid for uid, subset in subsets.items() if subset == fold}
-        if not series["test"] == set(run["test_series"]) == expected:
+        kept_out = set(run.test_series or ())
+        if not series["test"] == kept_out == expected:
             problems.append(
-                f"fold {fold}: {len(series['test'])} series were scored and {len(run['test_series'])} kept out, subset "
+                f"fold {fold}: {len(series['test'])} series were scored and {len(kept_out)} kept out, subset "
                 f"{fold} has {len(expected)}"
             )
         folds[str(fold)] = {
@@ -169,3 +169,16 @@ def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patie
         "patients_in_two_tests": {who: found for who, found in twice.items() if len(found) > 1},
         "folds": folds,
     }
+
+
+def read_data(folder: Path) -> DataRecord:
+    """Return what a fold's run was trained on.
+
+    Raises:
+        FileNotFoundError: the run wrote no record.
+    """
+    run = RunFolder(folder)
+    record = run.read_record()
+    if record is None:
+        raise FileNotFoundError(f"no {run.record_file}: remove the folder and run crossval again")
+    return record.data

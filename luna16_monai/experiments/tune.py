@@ -27,7 +27,7 @@ from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write, write_csv, write_json
 from luna16_monai.machine.jobs import last_line, run_job, shown
 from luna16_monai.machine.processes import run_tasks
-from luna16_monai.runs.history import HISTORY, read_history
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.reading import Store
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def run_trial(
 
 def scores(folder: Path, metric: str) -> list[tuple[int, float]]:
     """The validated epochs of a run and their scores."""
-    rows = read_history(folder / HISTORY)
-    return [(int(row["epoch"]), float(row[metric])) for row in rows if row["split"] == "validation" and row.get(metric)]
+    history = RunFolder(folder).read_history()
+    return [(row.epoch, row.scores[metric]) for row in history if row.split == "validation" and metric in row.scores]
 
 
 def read_trials(plan: TunePlan) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import check_views, views_of
-from luna16_monai.runs.record import read_calibration, read_network
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.in_memory import PreparedInMemory
 from luna16_monai.tables.points import PointTable
 
@@ -66,11 +66,11 @@ class Classifier:
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
         self.views = check_views(self.config.get("views", 1))
-        self.calibration = read_calibration(self.weights[0]) if len(self.weights) == 1 else None
+        self.calibration = RunFolder(self.weights[0].parent).calibration() if len(self.weights) == 1 else None
 
     def _as_trained(self, weights: Sequence[Path]) -> None:
         """Take the network, the cutouts' size and spacing from the record beside the weights, where there is one."""
-        records = [read_network(path) for path in weights]
+        records = [RunFolder(path.parent).read_network() for path in weights]
         if not any(records):
             return
         if any(record != records[0] for record in records):

@@ -7,28 +7,25 @@ draws. Then calibration among nodules, and what becomes of each nodule on the wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.engine import Events
-from monai.engines.workflow import Workflow
 from numpy.typing import NDArray
 
-from luna16_monai.dataset.splits import Split, refuse_leakage
+from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import OPERATING_RATE, calibrate, threshold_at_false_positives_per_scan
 from luna16_monai.evaluation.roc import compare_roc_auc
-from luna16_monai.machine.files import write_json
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, NON_NODULE, UNRATED, MalignancyKinds
 from luna16_monai.malignancy.size_baseline import measure_nodules, require_scikit_learn, score_ruler
-from luna16_monai.runs.record import trained_series
-from luna16_monai.runs.results import METRICS, RATED_NODULES
+from luna16_monai.phantom.drawn import read_drawn
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.hits import best_point, nearest_point
 from luna16_monai.tables.lidc import read_patients
-from luna16_monai.tables.points import PointTable, read_points, write_points
+from luna16_monai.tables.points import PointTable
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -68,23 +65,21 @@ def end_to_end(
     return table
 
 
-class MalignancyResults:
-    """Score malignant against benign nodules after a validation: ``malignancy`` of metrics.json, rated_nodules.csv.
+class MalignancyScores:
+    """Give ``malignancy`` of metrics.json from the probabilities, and write rated_nodules.csv; see `training.results`.
 
     Each nodule is scored once, by the candidate nearest to its middle; a nodule without a candidate has no score, and
     counts as missed on the whole way.
 
     Args:
-        output_dir: where metrics.json is already, and rated_nodules.csv goes.
+        output_dir: where rated_nodules.csv goes.
         dataset_dir: for the patients.
         store: for the nodules' brightness.
         split: the regression is fitted on the nodules of its training series.
         kinds: the nodules and what the readers made of them.
-        scores: holds the predictions.
         nodule_run: the output folder of a run of the first bundle on the same candidates; None leaves the whole way
             out.
         validation_negatives: the sample of negatives that is validated on; None for all, which the whole way needs.
-        best_only: only after epochs that are the best so far.
         draws: of the bootstrap over patients.
         seed: of the draws and of the folds of the calibration.
 
@@ -100,42 +95,31 @@ class MalignancyResults:
         store: Store,
         split: Split,
         kinds: MalignancyKinds,
-        scores: Any,
         nodule_run: Path | str | None = None,
         validation_negatives: int | None = None,
-        best_only: bool = False,
         draws: int = 1000,
         seed: int = 0,
     ) -> None:
         require_scikit_learn()
-        self.output_dir, self.dataset_dir, self.store, self.split = Path(output_dir), Path(dataset_dir), store, split
-        self.kinds, self.scores, self.best_only, self.draws, self.seed = kinds, scores, best_only, draws, seed
-        self.nodule_run = None if nodule_run is None else Path(nodule_run)
+        self.folder, self.dataset_dir, self.store, self.split = RunFolder(output_dir), Path(dataset_dir), store, split
+        self.kinds, self.draws, self.seed = kinds, draws, seed
+        self.nodule_run = None if nodule_run is None else RunFolder(nodule_run)
         if self.nodule_run is not None:
             if validation_negatives is not None:
                 raise ValueError(
                     f"nodule_run with validation_negatives {validation_negatives}: false positives a scan need all "
                     "candidates; set one of the two to null"
                 )
-            refuse_leakage(nodule_training=trained_series(self.nodule_run), validation=split.validation_series)
+            drawn = read_drawn(dataset_dir)
+            seen = Seen.of(self.nodule_run.seen_series(), drawn, read_seen(self.nodule_run.weights))
+            refuse_seen(f"nodule_run {nodule_run}", seen, drawn, validation=split.validation_series)
         # the same in every epoch
         self._ruler: dict[str, FloatArray] = {}
         self._test = np.empty((0, 2))
 
-    def attach(self, engine: Workflow) -> None:
-        """Attach to the evaluator, after what writes metrics.json."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Workflow) -> None:
-        """Add the scores."""
-        state = engine.state
-        if self.best_only and state.best_metric_epoch != state.epoch:
-            return
-        probability = np.full(len(self.split.validation), np.nan)
-        probability[self.scores.candidates.numpy()] = self.scores.probabilities.numpy()
-        path = self.output_dir / METRICS
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**metrics, "malignancy": self.score(probability)})
+    def __call__(self, probability: FloatArray) -> dict[str, Any]:
+        """Return the part of metrics.json; ``probability`` as of `score`."""
+        return {"malignancy": self.score(probability)}
 
     def score(self, probability: FloatArray) -> dict[str, Any]:
         """Score the validation.
@@ -184,15 +168,12 @@ class MalignancyResults:
         if calibrated is not None:
             columns["calibrated_malignancy"] = calibrated
         if self.nodule_run is not None:
-            told["end_to_end"], found = self._whole_way(probability, calibration, rows)
+            first = self._first_probability(self.nodule_run, self.split.validation.table)
+            told["end_to_end"], found = self._whole_way(first, probability, calibration, rows)
             columns["found"] = found[rated].astype(int)
         table = kinds.nodules.select(rated)
-        write_points(
-            self.output_dir / RATED_NODULES,
-            table.row_series(),
-            table.points_xyz,
-            table.values,
-            "diameter_mm",
+        self.folder.write_rated_nodules(
+            table,
             median_rating=[float(np.median(kinds.readings.ratings[row])) for row in kinds.reading[rated]],
             **columns,
         )
@@ -203,11 +184,10 @@ class MalignancyResults:
         return np.unique([patients.of(uid) for uid in nodules.row_series()], return_inverse=True)[1]
 
     def _whole_way(
-        self, probability: FloatArray, calibration: Mapping[str, Any], rows: IntArray
+        self, first: FloatArray, probability: FloatArray, calibration: Mapping[str, Any], rows: IntArray
     ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
         """The table from candidate to malignant, and whether each nodule was found, by its row."""
         kinds, candidates = self.kinds, self.split.validation.table
-        first = self._first_probability(candidates)
         is_nodule = candidates.values != NON_NODULE
         threshold = threshold_at_false_positives_per_scan(
             first, is_nodule.astype(np.int64), len(self.split.validation_series), OPERATING_RATE
@@ -233,12 +213,12 @@ class MalignancyResults:
             "counts": table,
         }, found
 
-    def _first_probability(self, candidates: PointTable) -> FloatArray:
+    def _first_probability(self, run: RunFolder, candidates: PointTable) -> FloatArray:
         """The first bundle's probability of each candidate, from its run's submission."""
-        path = Path(str(self.nodule_run)) / "submission.csv"
+        path = run.submission_file
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: name the output folder of a run of the nodule bundle as nodule_run")
-        submission = read_points(path, "probability")
+        submission = run.read_submission()
         known = {submission.row_key(row): submission.values[row] for row in range(len(submission))}
         values = np.array([known.get(candidates.row_key(row), np.nan) for row in range(len(candidates))])
         unknown = np.flatnonzero(np.isnan(values))

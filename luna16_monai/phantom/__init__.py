@@ -9,6 +9,7 @@
 - ``mimics``: put look-alikes into the chest
 - ``candidates``: the candidate list
 - ``scanner``: blur, noise and artefacts
+- ``drawn``: what each scan is drawn from
 - ``background``: nodules in a real CT
 - ``estimates``: blur and noise of a real CT
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from luna16_monai.ct.metaimage import write_mhd
 from luna16_monai.machine.claims import differences
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
+from luna16_monai.phantom.drawn import DRAWN, Drawn, write_drawn
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
 from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
@@ -48,7 +49,8 @@ def write_phantom(
 
     Beside LUNA16's own files stand ``patients.csv`` (seriesuid, patient_id), ``nodules.csv`` (each nodule's kind,
     location, number in the bank of shapes, and its ratings of texture and malignancy), ``nodule_readings.csv`` (what
-    each reader of the real nodule with this shape said of its malignancy) and ``phantom.json``.
+    each reader of the real nodule with this shape said of its malignancy), ``drawn.json`` (what each scan is
+    drawn from) and ``phantom.json``.
 
     Args:
         output: the folder; made if need be. What an interrupted call left there is taken up.
@@ -120,6 +122,9 @@ def write_data_set(
     output = Path(output)
     recipe = json.loads(json.dumps(recipe))
     if (summary := _finished(output, recipe, plans)) is not None:
+        if not (output / DRAWN).is_file():
+            # a set of before this table; what it says needs no drawing
+            write_drawn(output, drawn_from(recipe, plans))
         return {"output": str(output), **summary, "cached": True}
     unfinished = output / _UNFINISHED
     _claim(output, unfinished, recipe)
@@ -131,11 +136,28 @@ def write_data_set(
     )
     findings.update(bar)
     summary = _write_tables(output, plans, findings)
+    write_drawn(output, drawn_from(recipe, plans))
     for left_by_a_killed_writer in output.glob("subset?/.*.tmp"):
         left_by_a_killed_writer.unlink(missing_ok=True)
     write_json(output / _MANIFEST, {**recipe, "summary": summary})
     shutil.rmtree(unfinished)
     return {"output": str(output), **summary, "cached": False}
+
+
+def drawn_from(recipe: Mapping[str, Any], plans: Sequence[ScanPlan]) -> dict[str, Drawn]:
+    """Return what each planned scan is drawn from, by series."""
+    patient = load_shape_bank().patient
+    return {
+        plan.series_uid: Drawn(
+            kind=recipe["kind"],
+            recipe=recipe["recipe"],
+            seed=recipe["seed"],
+            number=plan.number,
+            background=recipe.get("background_sha256", ""),
+            patients=tuple(sorted({str(patient[shape]) for shape in plan.shapes})),
+        )
+        for plan in plans
+    }
 
 
 def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, Findings]:

@@ -6,7 +6,6 @@ lines of script for the gallery. Only series identifiers and the settings that t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from luna16_monai.geometry.slices import SIDE_MM
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, _pictures, choose_examples
-from luna16_monai.runs.history import HISTORY, read_history
-from luna16_monai.runs.record import RUN
-from luna16_monai.runs.results import Results, read_rated_nodules, read_results
+from luna16_monai.runs.folder import Epoch, RunFolder
+from luna16_monai.runs.results import Results, read_results
 
 RULER_NAMES = {"malignancy": "network", "diameter_mm": "diameter", "diameter_and_mean_hu": "diameter and mean HU"}
 
@@ -46,7 +44,8 @@ def write_report(
     import jinja2
 
     results = read_results(run_dir)
-    run = json.loads((run_dir / RUN).read_text(encoding="utf-8")) if (run_dir / RUN).is_file() else None
+    run = RunFolder(run_dir)
+    record = run.read_record()
     examples = choose_examples(results, per_kind)
     pictures = _pictures(examples, store_dir)
     environment = jinja2.Environment(
@@ -60,9 +59,9 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
         version=__version__,
-        metrics=results.metrics,
-        run=run,
-        charts=_charts(results, run_dir),
+        metrics=results.metrics.content,
+        run=None if record is None else record.as_json(),
+        charts=_charts(results, run),
         kinds={kind: (title, sum(e.kind == kind for e in examples)) for kind, title in KINDS.items()},
         cards=list(zip(examples, pictures, strict=True)),
         side_mm=SIDE_MM,
@@ -78,7 +77,7 @@ def write_report(
     }
 
 
-def _charts(results: Results, run_dir: Path) -> dict[str, str]:
+def _charts(results: Results, run: RunFolder) -> dict[str, str]:
     """The charts that the run has data for, by name, as SVG."""
     from luna16_monai.report import charts
 
@@ -94,8 +93,8 @@ def _charts(results: Results, run_dir: Path) -> dict[str, str]:
         drawn["reliability"] = charts.reliability_chart(
             results.probability, results.calibrated, label, positives=positives
         )
-    drawn |= _malignancy_charts(run_dir)
-    history = read_history(run_dir / HISTORY)
+    drawn |= _malignancy_charts(run)
+    history = run.read_history()
     for name, axis, wanted in (
         ("loss", "loss", {"training": ("train", "loss"), "validation": ("validation", "loss")}),
         (
@@ -119,26 +118,24 @@ def _charts(results: Results, run_dir: Path) -> dict[str, str]:
     return drawn
 
 
-def _malignancy_charts(run_dir: Path) -> dict[str, str]:
+def _malignancy_charts(run: RunFolder) -> dict[str, str]:
     from luna16_monai.report import charts
 
-    nodules = read_rated_nodules(run_dir)
+    nodules = run.read_rated_nodules()
     if nodules is None:
         return {}
-    label = nodules["label"].astype(int)
-    scores = {title: nodules[column] for column, title in RULER_NAMES.items()}
-    calibrated = nodules.get("calibrated_malignancy")
+    scores = {title: nodules.columns[column] for column, title in RULER_NAMES.items()}
     return {
-        "ruler": charts.ruler_chart(scores, label),
+        "ruler": charts.ruler_chart(scores, nodules.label),
         "malignancy_reliability": charts.reliability_chart(
-            nodules["malignancy"], calibrated, label, 5, "malignant nodules", "malignancy_reliability"
+            nodules.malignancy, nodules.calibrated, nodules.label, 5, "malignant nodules", "malignancy_reliability"
         ),
     }
 
 
-def _line(history: Sequence[dict[str, str]], split: str, score: str) -> tuple[list[int], list[float]]:
-    rows = [row for row in history if row["split"] == split and row.get(score)]
-    return [int(row["epoch"]) for row in rows], [float(row[score]) for row in rows]
+def _line(history: Sequence[Epoch], split: str, score: str) -> tuple[list[int], list[float]]:
+    rows = [row for row in history if row.split == split and score in row.scores]
+    return [row.epoch for row in rows], [row.scores[score] for row in rows]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -1,6 +1,6 @@
 """What a run leaves in its folder, without torch.
 
-- ``record``: settings, series and calibration of a run
-- ``history``: the scores of each epoch
+- ``folder``: the names of its files, and the records that they hold
 - ``results``: metrics.json and the tables of results
+- ``seen``: which series weights were trained on
 """

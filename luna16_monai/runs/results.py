@@ -7,7 +7,6 @@ nodule, ``seriesuids.csv`` the scans that were scored. The two tables name each 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from luna16_monai.evaluation.match import MarkStatus, Match
 from luna16_monai.evaluation.submission import Evaluation
-from luna16_monai.machine.files import atomic_write, write_json
+from luna16_monai.machine.files import atomic_write
+from luna16_monai.runs.folder import Metrics, RunFolder
 from luna16_monai.tables.luna16 import read_series_uids
 from luna16_monai.tables.points import COORDINATES, PointTable, write_points
 from luna16_monai.tables.text import open_table
@@ -27,28 +27,6 @@ FloatArray = NDArray[np.float64]
 
 IntArray = NDArray[np.integer[Any]]
 
-RATED_NODULES = "rated_nodules.csv"
-
-
-def read_rated_nodules(run_dir: Path) -> dict[str, FloatArray] | None:
-    """The numbers of a run's rated_nodules.csv by column, (n,) each; None where there is no such table.
-
-    Raises:
-        ValueError: the table is damaged.
-    """
-    path = run_dir / RATED_NODULES
-    if not path.is_file():
-        return None
-    with open_table(path) as stream:
-        header, *rows = csv.reader(stream)
-    try:
-        columns = [np.array(column, np.float64) for column in zip(*(row[1:] for row in rows), strict=True)]
-        return dict(zip(header[1:], columns, strict=True))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate the run again") from error
-
-
-METRICS, CANDIDATES, NODULES, SERIES = "metrics.json", "candidates.csv", "nodules.csv", "seriesuids.csv"
 STATUS_NAMES = {status.name.lower(): status for status in MarkStatus}
 
 
@@ -68,7 +46,7 @@ class Results:
         series_uids: the scans that were scored, by the scan numbers of the match.
     """
 
-    metrics: dict[str, Any]
+    metrics: Metrics
     candidate_series: list[str]
     candidate_points_xyz: FloatArray
     probability: FloatArray
@@ -88,7 +66,7 @@ def write_results(
     label: IntArray | None = None,
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Write the files and return the content of metrics.json, which is last: it never tells of tables not there.
 
     Args:
@@ -101,7 +79,7 @@ def write_results(
         calibrated: (m,) calibrated probability of each.
         subsets: series to subset, where known.
     """
-    uids = marks.row_series()
+    run, uids = RunFolder(folder), marks.row_series()
     columns: dict[str, ArrayLike] = {}
     if calibrated is not None:
         columns["calibrated_probability"] = calibrated
@@ -115,7 +93,7 @@ def write_results(
         columns["diameter_mm"] = _where(match.mark_nodule >= 0, match.nodule_diameter_mm, match.mark_nodule)
         nodule_uids = nodules.row_series()
         write_points(
-            folder / NODULES,
+            run.nodules_file,
             nodule_uids,
             nodules.points_xyz,
             nodules.values,
@@ -126,13 +104,11 @@ def write_results(
             reached=match.nodule_reached.astype(int),
             **_subset_column(nodule_uids, subsets),
         )
-        with atomic_write(folder / SERIES) as stream:
+        with atomic_write(run.series_file) as stream:
             stream.write("".join(f"{uid}\n" for uid in evaluation.truth.series_uids).encode())
     columns.update(_subset_column(uids, subsets))
-    write_points(folder / CANDIDATES, uids, marks.points_xyz, probability, "probability", **columns)
-    written: dict[str, Any] = _finite(dict(metrics))
-    write_json(folder / METRICS, written)
-    return written
+    write_points(run.candidates_file, uids, marks.points_xyz, probability, "probability", **columns)
+    return run.write_metrics(metrics)
 
 
 def read_results(folder: Path) -> Results:
@@ -142,22 +118,20 @@ def read_results(folder: Path) -> Results:
         FileNotFoundError: the folder holds no scored run.
         ValueError: a file is damaged, or the tables do not belong together.
     """
-    for name in (METRICS, CANDIDATES):
-        if not (folder / name).is_file():
+    run = RunFolder(folder)
+    for path in (run.metrics_file, run.candidates_file):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"no {name} in {folder}: name the output folder of a training or of luna16 evaluate"
+                f"no {path.name} in {folder}: name the output folder of a training or of luna16 evaluate"
             )
-    try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / METRICS} is damaged ({error}): evaluate the run again") from error
-    candidates = _read_columns(folder / CANDIDATES)
+    metrics = run.read_metrics()
+    candidates = _read_columns(run.candidates_file)
     series = candidates["seriesuid"]
     match, series_uids, nodule_points = None, tuple(sorted(set(series))), np.empty((0, 3))
-    if (folder / NODULES).is_file() and (folder / SERIES).is_file() and "status" in candidates:
-        nodules = _read_columns(folder / NODULES)
-        series_uids = read_series_uids(folder / SERIES)
-        match = _match(candidates, nodules, series_uids, metrics, folder)
+    if run.nodules_file.is_file() and run.series_file.is_file() and "status" in candidates:
+        nodules = _read_columns(run.nodules_file)
+        series_uids = read_series_uids(run.series_file)
+        match = _match(candidates, nodules, series_uids, metrics, run)
         nodule_points = _points(nodules)
     return Results(
         metrics=metrics,
@@ -177,7 +151,7 @@ def _match(
     nodules: Mapping[str, list[str]],
     series_uids: Sequence[str],
     metrics: Mapping[str, Any],
-    folder: Path,
+    run: RunFolder,
 ) -> Match:
     scan = {uid: number for number, uid in enumerate(series_uids)}
     try:
@@ -195,10 +169,11 @@ def _match(
             n_excluded=metrics.get("excluded_findings"),
         )
     except KeyError as error:
-        raise ValueError(f"{error} of the tables in {folder} is unknown: evaluate the run again") from error
+        raise ValueError(f"{error} of the tables in {run.path} is unknown: evaluate the run again") from error
     beyond_nodules = match.mark_nodule.max(initial=-1) >= match.nodule_scan.size
     if beyond_nodules or match.nodule_mark.max(initial=-1) >= match.mark_scan.size:
-        raise ValueError(f"{CANDIDATES} and {NODULES} in {folder} do not belong together: evaluate the run again")
+        names = f"{run.candidates_file.name} and {run.nodules_file.name}"
+        raise ValueError(f"{names} in {run.path} do not belong together: evaluate the run again")
     return match
 
 
@@ -239,12 +214,3 @@ def _where(there: NDArray[np.bool_], values: FloatArray, rows: IntArray) -> NDAr
 def _subset_column(series_uids: Sequence[str], subsets: Mapping[str, int | None] | None) -> dict[str, list[Any]]:
     known = [(subsets or {}).get(uid) for uid in series_uids]
     return {} if all(subset is None for subset in known) else {"subset": known}
-
-
-def _finite(value: Any) -> Any:
-    """The same content with None for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

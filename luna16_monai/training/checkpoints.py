@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from luna16_monai.machine.errors import DEAD_WORKER, is_dead_worker
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.weights import read_weights
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.training import distributed
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Checkpoints:
         resume: bool = False,
         resume_changed: bool = False,
     ) -> None:
-        self.folder = Path(output_dir) / "checkpoints"
+        self.folder = RunFolder(output_dir).checkpoints
         self.trainer, self.evaluator, self.train_scores = trainer, evaluator, train_scores
         whole = trainer.network
         self.network = whole.module if isinstance(whole, DistributedDataParallel) else whole

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
+from numpy.typing import NDArray
 from torch import nn
 
 from luna16_monai import __version__
@@ -22,17 +24,22 @@ from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, thresholds
 from luna16_monai.evaluation.submission import evaluate
-from luna16_monai.machine.files import atomic_write, write_csv, write_json
+from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.folding import folded_state
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.runs.history import HISTORY, read_history
-from luna16_monai.runs.record import RUN
+from luna16_monai.phantom.drawn import read_drawn
+from luna16_monai.runs import folder
 from luna16_monai.runs.results import write_results
-from luna16_monai.tables.points import write_points
+from luna16_monai.runs.seen import Seen, read_seen, write_seen
 from luna16_monai.training.metrics import CandidateScores
 
 SPLITS = ("train", "validation")
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "SimpleITK", "blosc2")
+
+FloatArray = NDArray[np.float64]
+
+Part = Callable[[FloatArray], Mapping[str, Any]]
+"""Gives a part of metrics.json from the (n,) probabilities of the validation list; NaN where one is not known."""
 
 
 class ResultFiles:
@@ -44,20 +51,27 @@ class ResultFiles:
         candidates: the validation list.
         draws: of the bootstrap.
         seed: of the draws, and of the folds of the calibration.
+        more: each gives a part of metrics.json, see `Part`; they come last.
     """
 
     def __init__(
-        self, output_dir: str, scores: CandidateScores, candidates: CandidateList, draws: int = 1000, seed: int = 0
+        self,
+        output_dir: str,
+        scores: CandidateScores,
+        candidates: CandidateList,
+        draws: int = 1000,
+        seed: int = 0,
+        more: Sequence[Part] = (),
     ) -> None:
-        self.output_dir, self.scores, self.candidates = Path(output_dir), scores, candidates
-        self.draws, self.seed = draws, seed
+        self.folder, self.scores, self.candidates = folder.RunFolder(output_dir), scores, candidates
+        self.draws, self.seed, self.more = draws, seed, more
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Workflow, **more: Any) -> None:
-        """Write the files; ``more`` goes into metrics.json."""
+    def __call__(self, engine: Workflow, **told: Any) -> None:
+        """Write the files; ``told`` goes into metrics.json."""
         numbers = self.scores.candidates.numpy()
         rows, label = self.candidates.table.select(numbers), self.candidates.labels[numbers]
         probability = self.scores.probabilities.numpy()
@@ -74,18 +88,18 @@ class ResultFiles:
             "candidates": len(rows),
             "positives": int(label.sum()),
             "series": series,
-            **more,
+            **told,
+            **self._parts(numbers, probability),
         }
-        write_points(
-            self.output_dir / "submission.csv",
-            rows.row_series(),
-            rows.points_xyz,
-            probability,
-            "probability",
-            **({} if calibrated is None else {"calibrated_probability": calibrated}),
-        )
+        self.folder.write_submission(rows, probability, calibrated)
         subsets = None if truth is None else truth.subsets
-        write_results(self.output_dir, metrics, rows, probability, evaluation, label, calibrated, subsets)
+        write_results(self.folder.path, metrics, rows, probability, evaluation, label, calibrated, subsets)
+
+    def _parts(self, numbers: NDArray[np.integer[Any]], probability: FloatArray) -> dict[str, Any]:
+        """Return what each of ``more`` makes of the probabilities."""
+        of_each = np.full(len(self.candidates), np.nan)
+        of_each[numbers] = probability
+        return {key: value for part in self.more for key, value in part(of_each).items()}
 
 
 class BestEpoch:
@@ -96,11 +110,19 @@ class BestEpoch:
         network: its bare state dict becomes model.pt, batch norms behind convolutions folded into them.
         scores: holds the predictions of the validation epoch.
         candidates: the validation list.
+        more: as of `ResultFiles`.
     """
 
-    def __init__(self, output_dir: str, network: nn.Module, scores: CandidateScores, candidates: CandidateList) -> None:
-        self.output_dir, self.network = Path(output_dir), network
-        self.results = ResultFiles(output_dir, scores, candidates)
+    def __init__(
+        self,
+        output_dir: str,
+        network: nn.Module,
+        scores: CandidateScores,
+        candidates: CandidateList,
+        more: Sequence[Part] = (),
+    ) -> None:
+        self.network = network
+        self.results = ResultFiles(output_dir, scores, candidates, more=more)
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -111,7 +133,7 @@ class BestEpoch:
         state = engine.state
         if state.best_metric_epoch != state.epoch:
             return
-        with atomic_write(self.output_dir / "model.pt") as stream:
+        with atomic_write(self.results.folder.weights) as stream:
             torch.save(folded_state(self.network), stream)
         self.results(
             engine,
@@ -137,7 +159,7 @@ class History:
     def __init__(self, output_dir: str, split: str) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} of the history: name one of {', '.join(SPLITS)}")
-        self.path, self.split = Path(output_dir) / HISTORY, split
+        self.folder, self.split = folder.RunFolder(output_dir), split
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the trainer, before the learning rate changes, or to the evaluator."""
@@ -146,18 +168,16 @@ class History:
     def __call__(self, engine: Workflow) -> None:
         """Add the epoch."""
         epoch = engine.state.epoch
-        known = {name: value for name, value in engine.state.metrics.items() if math.isfinite(value)}
-        row: dict[str, Any] = {"epoch": epoch, "split": self.split, **known}
+        scores = {name: float(value) for name, value in engine.state.metrics.items() if math.isfinite(value)}
         if (optimizer := getattr(engine, "optimizer", None)) is not None:
-            row["learning_rate"] = optimizer.param_groups[0]["lr"]
-        kept = [old for old in read_history(self.path) if old["split"] != self.split or int(old["epoch"]) < epoch]
-        rows = sorted([*kept, row], key=lambda one: (int(one["epoch"]), SPLITS.index(one["split"])))
-        columns = list(dict.fromkeys(name for one in rows for name in one))
-        write_csv(self.path, columns, ([one.get(name, "") for name in columns] for one in rows))
+            scores["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+        kept = [old for old in self.folder.read_history() if old.split != self.split or old.epoch < epoch]
+        epochs = [*kept, folder.Epoch(epoch, self.split, scores)]
+        self.folder.write_history(sorted(epochs, key=lambda one: (one.epoch, SPLITS.index(one.split))))
 
 
 class RunRecord:
-    """Write ``run.json`` when training starts: settings, versions, and the sizes of what is trained on.
+    """Write ``run.json`` when training starts, and beside ``model.pt`` what it has seen, see ``runs.seen``.
 
     Args:
         output_dir: where to.
@@ -165,44 +185,58 @@ class RunRecord:
         dataset_dir: the data folder; the record says if its data are synthetic.
         split: the data.
         network: its parameters are counted.
+        init_weights: the weights that the training starts from; what they had seen, the run has seen.
     """
 
     def __init__(
-        self, output_dir: str, settings: Mapping[str, Any], dataset_dir: str, split: Split, network: nn.Module
+        self,
+        output_dir: str,
+        settings: Mapping[str, Any],
+        dataset_dir: str,
+        split: Split,
+        network: nn.Module,
+        init_weights: str | None = None,
     ) -> None:
-        self.path = Path(output_dir) / RUN
+        self.folder = folder.RunFolder(output_dir)
         data = Path(dataset_dir)
         about = json.loads(phantom.read_text(encoding="utf-8")) if (phantom := data / "phantom.json").is_file() else {}
-        self.record = {
-            "settings": dict(settings),
-            "versions": {
+        self.series, self.drawn, self.init_weights = split.train_series, read_drawn(data), init_weights
+        # of a run that goes on, what it wrote itself
+        before = [self.folder, *([] if init_weights is None else [folder.RunFolder(Path(init_weights).parent)])]
+        seen = {uid for one in before for uid in one.seen_series()}
+        self.record = folder.RunRecord(
+            settings=dict(settings),
+            versions={
                 "luna16_monai": __version__,
                 **{name: version(name) for name in PACKAGES},
                 "python": platform.python_version(),
             },
-            "device": torch.cuda.get_device_name() if settings.get("device") != "cpu" else "cpu",
-            "threads": torch.get_num_threads(),
-            "processes": idist.get_world_size(),
-            **({"network_def": network.arguments} if isinstance(network, NoduleNet) else {}),
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "data": {
-                "name": data.name,
-                "kind": about.get("kind", "real"),
-                "train": _sizes(split.train_series, split.train),
-                "validation": _sizes(split.validation_series, split.validation),
-                "train_series": list(split.train_series),
-                "validation_series": list(split.validation_series),
-                "test_series": list(split.test_series),
-            },
-        }
+            device=torch.cuda.get_device_name() if settings.get("device") != "cpu" else "cpu",
+            threads=torch.get_num_threads(),
+            processes=idist.get_world_size(),
+            network_def=network.arguments if isinstance(network, NoduleNet) else None,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            data=folder.DataRecord(
+                name=data.name,
+                kind=about.get("kind", "real"),
+                train=_sizes(split.train_series, split.train),
+                validation=_sizes(split.validation_series, split.validation),
+                train_series=tuple(split.train_series),
+                validation_series=tuple(split.validation_series),
+                test_series=tuple(split.test_series),
+            ),
+            seen_series=tuple(sorted({*split.train_series, *seen})),
+        )
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Workflow) -> None:
-        """Write the record."""
-        write_json(self.path, self.record)
+        """Write the records, before there are weights: no model.pt stands there without."""
+        weights = self.folder.weights
+        write_seen(weights, Seen.of(self.series, self.drawn, read_seen(weights), read_seen(self.init_weights)))
+        self.folder.write_record(self.record)
 
 
 def _sizes(series_uids: Sequence[str], candidates: CandidateList) -> dict[str, int]:

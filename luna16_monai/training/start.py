@@ -1,4 +1,4 @@
-"""What happens before a run starts: its output folder is claimed, the network to be scored is that of its weights."""
+"""What happens before a run starts: claim its folder, check what its weights have seen, take their network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import ignite.distributed as idist
 
 from luna16_monai.bundle.config import change_config
-from luna16_monai.runs.record import read_network
+from luna16_monai.dataset.splits import Split
+from luna16_monai.phantom.drawn import read_drawn
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
@@ -32,6 +35,42 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def refuse_seen_by_first(init_weights: Path | str | None, dataset_dir: Path | str, split: Split) -> None:
+    """Check that the weights a training starts from were not trained on what it validates or is tested on.
+
+    Args:
+        init_weights: the weights; None, or weights without a record, checks nothing.
+        dataset_dir: the data folder; it may say what its scans were drawn from.
+        split: the training's.
+
+    Raises:
+        ValueError: names the first such series.
+    """
+    seen, drawn = read_seen(init_weights), read_drawn(dataset_dir)
+    splits = {"validation": split.validation_series, "test": split.test_series}
+    refuse_seen(f"init_weights {init_weights}", seen, drawn, **splits)
+
+
+def refuse_seen_by_run(
+    run_dir: Path | str, init_weights: Path | str | None, dataset_dir: Path | str, split: Split
+) -> None:
+    """Check that neither the run nor the weights that are scored were trained on what they are scored on.
+
+    Args:
+        run_dir: the output folder of the training.
+        init_weights: the weights that are scored: the run's, or others.
+        dataset_dir: the data folder; it may say what its scans were drawn from.
+        split: its validation series are scored.
+
+    Raises:
+        ValueError: names the first such series.
+    """
+    drawn, scored = read_drawn(dataset_dir), {"evaluation": split.validation_series}
+    run = RunFolder(run_dir)
+    refuse_seen(f"the run in {run_dir}", Seen.of(run.seen_series(), drawn), drawn, **scored)
+    refuse_seen(f"the weights {init_weights}", read_seen(init_weights), drawn, **scored)
+
+
 def take_recorded_network(weights: Path | str) -> None:
     """Let the running config build the network, and cut the cutouts, that the ``run.json`` beside weights records.
 
@@ -40,7 +79,7 @@ def take_recorded_network(weights: Path | str) -> None:
     Raises:
         ValueError: the record is damaged.
     """
-    record = read_network(Path(weights))
+    record = RunFolder(Path(weights).parent).read_network()
 
     def change(config: dict[str, Any]) -> bool:
         if not record or not str(config["network_def"].get("_target_", "")).endswith(".NoduleNet"):

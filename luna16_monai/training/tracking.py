@@ -21,9 +21,9 @@ from monai.utils import path_to_sqlite_uri
 
 from luna16_monai.bundle.config import change_config
 from luna16_monai.machine.extras import require
+from luna16_monai.runs.folder import RunFolder
 
 TARGET = "MLFlowHandler"
-ARTIFACTS = ("model.pt", "metrics.json", "submission.csv", "history.csv", "run.json")
 # a training's engines, and the evaluator of evaluate.yaml
 PREFIXES = {"trainer": "train", "validator": "validation", "evaluator": "evaluation"}
 
@@ -33,14 +33,14 @@ class Tracking(MLFlowHandler):
 
     Args:
         prefix: of the names of the scores.
-        output_dir: of the run; `ARTIFACTS` in it are sent at the end.
+        output_dir: of the run; its `RunFolder.artifacts` are sent at the end.
         more: see MONAI's handler.
     """
 
     def __init__(self, prefix: str, output_dir: str, **more: Any) -> None:
         disable_telemetry()
         self.prefix = prefix
-        super().__init__(artifacts=[Path(output_dir) / name for name in ARTIFACTS], **more)
+        super().__init__(artifacts=list(RunFolder(output_dir).artifacts), **more)
 
     def _default_epoch_log(self, engine: Engine) -> None:
         scores = {f"{self.prefix}_{name}": value for name, value in engine.state.metrics.items()}

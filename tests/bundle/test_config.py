@@ -27,7 +27,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from luna16_monai.bundle import config as bundle
 from luna16_monai.bundle import folders as bundle_folders
 from luna16_monai.machine.errors import one_line, root_cause
+from luna16_monai.machine.files import write_json
 from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.phantom.data_set import drawn_from, plan_scans
+from luna16_monai.phantom.drawn import read_drawn
+from luna16_monai.phantom.lesions import load_shape_bank
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, read_seen, write_seen
 from luna16_monai.tables.points import read_points
 
 ROOT = Path(__file__).parents[2]
@@ -255,6 +261,75 @@ def test_training_refuses(state, small, changed, message):
     with pytest.raises(RuntimeError) as caught:
         create_and_build({**small, **changed})
     assert re.search(message, one_line(caught.value))
+
+
+def test_training_refuses_first_weights_that_saw_the_validation(state, small, phantom_dir, tmp_path):
+    """The weights' own record says so, under other names of the scans: a set of the same seed, drawn anew."""
+    weights = tmp_path / "first" / "model.pt"
+    weights.parent.mkdir()
+    torch.save(NoduleNet().state_dict(), weights)
+    drawn = read_drawn(phantom_dir)
+    held_out = sorted(drawn)[0]
+    write_seen(weights, Seen.of(["another name"], {"another name": drawn[held_out]}))
+    with pytest.raises(RuntimeError) as caught:
+        workflow({**small, "init_weights": str(weights)}).initialize()
+    message = (
+        rf"series {held_out} is in validation, and init_weights .* saw a scan that was drawn with the same anatomy"
+    )
+    assert re.search(message, one_line(caught.value))
+    assert not Path(small["output_dir"]).exists()
+
+
+def test_evaluating_refuses_weights_that_saw_what_is_scored(state, small, phantom_dir, tmp_path):
+    weights = tmp_path / "model.pt"
+    torch.save(NoduleNet(return_probabilities=False).state_dict(), weights)
+    held_out = sorted(read_drawn(phantom_dir))[0]
+    write_seen(weights, Seen.of([held_out], {}))
+    settings = {key: small[key] for key in ("dataset_dir", "store_dir", "device", "validation_stride")}
+    more = {"init_weights": str(weights), "run_dir": str(tmp_path / "run"), "output_dir": str(tmp_path / "out")}
+    config = str(CONFIGS / "evaluate.yaml")
+    with pytest.raises(RuntimeError) as caught:
+        create_workflow(config_file=config, workflow_type="inference", logging_file=False, **{**settings, **more})
+    assert re.search(rf"series {held_out} is in evaluation, and the weights .* saw it", one_line(caught.value))
+
+
+def test_second_training_remembers_what_the_first_weights_saw(state, small, phantom_dir, tmp_path):
+    weights = tmp_path / "first" / "model.pt"
+    weights.parent.mkdir()
+    torch.save(NoduleNet().state_dict(), weights)
+    write_json(weights.parent / "run.json", {"data": {"train_series": ["b"]}, "seen_series": ["a", "b"]})
+    flow = workflow({**small, "init_weights": str(weights), "max_epochs": 1, "samples_per_epoch": 4})
+    flow.initialize()
+    flow.run()
+    run = RunFolder(small["output_dir"])
+    record = run.read_record()
+    assert record is not None
+    assert record.data.train_series is not None
+    assert set(record.seen_series) == {"a", "b", *record.data.train_series}
+    seen = read_seen(run.weights)
+    assert seen is not None
+    drawn = read_drawn(phantom_dir)
+    assert set(seen.among(["a", "b", *drawn], drawn)) == set(record.seen_series)
+
+
+@pytest.mark.parametrize(
+    ("name", "scans", "recipe", "trained"),
+    [("nodule_classification", 200, 2, 160), ("malignancy_classification", 60, 1, 40)],
+)
+def test_weights_of_a_bundle_say_what_they_were_trained_on(name, scans, recipe, trained):
+    models = bundle_folders.bundle_dir(name) / "models"
+    seen = read_seen(models / "model.pt")
+    assert seen is not None
+    plans = plan_scans(scans, 0, load_shape_bank())
+    uids = [plan.series_uid for plan in plans]
+    known = seen.among(uids, {})
+    assert len(known) == trained
+    metrics = RunFolder(models).read_metrics()
+    assert scans - trained == metrics["series"]
+    # the same scans by their anatomy, under the names of a larger set
+    drawn = drawn_from({"kind": "synthetic", "recipe": recipe, "seed": 0}, plan_scans(scans + 10, 0, load_shape_bank()))
+    numbers = {plan.number for plan in plans if plan.series_uid in known}
+    assert {drawn[uid].number for uid in seen.among(drawn, drawn)} == numbers
 
 
 def create_and_build(settings: dict[str, Any]) -> None:

@@ -60,7 +60,11 @@ def record(folder: Path, network: NoduleNet, **settings: Any) -> Path:
     """The weights of a network in a folder, beside what a run records of it."""
     folder.mkdir()
     torch.save(folded_state(network), folder / "model.pt")
-    run = {"network_def": network.arguments, "settings": {"spacing_zyx": [1.25, 0.7, 0.7], **settings}}
+    run: dict[str, Any] = {
+        "data": {},
+        "network_def": network.arguments,
+        "settings": {"spacing_zyx": [1.25, 0.7, 0.7], **settings},
+    }
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     return folder / "model.pt"
 

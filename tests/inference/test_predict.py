@@ -20,7 +20,7 @@ from luna16_monai.ct.folders import find_cts
 from luna16_monai.ct.opening import CT, read_geometry, series_uid
 from luna16_monai.inference.classifier import Classifier
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.runs.record import read_calibration
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import read_points, write_points
@@ -160,7 +160,7 @@ def test_predict_adds_what_the_runs_calibration_makes_of_it(phantom_dir: Path, w
     np.testing.assert_allclose(calibrated, 1 / (1 + np.exp(1) * ((1 - p) / p) ** 2), rtol=1e-6)
     (run / "metrics.json").write_text("{]")
     with pytest.raises(ValueError, match="holds no calibration that can be read"):
-        read_calibration(run / "model.pt")
+        RunFolder(run).calibration()
 
 
 @pytest.mark.parametrize("more", [[], ["--explain", "explained", "--explain-top", "2"]])

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from point_tables import point_table
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds
-from luna16_monai.malignancy.scores import MalignancyResults, end_to_end
+from luna16_monai.malignancy.scores import MalignancyScores, end_to_end
 from luna16_monai.malignancy.size_baseline import measure_nodules, score_ruler
-from luna16_monai.runs.results import read_rated_nodules
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.tables.lidc import write_readings
 from luna16_monai.tables.points import write_points
 
@@ -95,7 +94,7 @@ def data_dir(tmp_path) -> Path:
     return folder
 
 
-def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tuple[MalignancyResults, CandidateList]:
+def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tuple[MalignancyScores, CandidateList]:
     """The first six series are held out; two candidates lie on each nodule, the second one nearer to its middle."""
     rows = []
     for uid, x, y, z, diameter in NODULES[:18]:
@@ -108,13 +107,12 @@ def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tupl
     candidates = CandidateList(point_table(rows), positives_first=False)
     split = SimpleNamespace(train_series=SERIES[6:], validation_series=SERIES[:6], validation=candidates)
     kinds = MalignancyKinds(data_dir)
-    handler = MalignancyResults(
+    handler = MalignancyScores(
         data_dir.parent,
         data_dir,
         OneVolume(),
         split,
         kinds,
-        None,
         nodule_run,
         draws=50,
         **more,  # type: ignore[arg-type]
@@ -122,7 +120,7 @@ def results(data_dir: Path, nodule_run: Path | None = None, **more: Any) -> tupl
     return handler, candidates
 
 
-def test_malignancy_results_score_each_nodule_by_its_nearest_candidate(data_dir):
+def test_malignancy_scores_score_each_nodule_by_its_nearest_candidate(data_dir):
     handler, candidates = results(data_dir)
     # the farther candidates would turn the order round
     near = candidates.table.points_xyz[:, 0] == 1
@@ -141,9 +139,9 @@ def test_malignancy_results_score_each_nodule_by_its_nearest_candidate(data_dir)
         ("1", "0.8", "4.0", "50.0"),
         ("0", "0.2", "2.0", "-1000.0"),
     ]
-    columns = read_rated_nodules(data_dir.parent)
-    assert columns is not None
-    assert columns["diameter_mm"][:2].tolist() == [12, 6]
+    nodules = RunFolder(data_dir.parent).read_rated_nodules()
+    assert nodules is not None
+    assert nodules.columns["diameter_mm"][:2].tolist() == [12, 6]
 
 
 def nodule_run(folder: Path, candidates: CandidateList, probability: np.ndarray) -> Path:
@@ -153,7 +151,7 @@ def nodule_run(folder: Path, candidates: CandidateList, probability: np.ndarray)
     return folder
 
 
-def test_malignancy_results_follow_nodules_on_the_whole_way(data_dir, tmp_path):
+def test_malignancy_scores_follow_nodules_on_the_whole_way(data_dir, tmp_path):
     _, candidates = results(data_dir)
     kinds, x = candidates.kinds, candidates.table.points_xyz[:, 0]
     # the first network prefers the farther candidate, and misses the nodules of the first series
@@ -172,7 +170,7 @@ def test_malignancy_results_follow_nodules_on_the_whole_way(data_dir, tmp_path):
     assert told["counts"]["non_nodule"] == {"missed": 6, "benign": 6, "malignant": 0}
 
 
-def test_malignancy_results_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_path):
+def test_malignancy_scores_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_path):
     _, candidates = results(data_dir)
     with pytest.raises(ValueError, match="nodule_run with validation_negatives 6: false positives a scan need all"):
         results(data_dir, tmp_path, validation_negatives=6)
@@ -185,24 +183,23 @@ def test_malignancy_results_refuse_a_nodule_run_that_does_not_fit(data_dir, tmp_
     ):
         results(data_dir, run)[0].score(np.linspace(0, 1, len(candidates)))
     (run / "run.json").write_text(json.dumps({"data": {"train_series": [SERIES[2]]}}), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"series {SERIES[2]} is in nodule_training and in validation"):
+    with pytest.raises(
+        ValueError, match=rf"{SERIES[2]} is in validation, and nodule_run .* saw it in training \(1 of 6"
+    ):
         results(data_dir, run)
 
 
-def test_malignancy_results_add_to_the_metrics_of_the_best_epoch_alone(data_dir):
-    handler, candidates = results(data_dir, best_only=True)
-    handler.scores = SimpleNamespace(  # type: ignore[assignment]
-        candidates=torch.arange(len(candidates)), probabilities=torch.linspace(0, 1, len(candidates)).double()
-    )
-    path = data_dir.parent / "metrics.json"
-    path.write_text('{"roc_auc": 0.5}', encoding="utf-8")
-    for epoch, expected in ((2, {"roc_auc"}), (1, {"roc_auc", "malignancy"})):
-        handler(SimpleNamespace(state=SimpleNamespace(epoch=epoch, best_metric_epoch=1)))  # type: ignore[arg-type]
-        assert set(json.loads(path.read_text(encoding="utf-8"))) == expected
+def test_malignancy_scores_are_a_part_of_the_metrics(data_dir):
+    part, candidates = results(data_dir)
+    probability = np.where(candidates.kinds == 1, 0.9, 0.1)
+    told = part(probability)
+    assert list(told) == ["malignancy"]
+    assert told["malignancy"]["compared"]["network"]["roc_auc"] == 1
+    assert not (data_dir.parent / "metrics.json").exists()
 
 
 def test_read_rated_nodules_of_a_run_without_them_is_none(tmp_path):
-    assert read_rated_nodules(tmp_path) is None
+    assert RunFolder(tmp_path).read_rated_nodules() is None
     (tmp_path / "rated_nodules.csv").write_text("seriesuid,label\na,x\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"rated_nodules\.csv is damaged"):
-        read_rated_nodules(tmp_path)
+        RunFolder(tmp_path).read_rated_nodules()

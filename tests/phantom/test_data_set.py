@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import SimpleITK as sitk
 
 from luna16_monai.ct.metaimage import write_mhd
 from luna16_monai.geometry.grid import Geometry
-from luna16_monai.phantom.data_set import plan_scans, write_data_set, write_phantom
+from luna16_monai.phantom.data_set import drawn_from, plan_scans, write_data_set, write_phantom
 from luna16_monai.phantom.lesions import load_shape_bank
 from luna16_monai.phantom.nodules import JITTER_MM, ScanSettings
 from luna16_monai.phantom.scan import draw_scan
@@ -69,6 +70,7 @@ def test_write_phantom_lays_files_out_as_luna16(small_phantom):
         "annotations.csv",
         "annotations_excluded.csv",
         "candidates_V2.csv",
+        "drawn.json",
         "nodule_readings.csv",
         "nodules.csv",
         "patients.csv",
@@ -275,6 +277,31 @@ def test_plan_scans_depends_on_seed_and_stream():
     uids = [plan_scans(2, seed, bank, stream)[0].series_uid for seed, stream in ((0, 0), (1, 0), (0, 1), (0, 0))]
     assert uids[0] == uids[3]
     assert len(set(uids)) == 3
+
+
+def test_drawn_from_tells_two_sets_of_one_seed_alike():
+    """Other names, other patients, the same anatomy."""
+    bank = load_shape_bank()
+    small, large = (
+        drawn_from({"kind": "synthetic", "recipe": 2, "seed": 0}, plan_scans(scans, 0, bank)) for scans in (3, 5)
+    )
+    assert set(small).isdisjoint(large)
+    assert [one.number for one in small.values()] == [0, 1, 2]
+    assert [one.anatomy for one in small.values()] == [one.anatomy for one in large.values()][:3]
+    # 600 patients are dealt out
+    assert [len(one.patients) for one in small.values()] == [200] * 3
+    assert [len(one.patients) for one in large.values()] == [120] * 5
+
+
+def test_write_phantom_adds_what_a_set_of_before_was_drawn_from(small_phantom, tmp_path):
+    copy = tmp_path / "phantom"
+    shutil.copytree(small_phantom, copy)
+    (copy / "drawn.json").unlink()
+    made = json.loads((copy / "phantom.json").read_text(encoding="utf-8"))
+    plans = plan_scans(made["scans"], made["seed"], load_shape_bank())
+    recipe = {key: value for key, value in made.items() if key != "summary"}
+    assert write_data_set(copy, recipe, plans, lambda plan: pytest.fail("drawn again"), 1, False)["cached"]
+    assert (copy / "drawn.json").read_bytes() == (small_phantom / "drawn.json").read_bytes()
 
 
 # --- one scan

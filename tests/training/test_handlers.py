@@ -19,8 +19,7 @@ from luna16_monai.bundle import config as bundle
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.evaluation.match import match_marks
 from luna16_monai.evaluation.submission import Truth
-from luna16_monai.runs.history import read_history
-from luna16_monai.runs.record import trained_series
+from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import read_results
 from luna16_monai.training.handlers import FiniteLoss
 from luna16_monai.training.metrics import CandidateScores
@@ -110,27 +109,32 @@ class TestHistory:
         for epoch in (1, 2):
             validation(engine({"loss": 0.5 / epoch, "cpm": 0.1 * epoch}, epoch))
             train(engine({"loss": 1.0 / epoch, "precision": math.nan}, epoch, optimizer=optimizer))
-        assert read_history(tmp_path / "history.csv") == [
-            {"epoch": "1", "split": "train", "loss": "1.0", "learning_rate": "0.01", "cpm": ""},
-            {"epoch": "1", "split": "validation", "loss": "0.5", "learning_rate": "", "cpm": "0.1"},
-            {"epoch": "2", "split": "train", "loss": "0.5", "learning_rate": "0.01", "cpm": ""},
-            {"epoch": "2", "split": "validation", "loss": "0.25", "learning_rate": "", "cpm": "0.2"},
+        assert (tmp_path / "history.csv").read_text(encoding="utf-8").splitlines() == [
+            "epoch,split,loss,learning_rate,cpm",
+            "1,train,1.0,0.01,",
+            "1,validation,0.5,,0.1",
+            "2,train,0.5,0.01,",
+            "2,validation,0.25,,0.2",
+        ]
+        assert RunFolder(tmp_path).read_history() == [
+            Epoch(1, "train", {"loss": 1.0, "learning_rate": 0.01}),
+            Epoch(1, "validation", {"loss": 0.5, "cpm": 0.1}),
+            Epoch(2, "train", {"loss": 0.5, "learning_rate": 0.01}),
+            Epoch(2, "validation", {"loss": 0.25, "cpm": 0.2}),
         ]
 
     def test_history_of_a_run_that_goes_on_replaces_the_epochs_that_it_repeats(self, tmp_path: Path) -> None:
         for epoch, loss in ((1, 0.9), (2, 0.8), (3, 0.7), (2, 0.6)):
             History(str(tmp_path), "validation")(engine({"loss": loss}, epoch))
-        assert [(row["epoch"], row["loss"]) for row in read_history(tmp_path / "history.csv")] == [
-            ("1", "0.9"),
-            ("2", "0.6"),
-        ]
+        history = RunFolder(tmp_path).read_history()
+        assert [(row.epoch, row.scores["loss"]) for row in history] == [(1, 0.9), (2, 0.6)]
 
     def test_history_refuses_another_split(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="split 'test' of the history"):
             History(str(tmp_path), "test")
 
-    def test_read_history_of_nothing_is_empty(self, tmp_path: Path) -> None:
-        assert read_history(tmp_path / "history.csv") == []
+    def test_history_of_nothing_is_empty(self, tmp_path: Path) -> None:
+        assert RunFolder(tmp_path).read_history() == []
 
 
 class TestRunRecord:
@@ -173,15 +177,15 @@ class TestRunRecord:
         assert (written["parameters"], written["device"], written["data"]["kind"]) == (6, "cpu", "synthetic")
         assert written["data"]["train"] == {"series": 4, "candidates": 12, "positives": 6}
         assert written["versions"]["torch"] == torch.__version__
-        assert trained_series(tmp_path) == SERIES[:4]
+        assert RunFolder(tmp_path).seen_series() == SERIES[:4]
 
-    def test_trained_series_of_a_folder_without_a_record_are_none(self, tmp_path: Path) -> None:
-        assert trained_series(tmp_path) == ()
+    def test_seen_series_of_a_folder_without_a_record_are_none(self, tmp_path: Path) -> None:
+        assert RunFolder(tmp_path).seen_series() == ()
 
-    def test_trained_series_of_a_damaged_record_are_an_error(self, tmp_path: Path) -> None:
+    def test_seen_series_of_a_damaged_record_are_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text("{}")
         with pytest.raises(ValueError, match=r"run\.json does not tell what the run was trained on"):
-            trained_series(tmp_path)
+            RunFolder(tmp_path).seen_series()
 
 
 class TestFiniteLoss:
