@@ -1,5 +1,6 @@
 """Config, folders and command line of MONAI bundles.
 
+- ``bases``: the files that a config builds on, configs laid over each other
 - ``config``: the bundle's config, its overrides and checks
 - ``folders``: where bundles lie, copying, trust
 - ``command``: the call of ``python -m monai.bundle run``

@@ -205,9 +205,9 @@ def test_build_on_changes_single_keys_and_lengthens_lists(state, tmp_path):
         encoding="utf-8",
     )
     (tmp_path / "above.yaml").write_text(
-        "imports: [$import luna16_monai.bundle.config as bundle]\nb: 3\n"
+        "builds_on: [below.yaml]\nimports: [$import luna16_monai.bundle.config as bundle]\nb: 3\n"
         "part: {inner: {two: 2}, +items: [2], whole: {_target_: dict, two: 2}}\n"
-        "initialize: [\"$bundle.build_on('below.yaml')\"]\n",
+        "initialize: [$bundle.build_on()]\n",
         encoding="utf-8",
     )
     flow = create_workflow(config_file=str(tmp_path / "above.yaml"), workflow_type=None, logging_file=False)

@@ -23,6 +23,7 @@ import yaml
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 from monai.data import get_track_meta, set_track_meta
 
+from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 from luna16_monai.cli.main import main
 from luna16_monai.ct.folders import find_cts
@@ -153,14 +154,16 @@ def test_inference_yaml_has_all_properties_and_differs_from_the_first_bundles_in
     settings = {"dataset_dir": str(phantom_dir)}
     assert workflow("inference.yaml", settings, "inference").check_properties() == []
     first, second = (
-        yaml.safe_load((bundle_dir(name) / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+        read_whole(bundle_dir(name) / "configs" / "inference.yaml")
         for name in ("nodule_classification", "malignancy_classification")
     )
-    differing = {key for key in first if first[key] != second[key]}
-    assert differing == {"imports", "output_file", "volumes"}
+    assert {key for key in first if first[key] != second[key]} == {"imports", "output_file", "volumes"}
     # its CTs are prepared as the first bundle says
-    assert set(second["imports"]) - set(first["imports"]) == {"$import luna16_monai.bundle.folders as bundle_folders"}
+    assert second["imports"] == [*first["imports"], "$import luna16_monai.bundle.folders as folders"]
     assert set(first) == set(second)
+    own = yaml.safe_load((CONFIGS / "inference.yaml").read_text(encoding="utf-8"))
+    assert set(own) == {"builds_on", "imports", "output_file", "shape_zyx", "network_def", "volumes", "initialize"}
+    assert list(own["volumes"]) == ["recipe"]
 
 
 # --- the whole run --------------------------------------------------------------------------------------------------
