@@ -44,7 +44,7 @@ from luna16_monai.geometry.grid import Geometry
 from luna16_monai.machine.files import write_json
 from luna16_monai.networks.backends import OpenVinoNetwork, on_device
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.training.seeds import configure_torch
@@ -248,7 +248,7 @@ class Whole:
     def ours(self) -> float:
         """Seconds to read and resample, as `luna16 prepare` does before it compresses."""
         set_track_meta(True)
-        transform = Recipe.read(bundle_dir() / "configs" / "prepare.yaml").build()
+        transform = Preparation.read(bundle_dir() / "configs" / "prepare.yaml").build()
         started = time.perf_counter()
         prepare_volume(self.path, transform)
         return time.perf_counter() - started

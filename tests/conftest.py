@@ -30,11 +30,11 @@ def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store_dir(phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantom, prepared at the bundle's spacing of 1.25 x 0.7 x 0.7 mm. Not to be changed."""
-    from luna16_monai.store.preparation import Recipe
+    from luna16_monai.store.preparation import Preparation
     from luna16_monai.store.prepare import prepare
 
     output = tmp_path_factory.mktemp("store") / "store"
-    prepare(phantom_dir, output, Recipe.read(BUNDLE / "configs" / "prepare.yaml"), workers=1, progress=False)
+    prepare(phantom_dir, output, Preparation.read(BUNDLE / "configs" / "prepare.yaml"), workers=1, progress=False)
     return output
 
 

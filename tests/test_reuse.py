@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from luna16_monai.cli.main import main
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.preparation import Preparation
 from luna16_monai.store.prepare import prepare
 from luna16_monai.tables.points import read_points
 
@@ -70,7 +70,7 @@ def folder(phantom_dir, tmp_path_factory) -> Path:
         for label, most in (("1", 2), ("0", 3)):
             kept += [row for row in rows if row.startswith(uid) and row.endswith(f",{label}")][:most]
     (data / "candidates_V2.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
-    recipe = Recipe.read(ROOT / "bundles" / "nodule_classification" / "configs" / "prepare.yaml")
+    recipe = Preparation.read(ROOT / "bundles" / "nodule_classification" / "configs" / "prepare.yaml")
     prepare(data, folder / "data" / "store", recipe, workers=1, progress=False)
     for blocks in SECTIONS.values():
         for language, content in blocks:

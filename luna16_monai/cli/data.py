@@ -105,7 +105,7 @@ def add_prepare(verbs: Verbs) -> None:
 def run_prepare(options: argparse.Namespace) -> int:
     """Run ``luna16 prepare``; return its exit code."""
     from luna16_monai.bundle.folders import bundle_dir, require_trust
-    from luna16_monai.store.preparation import Recipe
+    from luna16_monai.store.preparation import Preparation
     from luna16_monai.store.prepare import prepare
 
     spacing: Any = "file"
@@ -113,7 +113,7 @@ def run_prepare(options: argparse.Namespace) -> int:
         spacing = None
     elif options.spacing_zyx:
         spacing = options.spacing_zyx
-    recipe = Recipe.read(options.config or bundle_dir() / "configs" / "prepare.yaml", spacing)
+    recipe = Preparation.read(options.config or bundle_dir() / "configs" / "prepare.yaml", spacing)
     if options.config is not None:
         require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = console.data_folder(options), console.store_folder(options)

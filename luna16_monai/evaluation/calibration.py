@@ -324,7 +324,7 @@ def calibrate(
     return calibrated["platt"], summary
 
 
-def thresholds(probability: FloatArray, label: IntArray, n_scans: int) -> dict[str, Any]:
+def operating_points(probability: FloatArray, label: IntArray, n_scans: int) -> dict[str, Any]:
     """The confusion at two thresholds, chosen on the rows that they are reported on, and labelled so.
 
     Args:

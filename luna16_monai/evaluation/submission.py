@@ -1,8 +1,8 @@
 """Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is told about it.
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
-excluded findings, a table of other scans. `Truth` holds the question, and `evaluate` refuses it where it does not fit,
-or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
+excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it
+does not fit, or says beside the answer what is unusual. The rules themselves are in ``match.py`` and ``froc.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NO_EXCLUDED = "scored without a list of excluded findings: LUNA16 leaves them ou
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class ReferenceStandard:
     """What a submission is scored against.
 
     Attributes:
@@ -100,13 +100,15 @@ class Evaluation:
         scores: the keys of ``luna16 evaluate --json``, with ``warnings``, a list of sentences.
     """
 
-    truth: Truth
+    truth: ReferenceStandard
     marks: PointTable
     match: Match
     scores: dict[str, Any]
 
 
-def read_truth(annotations: Path, excluded: Path | None, series_uids: Path, subsets: Path | None = None) -> Truth:
+def read_truth(
+    annotations: Path, excluded: Path | None, series_uids: Path, subsets: Path | None = None
+) -> ReferenceStandard:
     """Read LUNA16's tables from the files named.
 
     Args:
@@ -123,7 +125,7 @@ def read_truth(annotations: Path, excluded: Path | None, series_uids: Path, subs
     for what, path in named.items():
         if path is not None and not path.exists():
             raise FileNotFoundError(f"the table of {what} {path}: no such file: name LUNA16's own, or yours")
-    return Truth(
+    return ReferenceStandard(
         read_series_uids(series_uids),
         read_points(annotations, "diameter_mm"),
         None if excluded is None else read_points(excluded, "diameter_mm"),
@@ -158,7 +160,7 @@ def validation_truth(
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
-) -> Truth | None:
+) -> ReferenceStandard | None:
     """What a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
@@ -180,7 +182,7 @@ def validation_truth(
     excluded = find_table(data_dir, "annotations_excluded")
     if excluded is None:
         logger.warning("no annotations_excluded.csv in %s: %s", data_dir, NO_EXCLUDED)
-    return Truth(
+    return ReferenceStandard(
         tuple(sorted(series_uids)),
         read_annotations(data_dir),
         None if excluded is None else read_points(excluded, "diameter_mm"),
@@ -189,7 +191,7 @@ def validation_truth(
 
 
 def evaluate(
-    submission: PointTable, truth: Truth, draws: int = 1000, seed: int = 0, match: Match | None = None
+    submission: PointTable, truth: ReferenceStandard, draws: int = 1000, seed: int = 0, match: Match | None = None
 ) -> Evaluation:
     """Score a submission as LUNA16 does, with bootstrap intervals.
 

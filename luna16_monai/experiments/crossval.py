@@ -166,7 +166,7 @@ class _Fold:
         return self.inner.calibrations
 
     @property
-    def thresholds(self) -> dict[str, float]:
+    def operating_points(self) -> dict[str, float]:
         """What the inner validation chose."""
         return {name: self.inner.operating_points[name] for name in CUTS}
 
@@ -186,7 +186,7 @@ class _Fold:
             "calibration": {kind: [line.slope, line.offset] for kind, line in self.calibrations.items()},
             "thresholds": {
                 name: {"threshold": cut, **confusion(probability, self.label, cut)}
-                for name, cut in self.thresholds.items()
+                for name, cut in self.operating_points.items()
             },
         }
 
@@ -257,7 +257,7 @@ def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
     label = np.concatenate([fold.label for fold in folds])
     told: dict[str, Any] = {"chosen_on": "the inner validation scans of each fold, so each fold has its own"}
     for name in CUTS:
-        called = np.concatenate([fold.results.probability >= fold.thresholds[name] for fold in folds])
+        called = np.concatenate([fold.results.probability >= fold.operating_points[name] for fold in folds])
         told[name] = {"threshold": None, **confusion(called.astype(np.float64), label, 1.0)}
     return told
 

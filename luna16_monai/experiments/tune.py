@@ -179,10 +179,10 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
     for spacing in wanted:
         if (key := json.dumps(spacing)) not in stores:
             # here, since they import MONAI and torch, which a search over other settings does without
-            from luna16_monai.store.preparation import Recipe
+            from luna16_monai.store.preparation import Preparation
             from luna16_monai.store.prepare import prepare
 
-            recipe = Recipe.read(plan.bundle / "configs" / "prepare.yaml", spacing)
+            recipe = Preparation.read(plan.bundle / "configs" / "prepare.yaml", spacing)
             name = "native" if spacing is None else "x".join(map(str, spacing))
             stores[key] = plan.output / "stores" / name
             logger.info("a store of spacing %s, which is tried", name)

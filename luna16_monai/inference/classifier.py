@@ -22,7 +22,7 @@ from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import check_views, views_of
 from luna16_monai.runs.folder import RunFolder
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable
 
 Preprocessing = Callable[[Any], Mapping[str, Any]]
@@ -84,9 +84,9 @@ class Classifier:
             return  # a bundle with a network of its own knows it
         self.config.update(records[0], network_def={**definition, **records[0]["network_def"]})
 
-    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> PreparedInMemory:
+    def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> InMemoryStore:
         """CTs, as the bundle's recipe makes them."""
-        return PreparedInMemory(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
+        return InMemoryStore(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
 
     @property
     def recipe(self) -> Path:
@@ -94,7 +94,7 @@ class Classifier:
         return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
 
     def probabilities(
-        self, table: PointTable, volumes: PreparedInMemory, views: int | None = None, batch_size: int = 32
+        self, table: PointTable, volumes: InMemoryStore, views: int | None = None, batch_size: int = 32
     ) -> NDArray[np.float64]:
         """The probability of class 1 at each point: a nodule, or what else the bundle looks for.
 
@@ -156,9 +156,9 @@ class Classifier:
 
 def volumes_of(
     classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
-) -> list[PreparedInMemory]:
+) -> list[InMemoryStore]:
     """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
-    shared: dict[tuple[str, str], PreparedInMemory] = {}
+    shared: dict[tuple[str, str], InMemoryStore] = {}
     for one in classifiers:
         way = _way(one)
         if way not in shared:
@@ -172,7 +172,7 @@ def _way(one: Classifier) -> tuple[str, str]:
 
 
 def score_in_turn(
-    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[PreparedInMemory], views: int | None = None
+    classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[InMemoryStore], views: int | None = None
 ) -> list[NDArray[np.float64]]:
     """Score points with several bundles; each CT is prepared once for all that share their volumes.
 

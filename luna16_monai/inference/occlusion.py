@@ -27,7 +27,7 @@ from luna16_monai.geometry.slices import LUNG_WINDOW_HU, PIXELS, VIEWS, cut_slic
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.inference.classifier import Classifier
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 LUNG_HU = -850
@@ -68,7 +68,7 @@ class Explanation:
 
 
 def explain(
-    classifier: Classifier, table: PointTable, volumes: PreparedInMemory, progress: bool = False
+    classifier: Classifier, table: PointTable, volumes: InMemoryStore, progress: bool = False
 ) -> Iterator[Explanation]:
     """Explain each row of a table, in its order; series by series is fastest.
 
@@ -136,7 +136,7 @@ class _LogOdds(nn.Module):
 class _Lung:
     """In place of the CTs: nothing but lung tissue, to learn what the preprocessing makes of it."""
 
-    def __init__(self, like: PreparedInMemory) -> None:
+    def __init__(self, like: InMemoryStore) -> None:
         self.like = like
 
     def volume(self, series_uid: str, /) -> Volume:

@@ -27,7 +27,7 @@ from luna16_monai.inference.structured_report import (
 )
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 
@@ -139,7 +139,7 @@ def _explanations(
     classifier: Classifier,
     points: PointTable,
     probability: NDArray[np.float64],
-    volumes: PreparedInMemory,
+    volumes: InMemoryStore,
     progress: bool,
 ) -> list[Explanation] | None:
     """Explain the most probable candidates, the first one first; None where that is not wanted."""

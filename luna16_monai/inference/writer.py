@@ -10,7 +10,7 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 
 from luna16_monai.dataset.candidates import CandidateList
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import write_points
 
@@ -51,7 +51,7 @@ class PredictionWriter:
         logger.info("%d probabilities in %s", len(table), self.output_file)
 
 
-def candidates_of(dataset_dir: Path | str, volumes: PreparedInMemory) -> CandidateList:
+def candidates_of(dataset_dir: Path | str, volumes: InMemoryStore) -> CandidateList:
     """The candidates of a data folder, series by series, checked against the CTs."""
     table = read_candidates(Path(dataset_dir))
     volumes.require_inside(table)

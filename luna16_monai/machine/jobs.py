@@ -236,6 +236,8 @@ def main(words: Sequence[str]) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         sys.exit("the process that started this one is gone")
+    # a worker of `processes` is not interrupted by Ctrl-C, a training saves where it is
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.execvp(command[0], command)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -26,6 +28,8 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         items: what to do.
         workers: processes; None takes one a core, and where one is enough it is this one.
 
+    An interruption of this process ends the workers at once, whatever they are at.
+
     Raises:
         RuntimeError: a worker process died.
     """
@@ -34,10 +38,18 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         yield from map(task, items)
         return
     # spawned, not forked: a fork of a process that already runs torch's threads may hang
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
-        for done in as_completed([pool.submit(partial(_do, task), item) for item in items]):
+        with _interruption_held_back():
+            pending = [pool.submit(partial(_do, task), item) for item in items]
+        for done in as_completed(pending):
             yield done.result()
+    except (KeyboardInterrupt, GeneratorExit):
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.terminate()
+        raise
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"one of {workers} worker processes died, perhaps for want of memory: run the same command again with "
@@ -45,6 +57,19 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interruption_held_back() -> Iterator[None]:
+    """Hold SIGINT back; the processes that are started meanwhile never get it.
+
+    Ctrl-C in a terminal reaches every process of the command: this one alone answers it, and ends the others.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _do(task: Callable[[Item], Result], item: Item) -> Result:

@@ -72,7 +72,7 @@ def match_readings(nodules: PointTable, readings: Readings) -> IntArray:
     return found
 
 
-def judge(ratings: Sequence[int], rule: str = "median") -> int:
+def label_from_ratings(ratings: Sequence[int], rule: str = "median") -> int:
     """What the readers made of a nodule: `MALIGNANT`, `BENIGN` or `LEFT_OUT`.
 
     Args:
@@ -98,7 +98,7 @@ class MalignancyKinds:
 
     Args:
         dataset_dir: with ``annotations.csv``, and ``nodule_readings.csv`` where the nodules are not LIDC-IDRI's.
-        rule: as `judge`.
+        rule: as `label_from_ratings`.
 
     Attributes:
         names: of the kinds.
@@ -117,7 +117,10 @@ class MalignancyKinds:
         self.rule, self.nodules = rule, read_annotations(Path(dataset_dir))
         self.readings = readings_for(Path(dataset_dir))
         self.reading = match_readings(self.nodules, self.readings)
-        judged = [UNRATED if row < 0 else judge(self.readings.ratings[row], rule) for row in self.reading.tolist()]
+        judged = [
+            UNRATED if row < 0 else label_from_ratings(self.readings.ratings[row], rule)
+            for row in self.reading.tolist()
+        ]
         self.kind = np.array(judged, np.int64)
         if len(judged) and (self.kind == UNRATED).all():
             raise ValueError(

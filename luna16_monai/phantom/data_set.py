@@ -26,7 +26,7 @@ from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.drawn import DRAWN, Drawn, write_drawn
 from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
-from luna16_monai.phantom.scan import Findings, Scan, ScanPlan, draw_scan
+from luna16_monai.phantom.scan import Scan, ScanFindings, ScanPlan, draw_scan
 from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, shape_ratings, write_readings
 from luna16_monai.tables.points import write_points
 
@@ -160,7 +160,7 @@ def drawn_from(recipe: Mapping[str, Any], plans: Sequence[ScanPlan]) -> dict[str
     }
 
 
-def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, Findings]:
+def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) -> tuple[str, ScanFindings]:
     scan = draw(plan)
     header = _header_path(output, plan)
     write_mhd(header, scan.hu, scan.geometry)
@@ -225,17 +225,17 @@ def _findings_path(output: Path, plan: ScanPlan) -> Path:
     return output / _UNFINISHED / f"{plan.series_uid}.json"
 
 
-def _read_findings(output: Path, plan: ScanPlan) -> Findings | None:
+def _read_findings(output: Path, plan: ScanPlan) -> ScanFindings | None:
     """What an earlier call found out about a scan, if it is written."""
     path, header = _findings_path(output, plan), _header_path(output, plan)
     raw = header.with_suffix(".raw")
     if not (path.is_file() and header.is_file() and raw.is_file()):
         return None
     content = json.loads(path.read_text("utf-8"))
-    return Findings(**content) if content.pop("bytes") == raw.stat().st_size else None
+    return ScanFindings(**content) if content.pop("bytes") == raw.stat().st_size else None
 
 
-def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, Findings]) -> dict[str, int]:
+def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, ScanFindings]) -> dict[str, int]:
     """Write the tables of the whole set, series by series in the order of their identifiers; returns what they hold."""
     by_uid = sorted(plans, key=lambda plan: plan.series_uid)
     uids = [plan.series_uid for plan in by_uid]

@@ -32,7 +32,7 @@ class ScanPlan:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ScanFindings:
     """What is known about a scan, world LPS in mm, as plain values that go to JSON and back.
 
     Attributes:
@@ -52,7 +52,7 @@ class Scan:
 
     hu: NDArray[np.int16]
     geometry: Geometry
-    findings: Findings
+    findings: ScanFindings
 
 
 def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
@@ -97,7 +97,7 @@ def finish_scan(
         index = np.reshape(points_zyx, (-1, 3)) / geometry.spacing_zyx - 0.5
         return geometry.world_from_voxel(index).round(6).tolist()
 
-    findings = Findings(
+    findings = ScanFindings(
         nodules=[
             [*point, n.diameter_mm, n.kind, n.location, n.shape, n.texture, n.malignancy]
             for point, n in zip(world([n.position_zyx for n in nodules]), nodules, strict=True)

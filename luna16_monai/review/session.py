@@ -13,7 +13,7 @@ from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, PIXELS, SIDE_MM, as_jpeg, slices_through, steps_across
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.review.decisions import Decision, Decisions
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import Key, from_ras, has_column, point_key, read_points
 
 WINDOWS_HU = {"lung": LUNG_WINDOW_HU, "soft tissue": (-160.0, 240.0)}
@@ -54,7 +54,7 @@ class Review:
         allow_symlinks: bool = False,
     ) -> None:
         # the nodule bundle's way of reading a CT, but on the CT's own grid: what was scanned is what is judged
-        self.volumes = PreparedInMemory(
+        self.volumes = InMemoryStore(
             cts, bundle_dir() / "configs" / "prepare.yaml", None, allow_symlinks=allow_symlinks
         )
         self.decisions = decisions

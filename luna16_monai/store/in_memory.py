@@ -13,11 +13,11 @@ from luna16_monai.ct.folders import find_cts, holds_ct_files
 from luna16_monai.ct.opening import CT, find_series, open_ct, series_uid
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
-from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.tables.points import PointTable
 
 
-class PreparedInMemory:
+class InMemoryStore:
     """CTs, each sent through a recipe when it is first asked for; what ``LoadCutoutd`` takes in place of a store.
 
     Args:
@@ -56,7 +56,7 @@ class PreparedInMemory:
                         "name one of them, or rename a file"
                     )
                 self.cts[uid] = found
-        self.transform = Recipe.read(Path(recipe), spacing_zyx).build()
+        self.transform = Preparation.read(Path(recipe), spacing_zyx).build()
         for step in getattr(self.transform, "transforms", ()):
             if isinstance(step, LoadImaged):
                 # no float32 copy of a whole CT of which a few boxes are taken

@@ -31,7 +31,7 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preparation:
     """How CTs become volumes: the transform list of a bundle's ``prepare.yaml``, as read, not yet built.
 
     Attributes:
@@ -41,7 +41,7 @@ class Recipe:
     config: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path, spacing_zyx: Sequence[float] | str | None = "file") -> Recipe:
+    def read(cls, path: Path, spacing_zyx: Sequence[float] | str | None = "file") -> Preparation:
         """Read a recipe; ``spacing_zyx`` replaces the file's unless it is "file".
 
         Raises:

@@ -26,7 +26,7 @@ from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.store.index import FORMAT, INDEX, read_entry, read_index
-from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import find_table, read_candidates, read_series_list
 
@@ -38,7 +38,7 @@ CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 def prepare(
     data_dir: Path,
     store_dir: Path,
-    recipe: Recipe,
+    recipe: Preparation,
     workers: int | None = None,
     allow_missing: bool = False,
     allow_symlinks: bool = False,
@@ -93,7 +93,7 @@ def prepare(
 def _prepare_all(
     cts: Sequence[CTFile],
     store_dir: Path,
-    recipe: Recipe,
+    recipe: Preparation,
     work: Callable[[CTFile], None],
     execute: Execute,
     progress: bool,
@@ -105,7 +105,7 @@ def _prepare_all(
             bar.update()
 
 
-def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Recipe, missing: Sequence[str]) -> None:
+def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing: Sequence[str]) -> None:
     """Write the index of the finished store."""
     entries = {}
     for ct in cts:
@@ -153,7 +153,7 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
         handler.close()
 
 
-def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> None:
+def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> None:
     if multiprocessing.parent_process() is not None:
         # one of several workers: their threads would only wait for each other
         torch.set_num_threads(1)
@@ -182,21 +182,21 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Recipe, data_dir: Path, al
     write_json(store_dir / f"{ct.series_uid}.json", entry)
 
 
-def _built(recipe: Recipe, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+def _built(recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
     """The recipe's transforms, built once in each process."""
     return _built_of(json.dumps(recipe.config), data_dir, allow_symlinks)
 
 
 @lru_cache(maxsize=1)
 def _built_of(config: str, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    return Recipe(json.loads(config)).build(data_dir, allow_symlinks)
+    return Preparation(json.loads(config)).build(data_dir, allow_symlinks)
 
 
 def _has_candidates(data_dir: Path) -> bool:
     return any(find_table(data_dir, name) is not None for name in ("candidates_V2", "candidates"))
 
 
-def _begin(store_dir: Path, recipe: Recipe) -> None:
+def _begin(store_dir: Path, recipe: Preparation) -> None:
     """Write the index of an unfinished store, unless one by the same recipe is there."""
     if (store_dir / INDEX).exists():
         index = read_index(store_dir)
@@ -212,7 +212,7 @@ def _begin(store_dir: Path, recipe: Recipe) -> None:
     write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
 
 
-def _index(recipe: Recipe, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
+def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "complete": complete,

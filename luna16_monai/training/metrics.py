@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import Match
-from luna16_monai.evaluation.submission import Truth
+from luna16_monai.evaluation.submission import ReferenceStandard
 
 CONFUSION_METRICS = {
     "accuracy": "accuracy",
@@ -92,7 +92,7 @@ class CandidateScores(Metric):
         ValueError: a truth without candidates.
     """
 
-    def __init__(self, truth: Truth | None = None, candidates: CandidateList | None = None) -> None:
+    def __init__(self, truth: ReferenceStandard | None = None, candidates: CandidateList | None = None) -> None:
         if truth is not None and candidates is None:
             raise ValueError("a truth without candidates: name the validation list, whose points are scored")
         self.truth, self.list = truth, candidates

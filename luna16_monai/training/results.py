@@ -22,7 +22,7 @@ from torch import nn
 from luna16_monai import __version__
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.splits import Split
-from luna16_monai.evaluation.calibration import calibrate, thresholds
+from luna16_monai.evaluation.calibration import calibrate, operating_points
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.folding import folded_state
@@ -84,7 +84,7 @@ class ResultFiles:
             **engine.state.metrics,
             **({} if evaluation is None else evaluation.scores),
             "calibration": calibration,
-            "thresholds": thresholds(probability, label, series) if label.any() else None,
+            "thresholds": operating_points(probability, label, series) if label.any() else None,
             "candidates": len(rows),
             "positives": int(label.sum()),
             "series": series,

@@ -1,61 +1,222 @@
-"""The luna16 command: exit codes, one-line errors, and JSON alone on standard output."""
+"""The luna16 command: its options, exit codes and one-line errors, and that its help loads nothing."""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import importlib
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from drawn_scans import random_hu, write_scan
+from verb_calls import prepare
 
 from luna16_monai import __version__
 from luna16_monai.cli import main as cli
-from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).parents[2]
+VERBS = ROOT / "luna16_monai" / "cli"
+
+# type, nargs, whether required, whether given more than once, default; in the order of the help
+OPTIONS = {
+    "phantom": {
+        "--output": "path",
+        "--scans": "int",
+        "--seed": "int, default 0",
+        "--workers": "int",
+        "--difficulty": "float",
+        "--negatives-per-positive": "float",
+        "--background": "path",
+    },
+    "download": {
+        "--output": "path",
+        "--subset": "int, *",
+        "--base-url": "text",
+        "--keep-archives": "flag",
+    },
+    "doctor": {
+        "--data": "path",
+        "--store": "path",
+    },
+    "prepare": {
+        "--data": "path",
+        "--store": "path",
+        "--spacing-zyx": "float, 3",
+        "--native": "flag",
+        "--config": "path",
+        "--trust-bundle": "flag",
+        "--allow-missing": "flag",
+        "--allow-symlinks": "flag",
+        "--workers": "int",
+        "--ray": "text",
+        "--dashboard": "flag",
+    },
+    "evaluate": {
+        "--annotations": "path, required",
+        "--excluded": "path",
+        "--no-excluded": "flag",
+        "--seriesuids": "path, required",
+        "--subsets": "path",
+        "--bootstrap": "int, default 1000",
+        "--seed": "int, default 0",
+        "--submission": "path, required",
+        "--output": "path",
+    },
+    "compare": {
+        "--annotations": "path, required",
+        "--excluded": "path",
+        "--no-excluded": "flag",
+        "--seriesuids": "path, required",
+        "--subsets": "path",
+        "--bootstrap": "int, default 1000",
+        "--seed": "int, default 0",
+        "--submission": "path, required, more than once",
+        "--output": "path",
+    },
+    "predict": {
+        "--ct": "path, +, required, more than once",
+        "--candidates": "path, required",
+        "--output": "path, required",
+        "--bundle": "path, +",
+        "--trust-bundle": "flag",
+        "--weights": "path, +",
+        "--malignancy": "text, ?",
+        "--malignancy-weights": "path",
+        "--backend": "auto|torch|openvino, default auto",
+        "--allow-symlinks": "flag",
+        "--ras": "flag",
+        "--tta": "flag",
+        "--device": "text, default auto",
+        "--dicom-sr": "path",
+        "--threshold": "float, default 0.5",
+        "--explain": "path",
+        "--explain-top": "int, default 10",
+    },
+    "review": {
+        "--predictions": "path, required",
+        "--ct": "path, +, required, more than once",
+        "--port": "int, default 0",
+        "--decisions": "path",
+        "--reviewer": "text",
+        "--least": "float, default 0.0",
+        "--allow-symlinks": "flag",
+        "--ras": "flag",
+    },
+    "export": {
+        "--format": "torchscript|onnx|openvino, required",
+        "--output": "path, required",
+        "--bundle": "path",
+        "--trust-bundle": "flag",
+        "--weights": "path",
+    },
+    "bundle": {
+        "name": "text, ?, default nodule_classification",
+        "--output": "path, required",
+    },
+    "report": {
+        "--run": "path, required",
+        "--output": "path",
+        "--store": "path",
+    },
+    "crossval": {
+        "--folds": "int, +",
+        "--ray": "text",
+        "--dashboard": "flag",
+        "--bundle": "path",
+        "--trust-bundle": "flag",
+        "--output": "path, required",
+        "--data": "path",
+        "--store": "path",
+        "--set": "text, +, more than once",
+        "--overlay": "path, +",
+        "--workers": "int",
+        "--threads": "int",
+        "--gpus": "int, default 0",
+        "--device": "text, default auto",
+        "--seed": "int, default 0",
+        "--bootstrap": "int, default 1000",
+    },
+    "tune": {
+        "--trials": "int, required",
+        "--search": "path",
+        "--ray": "text",
+        "--dashboard": "flag",
+        "--bundle": "path",
+        "--trust-bundle": "flag",
+        "--output": "path, required",
+        "--data": "path",
+        "--store": "path",
+        "--set": "text, +, more than once",
+        "--overlay": "path, +",
+        "--workers": "int",
+        "--threads": "int",
+        "--gpus": "int, default 0",
+        "--device": "text, default auto",
+        "--seed": "int, default 0",
+    },
+    "verify": {
+        "--store": "path",
+    },
+    "demo": {
+        "--output": "path",
+        "--malignancy": "path",
+        "--long": "flag",
+        "--seed": "int, default 0",
+    },
+}
+OF_EVERY_VERB = ["--help", "--json", "--quiet", "--debug"]
 
 
-@pytest.fixture
-def data(tmp_path) -> Path:
-    """Two small CTs of 1 mm in subset0; (0, 0, 0) mm is the first voxel."""
-    for seed, uid in enumerate(("a", "b")):
-        voxels = random_hu(seed, (10, 12, 14))
-        write_scan(tmp_path / "data" / "subset0", uid, voxels, None, (0, 0, 0), (1, 1, 1))
-    return tmp_path / "data"
+def described(action: argparse.Action) -> str:
+    """An option in the words of `OPTIONS`."""
+    kind = "|".join(action.choices or ()) or getattr(action.type, "__name__", "text").lower()
+    words = ["flag"] if action.nargs == 0 else [kind]
+    if action.nargs:
+        words.append(str(action.nargs))
+    if action.required:
+        words.append("required")
+    if isinstance(action, argparse._AppendAction | argparse._ExtendAction):
+        words.append("more than once")
+    if action.default is not None and action.default is not False:
+        words.append(f"default {action.default}")
+    return ", ".join(words)
 
 
-@pytest.fixture
-def call(capsys, tmp_path):
-    """Call the command with --store and --workers 1; gives the exit code, standard output and standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    (choices,) = (a.choices for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(choices)
 
 
-def prepare(data: Path, store: Path, *more: object) -> list[object]:
-    return ["prepare", "--data", data, "--store", store, "--workers", 1, *more]
+# --- options --------------------------------------------------------------------------------------------------------
 
 
-def refused(result: tuple[int, str, str], *parts: str) -> None:
-    """The call ended with 2, and one line on standard error alone, which holds all of these words."""
-    code, out, err = result
-    assert (code, out) == (2, "")
-    assert err.startswith("luna16: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
+def test_verbs_stand_in_the_order_of_the_help():
+    assert list(verbs()) == list(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_verb_are_as_others_call_them(name):
+    actions = {(action.option_strings or [action.dest])[-1]: action for action in verbs()[name]._actions}
+    assert list(actions)[: len(OF_EVERY_VERB)] == OF_EVERY_VERB
+    own = {flag: described(action) for flag, action in actions.items() if flag not in OF_EVERY_VERB}
+    assert own == OPTIONS[name]
+    assert list(own) == list(OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_verb_is_two_functions_one_below_the_other(name):
+    run = verbs()[name].get_default("run")
+    assert run.__name__ == f"run_{name}"
+    module = importlib.import_module(run.__module__)
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions[functions.index(f"add_{name}") + 1] == f"run_{name}"
 
 
 # --- the command itself ---------------------------------------------------------------------------------------------
@@ -128,171 +289,67 @@ def test_an_interruption_says_how_to_go_on(call, data, tmp_path, monkeypatch):
     assert err == "luna16: interrupted; the same command goes on where it stopped\n"
 
 
-# --- phantom, prepare, verify ---------------------------------------------------------------------------------------
+def test_sigterm_ends_a_verb_with_143_and_one_line(call, data, tmp_path, monkeypatch):
+    def terminate(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, err = call(*prepare(data, tmp_path / "store"))
+    assert (code, out) == (143, "")
+    assert err == "luna16: ended by SIGTERM; the same command goes on where it stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_phantom_prepare_and_verify_print_one_json_object_each(call, tmp_path):
-    data, store = tmp_path / "phantom", tmp_path / "store"
-    words = ["phantom", "--output", data, "--scans", 1, "--seed", 4, "--workers", 1, "--json"]
-    for cached in (False, True):
-        code, out, _ = call(*words)
-        result = json.loads(out)
-        assert code == 0
-        assert (result["output"], result["scans"], result["cached"]) == (str(data), 1, cached)
-    code, out, err = call(*prepare(data, store, "--spacing-zyx", 2.5, 1.4, 1.4, "--json"))
-    assert (code, err) == (0, "")
-    assert json.loads(out) == {"store": str(store), "series": 1, "missing": 0, "spacing_zyx": [2.5, 1.4, 1.4]}
-    code, out, err = call("verify", "--store", store, "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out) == {"store": str(store), "wrong": []}
-    refused(call("phantom", "--output", data, "--scans", 1, "--seed", 5), "seed 4 instead of 5", "remove the folder")
+def test_main_runs_in_another_thread_too(data, tmp_path):
+    codes = []
+    words = [str(word) for word in prepare(data, tmp_path / "store")]
+    thread = threading.Thread(target=lambda: codes.append(cli.main(words)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
-def test_prepare_and_verify_in_words(call, data, tmp_path):
-    store = tmp_path / "store"
-    assert call(*prepare(data, store, "--native")) == (0, f"prepare: 2 CTs in {store}\n", "")
-    logs = {log.stem: log.read_text(encoding="utf-8").splitlines() for log in (store / "logs").glob("*.log")}
-    assert {uid: [line.split()[2] for line in lines] for uid, lines in logs.items()} == {
-        uid: [f"{uid}.mhd", "finished"] for uid in ("a", "b")
+# --- start-up -------------------------------------------------------------------------------------------------------
+
+
+def modules_after(*words: str) -> set[str]:
+    """The modules that are loaded when the command, or the help, has ended."""
+    program = (
+        "import atexit, json, sys\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+        "from luna16_monai.cli.main import main\n"
+        f"sys.exit(main({list(words)}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("words", [("--help",), ("predict", "--help"), ("--version",)])
+def test_help_loads_the_standard_library_and_the_verbs_alone(words):
+    loaded = modules_after(*words)
+    outside = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    # what site packages bring in by .pth files
+    assert outside - {"__main__", "_distutils_hack", "_virtualenv", "sitecustomize", "usercustomize"} <= {
+        name for name in outside if name == "luna16_monai" or name.startswith("__editable__")
     }
-    assert call("verify", "--store", store) == (0, f"verify: nothing wrong in {store}\n", "")
+    ours = {name for name in loaded if name.startswith("luna16_monai")}
+    modules = {f"luna16_monai.cli.{path.stem}" for path in VERBS.glob("*.py") if path.stem != "__init__"}
+    assert ours == {
+        "luna16_monai", "luna16_monai.cli", *modules, "luna16_monai.machine", "luna16_monai.machine.errors",
+    }  # fmt: skip
+    # 116 with Python 3.11; each costs about 0.4 ms
+    assert len(loaded) < 180
 
 
-def test_verify_of_a_damaged_store_ends_with_1(call, data, tmp_path):
-    store = tmp_path / "store"
-    call(*prepare(data, store))
-    (store / "a.b2nd").unlink()
-    os.truncate(store / "b.b2nd", 10)
-    code, out, err = call("verify", "--store", store, "--json")
-    wrong = json.loads(out)["wrong"]
-    assert code == 1
-    assert len(wrong) == 2
-    assert err.splitlines() == [f"luna16: {line}" for line in wrong]
-    assert call(*prepare(data, store))[0] == 0
-    assert call("verify", "--store", store)[0] == 0
-
-
-def test_folders_default_to_the_environment(call, data, tmp_path, monkeypatch):
-    monkeypatch.setenv("LUNA16_DATA", str(data))
-    monkeypatch.setenv("LUNA16_STORE", str(tmp_path / "store"))
-    assert call("prepare", "--native", "--workers", 1)[0] == 0
-    assert (tmp_path / "store" / "store.json").is_file()
-    assert call("verify")[0] == 0
-
-
-def test_folders_default_to_data_below_the_current_one(call, data, tmp_path, monkeypatch):
-    monkeypatch.delenv("LUNA16_DATA", raising=False)
-    monkeypatch.delenv("LUNA16_STORE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.move(data, "data.tmp")
-    shutil.move("data.tmp", Path("data") / "phantom")
-    assert call("prepare", "--native", "--workers", 1)[0] == 0
-    assert (tmp_path / "data" / "store" / "store.json").is_file()
-
-
-def test_a_bar_is_shown_in_a_terminal_unless_quiet(call, data, tmp_path, monkeypatch):
-    assert call(*prepare(data, tmp_path / "one"))[2] == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert "2/2" in call(*prepare(data, tmp_path / "two"))[2]
-    assert call(*prepare(data, tmp_path / "three", "--quiet"))[2] == ""
-
-
-# --- bad input: what, where, cure; and nothing is half written ------------------------------------------------------
-
-
-def test_prepare_of_a_folder_without_cts(call, tmp_path):
-    (tmp_path / "data").mkdir()
-    refused(call(*prepare(tmp_path / "data", tmp_path / "store")), "no CT in 'data'", "expected subset0 to subset9")
-    refused(call(*prepare(tmp_path / "x", tmp_path / "store")), "x' does not exist", "give the folder")
-    assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (lambda raw: raw.unlink(), ["b.raw, the data file of b.mhd, is missing", "fetch it again"]),
-        # 10 * 12 * 14 voxels of 2 bytes are 3360
-        (lambda raw: os.truncate(raw, 3359), ["b.raw is too short: 3359 bytes, its header says 3360"]),
-        (lambda raw: raw.write_bytes(raw.read_bytes() + b"\0"), ["b.raw is too long: 3361 bytes", "says 3360"]),
-    ],
-)
-def test_prepare_of_a_ct_whose_raw_file_is_wrong(call, data, tmp_path, change, parts):
-    change(data / "subset0" / "b.raw")
-    refused(call(*prepare(data, tmp_path / "store")), *parts)
-    # told from the headers, before anything is written
-    assert not (tmp_path / "store").exists()
-
-
-def test_prepare_with_a_candidate_outside_its_scan(call, data, tmp_path):
-    write_points(data / "candidates_V2.csv", ["a", "b"], [[5, 5, 5], [5, 5, 50]], [1, 0], "class")
-    result = call(*prepare(data, tmp_path / "store", "--native", "--json"))
-    refused(
-        result, "(5.0, 5.0, 50.0) mm", "candidates_V2.csv, line 3", "series b", "does this table belong to this CT?"
-    )
-
-
-def test_prepare_into_a_store_for_another_spacing(call, data, tmp_path):
-    call(*prepare(data, tmp_path / "store", "--native"))
-    result = call(*prepare(data, tmp_path / "store"))
-    refused(result, "spacing_zyx native, now [1.25, 0.7, 0.7]", "name another --store")
-
-
-def test_prepare_with_cts_missing(call, data, tmp_path):
-    (data / "seriesuids.csv").write_text("a\nb\nc\n")
-    refused(call(*prepare(data, tmp_path / "store")), "1 of the series in", "the first is c", "--allow-missing")
-    code, out, _ = call(*prepare(data, tmp_path / "store", "--allow-missing", "--json"))
-    assert (code, json.loads(out)["missing"]) == (0, 1)
-
-
-def test_prepare_with_linked_cts(call, data, tmp_path):
-    (data / "subset0").rename(tmp_path / "elsewhere")
-    (data / "subset0").mkdir()
-    for path in (tmp_path / "elsewhere").iterdir():
-        (data / "subset0" / path.name).symlink_to(path)
-    refused(call(*prepare(data, tmp_path / "store")), "a symbolic link that leaves the data folder", "--allow-symlinks")
-    assert call(*prepare(data, tmp_path / "store", "--allow-symlinks"))[0] == 0
-
-
-def test_prepare_with_another_transform_list(call, data, tmp_path):
-    store = tmp_path / "store"
-    refused(call(*prepare(data, store, "--config", tmp_path / "x.yaml")), "no transform list", "prepare.yaml")
-    (tmp_path / "x.yaml").write_text("spacing_zyx: null\ntransforms:\n  _target_: NoSuchd\n")
-    refused(call(*prepare(data, store, "--config", tmp_path / "x.yaml")), "calls NoSuchd", "add --trust-bundle")
-    code, _, err = call(*prepare(data, store, "--config", tmp_path / "x.yaml", "--trust-bundle"))
-    assert code == 2
-    assert err.splitlines()[0] == f"luna16: {tmp_path / 'x.yaml'} calls NoSuchd"
-    assert "cannot be built" in err.splitlines()[-1]
-    own = (
-        (ROOT / "bundles/nodule_classification/configs/prepare.yaml")
-        .read_text(encoding="utf-8")
-        .replace("[1.25, 0.7, 0.7]", "[3, 2, 2]")
-    )
-    (tmp_path / "x.yaml").write_text(own)
-    code, out, _ = call(*prepare(data, store, "--config", tmp_path / "x.yaml", "--trust-bundle", "--json"))
-    assert (code, json.loads(out)["spacing_zyx"]) == (0, [3, 2, 2])
-    refused(call(*prepare(data, store, "--spacing-zyx", 0, 1, 1)), "spacing_zyx [0.0, 1.0, 1.0]", "above 0")
-
-
-def test_verify_without_a_store(call, tmp_path):
-    refused(call("verify", "--store", tmp_path), f"no store in {tmp_path}", "run luna16 prepare")
-
-
-def test_phantom_into_a_folder_with_other_data(call, data):
-    write_points(data / "candidates_V2.csv", [], np.zeros((0, 3)), [], "class")
-    refused(call("phantom", "--output", data, "--scans", 1), "candidates_V2.csv", "choose another folder")
-
-
-def test_phantom_takes_difficulty_and_prevalence(call, tmp_path):
-    words = ["phantom", "--output", tmp_path / "p", "--scans", 1, "--workers", 1, "--json"]
-    code, out, _ = call(*words, "--difficulty", 0.5, "--negatives-per-positive", 2)
-    result = json.loads(out)
-    assert code == 0
-    assert result["candidates"] == 3 * result["positives"]
-    refused(call(*words), "negatives_per_positive", "remove the folder")
-    more = ("--background", tmp_path / "ct", "--difficulty", 2)
-    refused(call("phantom", "--output", tmp_path / "q", *more), "--background takes no difficulty")
-
-
-@pytest.mark.parametrize("words", [["--scans", 0], ["--seed", -1], ["--difficulty", 3.0]])
-def test_phantom_with_numbers_out_of_range(call, tmp_path, words):
-    refused(call("phantom", "--output", tmp_path / "p", *words), f"{words[0][2:]} {words[1]}: give")
+@pytest.mark.parametrize("path", sorted(VERBS.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_module_takes_public_names_alone_and_of_the_verbs_only_console(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    ours = [node for node in imports if node.module.startswith("luna16_monai")]
+    names = [alias.name for node in ours for alias in node.names]
+    assert [name for name in names if name.startswith("_")] in ([], ["__version__"])
+    from_cli = [node for node in tree.body if node in ours and node.module == "luna16_monai.cli"]
+    if path.stem not in ("main", "console"):
+        assert [alias.name for node in from_cli for alias in node.names] == ["console"]

@@ -22,8 +22,8 @@ from scipy.special import expit
 
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation import submission as evaluation
-from luna16_monai.evaluation.calibration import calibrate, thresholds
-from luna16_monai.evaluation.submission import NO_EXCLUDED, Truth, evaluate, read_subsets, validation_truth
+from luna16_monai.evaluation.calibration import calibrate, operating_points
+from luna16_monai.evaluation.submission import NO_EXCLUDED, ReferenceStandard, evaluate, read_subsets, validation_truth
 from luna16_monai.machine.files import write_json
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.results import read_results, write_results
@@ -44,8 +44,8 @@ MARKS = [
 COUNTS = ("nodules", "true_positives", "false_positives", "ignored_on_excluded", "ignored_double", "scored_candidates")
 
 
-def truth(series: tuple[str, ...] = ("1.1", "1.2"), excluded: bool = True, **more: object) -> Truth:
-    return Truth(series, point_table(NODULES), point_table(EXCLUDED) if excluded else None, **more)  # type: ignore[arg-type]
+def truth(series: tuple[str, ...] = ("1.1", "1.2"), excluded: bool = True, **more: object) -> ReferenceStandard:
+    return ReferenceStandard(series, point_table(NODULES), point_table(EXCLUDED) if excluded else None, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ class TestEvaluate:
         assert scores["warnings"] == [NO_EXCLUDED]
 
     def test_evaluate_doubts_an_excluded_list_of_other_scans(self) -> None:
-        other = Truth(("1.1", "1.2"), point_table(NODULES), point_table([("1.9", 9.0, 0, 0, -1.0)]))
+        other = ReferenceStandard(("1.1", "1.2"), point_table(NODULES), point_table([("1.9", 9.0, 0, 0, -1.0)]))
         assert (
             "none of the excluded findings lies in the scans"
             in evaluate(point_table(MARKS), other).scores["warnings"][0]
@@ -183,7 +183,7 @@ class TestLabels:
 
     def test_thresholds_give_the_confusion_at_each(self) -> None:
         # falling: 0.9 nodule, 0.8 other, 0.6 nodule, 0.3 other; 2 scans, so two false positives are one a scan
-        result = thresholds(np.array([0.3, 0.9, 0.6, 0.8]), np.array([0, 1, 1, 0]), n_scans=2)
+        result = operating_points(np.array([0.3, 0.9, 0.6, 0.8]), np.array([0, 1, 1, 0]), n_scans=2)
         best, one = result["best_f1"], result["one_false_positive_per_scan"]
         assert [best[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.6, 2, 1, 1, 0]
         assert [one[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.3, 2, 2, 0, 0]

@@ -322,13 +322,13 @@ def test_crossval_goes_on_after_a_kill_and_ends_as_if_nothing_had_happened(phant
 def test_crossval_of_all_ten_folds(tmp_path):
     from luna16_monai.phantom.data_set import write_phantom
     from luna16_monai.phantom.nodules import ScanSettings
-    from luna16_monai.store.preparation import Recipe
+    from luna16_monai.store.preparation import Preparation
     from luna16_monai.store.prepare import prepare
 
     data, store = tmp_path / "data", tmp_path / "store"
     settings = ScanSettings(slices=(32, 40), rows=96, nodules=(2, 3), negatives_per_positive=4.0)
     write_phantom(data, scans=10, seed=3, workers=1, progress=False, settings=settings)
-    prepare(data, store, Recipe.read(bundle_dir() / "configs" / "prepare.yaml"), workers=1, progress=False)
+    prepare(data, store, Preparation.read(bundle_dir() / "configs" / "prepare.yaml"), workers=1, progress=False)
     told = crossval(plan(data, store, tmp_path / "cv", tuple(range(10))), partial(run_tasks, workers=2), False, 50)
     assert told["pooled_folds"] == list(range(10))
     assert told["scans"] == 10

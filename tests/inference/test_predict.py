@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from luna16_monai.ct.folders import find_cts
 from luna16_monai.ct.opening import CT, read_geometry, series_uid
 from luna16_monai.inference.classifier import Classifier
 from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, seen_beside, seen_file, write_seen
 from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import read_points, write_points
@@ -117,6 +121,31 @@ def test_predict_gives_the_same_for_dicom_mhd_and_nifti(
     np.testing.assert_allclose(probabilities[2], probabilities[0], atol=1e-3)
 
 
+def test_predict_says_how_many_cts_the_weights_have_seen(
+    phantom_dir: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here one of two: by what it was drawn from, in a set where it had another name."""
+    own = tmp_path / "model.pt"
+    shutil.copy(weights, own)
+    drawn = read_drawn(phantom_dir)
+    table = read_candidates(phantom_dir)
+    first, second = table.series_uids[:2]
+    write_seen(own, Seen.of(["another name"], {"another name": replace(drawn[first], patients=())}))
+    part = table.select(np.concatenate([np.flatnonzero(table.series == code)[:2] for code in (0, 1)]))
+    points, output = tmp_path / "points.csv", tmp_path / "predictions.csv"
+    write_points(points, part.row_series(), part.points_xyz, np.zeros(4), "class")
+    paths = [str(ct.path) for ct in find_cts(phantom_dir) if ct.series_uid in (first, second)]
+    call = ["predict", "--ct", *paths, "--candidates", str(points), "--output", str(output), "--device", "cpu"]
+    assert main([*call, "--weights", str(own)]) == 0
+    assert "luna16: the weights have seen 1 of the 2 CTs at hand in training\n" in capsys.readouterr().err
+    seen = seen_beside(output)
+    assert seen is not None
+    assert seen.among([first, second], drawn) == [first]
+    assert main([*call, "--weights", str(own), str(weights)]) == 0
+    assert "1 of 2 weights have no record of what they were trained on" in capsys.readouterr().err
+    assert not seen_file(output).exists()
+
+
 def test_predict_averages_several_weights(phantom_dir: Path, weights: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = tmp_path / "other.pt"
@@ -194,4 +223,4 @@ def test_predict_opens_and_prepares_a_dicom_series_once(
     assert main([*call, *(str(tmp_path / word) if word == "explained" else word for word in more)]) == 0
     assert (opened, prepared) == ([folder], [folder])
     # 40 candidates are two batches: the transforms are parsed once a source all the same
-    assert parsed == (["PreparedInMemory", "PreparedInMemory", "_Lung"] if more else ["PreparedInMemory"])
+    assert parsed == (["InMemoryStore", "InMemoryStore", "_Lung"] if more else ["InMemoryStore"])

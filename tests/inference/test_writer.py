@@ -14,7 +14,7 @@ from point_tables import point_table
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.inference.writer import PredictionWriter, candidates_of
-from luna16_monai.store.in_memory import PreparedInMemory
+from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import write_points
 
 
@@ -49,7 +49,7 @@ def test_prediction_writer_leaves_no_file_of_a_run_that_failed(tmp_path):
 
 def test_candidates_of_come_series_by_series_in_the_order_of_the_table(tmp_path):
     cts = [write_scan(tmp_path / "ct", uid, random_hu(seed)) for seed, uid in enumerate(("1.1", "1.2"))]
-    volumes = PreparedInMemory(cts, bundle_dir() / "configs" / "prepare.yaml", None)
+    volumes = InMemoryStore(cts, bundle_dir() / "configs" / "prepare.yaml", None)
     points = np.array(ORIGIN_XYZ) + [[1, 1, 2], [2, 1, 2], [3, 1, 2], [4, 1, 2]]
     write_points(tmp_path / "candidates_V2.csv", ["1.2", "1.1", "1.2", "1.1"], points, [0, 1, 1, 0], "class")
     found = [(item["series_uid"], item["point_xyz"][0] - ORIGIN_XYZ[0]) for item in candidates_of(tmp_path, volumes)]

@@ -21,7 +21,7 @@ from small_crossval import TINY, plan
 from luna16_monai.experiments.crossval import crossval
 from luna16_monai.machine import cluster
 from luna16_monai.machine.processes import run_tasks
-from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.preparation import Preparation
 from luna16_monai.store.prepare import prepare
 from luna16_monai.store.reading import Store
 
@@ -134,7 +134,7 @@ def test_connected_says_that_nobody_answers():
 def test_prepare_survives_the_death_of_a_node(nodes, phantom_dir, store_dir, tmp_path):
     made, victim = nodes
     made.add_node(num_cpus=1)
-    recipe = Recipe.read(ROOT / "bundles" / "nodule_classification" / "configs" / "prepare.yaml")
+    recipe = Preparation.read(ROOT / "bundles" / "nodule_classification" / "configs" / "prepare.yaml")
     begun = tmp_path / "logs"
     killed = []
 

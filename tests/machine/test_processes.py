@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +19,29 @@ from luna16_monai.machine.processes import run_tasks
 PARENT = """
 from luna16_monai.machine.processes import run_tasks
 if __name__ == "__main__":
-    from tests.test_workers import say_and_sleep
+    from test_processes import say_and_sleep
     list(run_tasks(say_and_sleep, [0, 1], workers=2))
 """
+
+
+@contextmanager
+def parent_of_two() -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A parent in a process group of its own, and the ids of its two workers, which sleep for a minute."""
+    here = Path(__file__).parent
+    parent = subprocess.Popen(
+        # as from a terminal: what a shell starts in the background ignores SIGINT
+        ["env", "--default-signal=INT", sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+    )
+    try:
+        assert parent.stdout is not None
+        yield parent, [int(parent.stdout.readline()) for _ in range(2)]
+    finally:
+        parent.kill()
+        parent.wait()
 
 
 def square(number: int) -> int:
@@ -60,23 +83,28 @@ def test_run_tasks_says_that_a_worker_died():
         list(run_tasks(die, [1, 2], workers=2))
 
 
-def test_run_tasks_leaves_no_worker_behind_a_parent_that_is_killed(pytestconfig):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdout=subprocess.PIPE,
-        cwd=pytestconfig.rootpath,
-        env={**os.environ, "PYTHONPATH": str(pytestconfig.rootpath)},
-    )
-    try:
-        assert parent.stdout is not None
-        workers = [int(parent.stdout.readline()) for _ in range(2)]
-    finally:
-        parent.kill()
-        parent.wait()
+def test_run_tasks_leaves_no_worker_behind_a_parent_that_is_killed():
+    with parent_of_two() as (_, workers):
+        pass
     until = time.monotonic() + 20
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < until, "a worker lives on"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_run_tasks_ends_the_workers_when_it_is_interrupted(to_all):
+    with parent_of_two() as (parent, workers):
+        if to_all:  # as Ctrl-C in a terminal does
+            os.killpg(parent.pid, signal.SIGINT)
+        else:
+            parent.send_signal(signal.SIGINT)
+        _, told = parent.communicate(timeout=20)  # they would sleep for 60 s
+    assert parent.returncode == -signal.SIGINT
+    # the parent's own traceback, and nothing of the workers
+    assert told.count(b"Traceback") == 1
+    assert told.rstrip().endswith(b"KeyboardInterrupt")
+    assert not any(alive(worker) for worker in workers)
 
 
 def alive(process: int) -> bool:

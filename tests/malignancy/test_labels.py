@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from point_tables import point_table
 
-from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, UNRATED, MalignancyKinds, judge, match_readings
+from luna16_monai.malignancy.labels import (
+    BENIGN,
+    LEFT_OUT,
+    MALIGNANT,
+    UNRATED,
+    MalignancyKinds,
+    label_from_ratings,
+    match_readings,
+)
 from luna16_monai.phantom.lesions import load_shape_bank
 from luna16_monai.tables.hits import nearest_nodule
 from luna16_monai.tables.lidc import Readings, lidc_readings, read_readings, readings_for, shape_ratings, write_readings
@@ -41,14 +49,14 @@ def readings(rows: list[tuple[str, float, float]]) -> Readings:
     ],
 )
 def test_judge_follows_either_rule(ratings, median, two_readers):
-    assert (judge(ratings), judge(ratings, "two_readers")) == (median, two_readers)
+    assert (label_from_ratings(ratings), label_from_ratings(ratings, "two_readers")) == (median, two_readers)
 
 
 def test_judge_refuses_an_unknown_rule_and_no_rating():
     with pytest.raises(ValueError, match=r"rule 'mean' for ratings \[3\]: name median or two_readers"):
-        judge([3], "mean")
+        label_from_ratings([3], "mean")
     with pytest.raises(ValueError, match="one rating or more"):
-        judge([])
+        label_from_ratings([])
 
 
 def test_match_readings_takes_the_nearest_pairs_within_3_mm_and_a_fifth():

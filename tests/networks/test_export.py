@@ -17,6 +17,7 @@ from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 from luna16_monai.cli.main import main
 from luna16_monai.networks.backends import WithProbabilities, import_openvino
 from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.runs.seen import read_seen
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (32, 48, 48)
@@ -95,6 +96,10 @@ def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["format"] == kind
     assert done.stderr == ""
+    # the bundle's weights bring along what they were trained on
+    seen = read_seen(tmp_path / "model")
+    assert seen is not None
+    assert seen == read_seen(bundle_dir() / "models" / "model.pt")
 
 
 @pytest.mark.parametrize(

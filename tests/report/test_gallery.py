@@ -6,7 +6,7 @@ from pathlib import Path
 
 from point_tables import point_table
 
-from luna16_monai.evaluation.submission import Truth, evaluate
+from luna16_monai.evaluation.submission import ReferenceStandard, evaluate
 from luna16_monai.report.gallery import Example, choose_examples
 from luna16_monai.runs.results import read_results, write_results
 
@@ -23,7 +23,7 @@ class TestChooseExamples:
             ("1.1", 0.0, 0, 0, 0.7),
             ("1.2", 0.0, 0, 0, 0.6),
         ]
-        truth = Truth(tuple(f"1.{n}" for n in range(10)), point_table(nodules), None)
+        truth = ReferenceStandard(tuple(f"1.{n}" for n in range(10)), point_table(nodules), None)
         table = point_table(marks)
         scored = evaluate(table, truth, draws=0)
         write_results(tmp_path, scored.scores, table, table.values, scored)
@@ -40,7 +40,7 @@ class TestChooseExamples:
         marks = [("1.0", x, 0, 0, p) for x, p in ((0.0, 0.4), (50.0, 0.9), (80.0, 0.7), (90.0, 0.6))]
         nodules = [("1.0", 0.0, 0, 0, 6.0), ("1.1", 0.0, 0, 0, 6.0)]
         table = point_table([*marks, ("1.1", 0.0, 0, 0, 0.95)])
-        scored = evaluate(table, Truth(("1.0", "1.1"), point_table(nodules), None), draws=0)
+        scored = evaluate(table, ReferenceStandard(("1.0", "1.1"), point_table(nodules), None), draws=0)
         write_results(tmp_path, scored.scores, table, table.values, scored)
         chosen = choose_examples(read_results(tmp_path))
         assert [(one.kind, one.probability) for one in chosen if one.kind != "false"] == [

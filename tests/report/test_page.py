@@ -14,7 +14,7 @@ import pytest
 from browser import MISSING, PROGRAM, Browser
 
 from luna16_monai.cli import main as cli
-from luna16_monai.evaluation.calibration import Calibration, calibrate, thresholds
+from luna16_monai.evaluation.calibration import Calibration, calibrate, operating_points
 from luna16_monai.evaluation.submission import evaluate, validation_truth
 from luna16_monai.machine.files import write_json
 from luna16_monai.report.gallery import choose_examples
@@ -45,7 +45,7 @@ def write_run(folder: Path, data_dir: Path, points: PointTable, labels: np.ndarr
         "roc_auc": 0.9,
         "average_precision": 0.8,
         "calibration": calibration,
-        "thresholds": thresholds(probability, labels, len(series)),
+        "thresholds": operating_points(probability, labels, len(series)),
         "candidates": len(points),
         "positives": int(labels.sum()),
         "series": len(series),

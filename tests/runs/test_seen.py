@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
-from luna16_monai.phantom.drawn import Drawn
+from luna16_monai.cli.main import main
+from luna16_monai.phantom.drawn import Drawn, write_drawn
 from luna16_monai.runs.folder import DataRecord, RunFolder, RunRecord
 from luna16_monai.runs.seen import (
     Seen,
@@ -20,6 +22,7 @@ from luna16_monai.runs.seen import (
     write_seen,
     write_seen_by_all,
 )
+from luna16_monai.tables.points import write_points
 
 
 def drawn(number: int, seed: int = 0, patients: tuple[str, ...] = ("P1",), **more) -> Drawn:
@@ -132,3 +135,20 @@ def test_seen_beside_a_table_is_its_own_record_else_that_of_the_folder(tmp_path)
     assert found.among(["a", "b", "c"], {}) == ["b", "c"]
     write_seen_by_all(table, [Seen.of(["b"], {}), None])
     assert not seen_file(table).exists()
+
+
+def test_evaluate_says_how_many_of_the_scored_scans_the_weights_have_seen(tmp_path, capsys):
+    data, run = tmp_path / "data", RunFolder(tmp_path / "run")
+    points = np.array([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0], [0.0, 50.0, 0.0]])
+    write_points(data / "annotations.csv", ["a", "b", "c"], points, [6.0] * 3, "diameter_mm")
+    write_points(run.submission_file, ["a", "b", "c"], points, [0.5] * 3, "probability")
+    (data / "seriesuids.csv").write_text("a\nb\nc\n", "utf-8")
+    write_drawn(data, {"c": drawn(4)})
+    tables = ["--annotations", data / "annotations.csv", "--no-excluded", "--seriesuids", data / "seriesuids.csv"]
+    call = [str(word) for word in ["evaluate", "--submission", run.submission_file, *tables, "--bootstrap", 0]]
+    assert main(call) == 0
+    assert "have seen" not in capsys.readouterr().err
+    # "a" by its name, "c" by what it was drawn from
+    write_seen(run.weights, Seen.of(["a", "other"], {"other": drawn(4)}))
+    assert main(call) == 0
+    assert "the weights have seen 2 of the 3 scans that are scored in training" in capsys.readouterr().err

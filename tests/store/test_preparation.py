@@ -10,35 +10,39 @@ import pytest
 from drawn_scans import random_hu, write_scan
 from monai.transforms import LoadImaged
 
-from luna16_monai.store.preparation import Recipe, prepare_volume
+from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reader import CTReader
 
 PREPARE_YAML = Path(__file__).parents[2] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
 
 
-NATIVE = Recipe.read(PREPARE_YAML, None)
+NATIVE = Preparation.read(PREPARE_YAML, None)
 
 
 def test_recipe_reads_the_bundles_list_and_replaces_its_spacing():
-    assert Recipe.read(PREPARE_YAML).spacing_zyx == [1.25, 0.7, 0.7]
+    assert Preparation.read(PREPARE_YAML).spacing_zyx == [1.25, 0.7, 0.7]
     assert NATIVE.spacing_zyx is None
-    assert Recipe.read(PREPARE_YAML, [2, 1, 1]).spacing_zyx == [2.0, 1.0, 1.0]
+    assert Preparation.read(PREPARE_YAML, [2, 1, 1]).spacing_zyx == [2.0, 1.0, 1.0]
 
 
 def test_recipe_hash_follows_the_list_not_how_it_is_written(tmp_path):
     text = PREPARE_YAML.read_text(encoding="utf-8")
     path = tmp_path / "prepare.yaml"
     path.write_text("# a comment\n" + text.replace("[1.25, 0.7, 0.7]", "[1.250, 0.70, 7.0e-1]"))
-    assert Recipe.read(path).hash == Recipe.read(PREPARE_YAML).hash == Recipe.read(PREPARE_YAML, (1.25, 0.7, 0.7)).hash
-    assert Recipe.read(path, [2, 1, 1]).hash == Recipe.read(path, [2.0, 1.0, 1.0]).hash
+    assert (
+        Preparation.read(path).hash
+        == Preparation.read(PREPARE_YAML).hash
+        == Preparation.read(PREPARE_YAML, (1.25, 0.7, 0.7)).hash
+    )
+    assert Preparation.read(path, [2, 1, 1]).hash == Preparation.read(path, [2.0, 1.0, 1.0]).hash
     path.write_text(text.replace("bilinear", "nearest"))
-    assert Recipe.read(path).hash != Recipe.read(PREPARE_YAML).hash
+    assert Preparation.read(path).hash != Preparation.read(PREPARE_YAML).hash
 
 
 @pytest.mark.parametrize("spacing", [[0, 1, 1], [1, 1], [1, 1, -1], [1, 1, float("nan")], "fine", 3, [1, 1, "x"]])
 def test_recipe_refuses_what_is_no_spacing(spacing):
     with pytest.raises(ValueError, match=r"spacing_zyx .*: give three numbers of millimetres above 0, or null"):
-        Recipe.read(PREPARE_YAML, spacing)
+        Preparation.read(PREPARE_YAML, spacing)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +59,12 @@ def test_recipe_refuses_a_file_that_is_none(tmp_path, content, message):
     path = tmp_path / "prepare.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(f"{path} {message}")):
-        Recipe.read(path)
+        Preparation.read(path)
 
 
 def test_recipe_refuses_a_file_that_is_absent(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no transform list .*x\.yaml: name a bundle's prepare\.yaml"):
-        Recipe.read(tmp_path / "x.yaml")
+        Preparation.read(tmp_path / "x.yaml")
 
 
 PLAIN_HU, FLIPPED_HU = random_hu(1), random_hu(2)

@@ -23,13 +23,13 @@ from luna16_monai.cli.main import main
 from luna16_monai.ct import opening
 from luna16_monai.ct.opening import CT
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.preparation import Preparation
 from luna16_monai.store.prepare import prepare
 from luna16_monai.store.reading import Store, verify
 from luna16_monai.tables.points import write_points
 
 PREPARE_YAML = Path(__file__).parents[2] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
-NATIVE = Recipe.read(PREPARE_YAML, None)
+NATIVE = Preparation.read(PREPARE_YAML, None)
 SERIES = ("a", "b", "c", "d")
 
 
@@ -47,7 +47,7 @@ def store(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def run(data: Path, store: Path, recipe: Recipe = NATIVE, workers: int = 1, **settings: Any) -> Store:
+def run(data: Path, store: Path, recipe: Preparation = NATIVE, workers: int = 1, **settings: Any) -> Store:
     return prepare(data, store, recipe, workers=workers, progress=False, **settings)
 
 
@@ -117,18 +117,18 @@ def test_prepare_makes_only_what_is_missing_or_of_another_size(data, store, monk
 
 def test_prepare_opens_each_ct_once_and_builds_its_transforms_once(data, store, monkeypatch):
     opened, built = [], []
-    open_metaimage, build = opening.open_metaimage, Recipe.build
+    open_metaimage, build = opening.open_metaimage, Preparation.build
 
     def counted(path: Path, *more: Any) -> Any:
         opened.append(path.stem)
         return open_metaimage(path, *more)
 
-    def counted_build(recipe: Recipe, *more: Any) -> Any:
+    def counted_build(recipe: Preparation, *more: Any) -> Any:
         built.append(more)
         return build(recipe, *more)
 
     monkeypatch.setattr(opening, "open_metaimage", counted)
-    monkeypatch.setattr(Recipe, "build", counted_build)
+    monkeypatch.setattr(Preparation, "build", counted_build)
     run(data, store)
     assert sorted(opened) == list(SERIES)
     assert built == [(data, False)]
@@ -254,8 +254,8 @@ def test_prepare_refuses_another_recipe(data, store):
         rf"the store {store} was made by another transform list \(spacing_zyx native, now \[2\.0, 1\.0, 1\.0\]\): "
     )
     with pytest.raises(ValueError, match=message + "name another --store, or remove this one"):
-        run(data, store, Recipe.read(PREPARE_YAML, [2, 1, 1]))
-    other = Recipe({**NATIVE.config, "note": "the same spacing, another list"})
+        run(data, store, Preparation.read(PREPARE_YAML, [2, 1, 1]))
+    other = Preparation({**NATIVE.config, "note": "the same spacing, another list"})
     with pytest.raises(ValueError, match=r"was made by another transform list"):
         run(data, store, other)
     assert contents(store) == before
@@ -265,7 +265,7 @@ def test_prepare_takes_over_a_store_that_holds_no_volume_yet(data, store):
     shutil.rmtree(data / "subset0")
     shutil.rmtree(data / "subset1")
     write_scan(data, "a", random_hu(0, (4, 4, 4)))
-    prepare_module._begin(store, Recipe.read(PREPARE_YAML, [2, 1, 1]))
+    prepare_module._begin(store, Preparation.read(PREPARE_YAML, [2, 1, 1]))
     assert run(data, store).index["spacing_zyx"] is None
 
 
@@ -369,5 +369,5 @@ def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, stor
         )
     )
     with pytest.raises(ValueError, match=r"the transform list cannot be built \(.*Spacingdd.*\): mend it"):
-        run(data, store, Recipe.read(path))
+        run(data, store, Preparation.read(path))
     assert not store.exists()

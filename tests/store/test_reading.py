@@ -21,7 +21,7 @@ from point_tables import point_table
 from luna16_monai.ct.folders import find_cts
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
-from luna16_monai.store.preparation import Recipe
+from luna16_monai.store.preparation import Preparation
 from luna16_monai.store.prepare import prepare
 from luna16_monai.store.reader import CTReader
 from luna16_monai.store.reading import Store, verify
@@ -36,7 +36,7 @@ def native_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, store = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("store")
     write_scan(data / "subset0", "plain", PLAIN_HU)
     write_scan(data / "subset1", "flipped", FLIPPED_HU, FLIPPED)
-    prepare(data, store, Recipe.read(PREPARE_YAML, None), workers=1, progress=False)
+    prepare(data, store, Preparation.read(PREPARE_YAML, None), workers=1, progress=False)
     return store
 
 
@@ -45,7 +45,7 @@ def store_to_break(tmp_path) -> Path:
     """A finished store of one scan, for tests that damage it."""
     data = tmp_path / "data"
     write_scan(data, "a", PLAIN_HU)
-    prepare(data, tmp_path / "store", Recipe.read(PREPARE_YAML, None), workers=1, progress=False)
+    prepare(data, tmp_path / "store", Preparation.read(PREPARE_YAML, None), workers=1, progress=False)
     return tmp_path / "store"
 
 

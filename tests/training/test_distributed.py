@@ -260,7 +260,8 @@ def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir,
     done = bundle_program(run, settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    evaluation = {**data, "run_dir": str(run), "output_dir": str(tmp_path / "alone"), "num_workers": 0}
+    # validation scores one view of a cutout
+    evaluation = {**data, "run_dir": str(run), "output_dir": str(tmp_path / "alone"), "num_workers": 0, "views": 1}
     config = str(CONFIGS / "evaluate.yaml")
     flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **evaluation)
     flow.initialize()

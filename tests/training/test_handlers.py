@@ -18,7 +18,7 @@ from point_tables import point_table
 from luna16_monai.bundle import config as bundle
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.evaluation.match import match_marks
-from luna16_monai.evaluation.submission import Truth
+from luna16_monai.evaluation.submission import ReferenceStandard
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import read_results
 from luna16_monai.training.handlers import FiniteLoss
@@ -34,7 +34,7 @@ NODULES = [(uid, 0.0, 0.0, 0.0, 6.0) for uid in SERIES]
 def scored(nodule_logit: float = 2.0, truth: bool = True) -> tuple[CandidateScores, CandidateList]:
     """The scores of an epoch in which nodules have this logit, the rest -1."""
     candidates = CandidateList(point_table(ROWS))
-    against = Truth(SERIES, point_table(NODULES), None, {uid: number for number, uid in enumerate(SERIES)})
+    against = ReferenceStandard(SERIES, point_table(NODULES), None, {uid: number for number, uid in enumerate(SERIES)})
     scores = CandidateScores(against, candidates) if truth else CandidateScores(None, candidates)
     scores.reset()
     labels = torch.tensor(candidates.labels)

@@ -13,12 +13,12 @@ from monai.metrics import compute_roc_auc
 from point_tables import point_table
 
 from luna16_monai.dataset.candidates import CandidateList
-from luna16_monai.evaluation.submission import Truth
+from luna16_monai.evaluation.submission import ReferenceStandard
 from luna16_monai.training.metrics import CandidateScores, classification_scores, is_better, key_metric, lower_is_better
 
 # two scans; a nodule of 6 mm at the origin of scan 1.1, with two candidates on it
 CANDIDATES = [("1.1", 0.0, 0, 0, 1), ("1.1", 1.0, 0, 0, 1), ("1.1", 60.0, 0, 0, 0), ("1.2", 0.0, 0, 0, 0)]
-TRUTH = Truth(("1.1", "1.2"), point_table([("1.1", 0.0, 0, 0, 6.0)]), None)
+TRUTH = ReferenceStandard(("1.1", "1.2"), point_table([("1.1", 0.0, 0, 0, 6.0)]), None)
 # of the list above: 0.3 and 0.9 on the nodule, 0.95 and 0.2 beside it
 PROBABILITIES = [0.3, 0.9, 0.95, 0.2]
 
