@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_HANDLERS_ID, DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY
 
 from luna16_monai.bundle.bases import BUILDS_ON, base_files, on_bases
+from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.machine.errors import one_line
 
 TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
@@ -147,13 +148,14 @@ def check_settings(*fetched: str) -> None:
 
     Raises:
         ValueError: names the key that nothing refers to, and the one that was probably meant; a setting that held a
-            ``#``; or ``max_epochs`` below 1.
+            ``#``; ``max_epochs`` below 1; or a name that has moved.
     """
     parser = _running_parser()
     config: Any = parser.config
     if (read := _read_words(config)) != config:
         config.update(read)
         parser.parse(reset=True)
+    refuse_moved(config, "the config")
     for key, value in config.items():
         if key not in SECTIONS and isinstance(value, str) and value[:1] not in MARKS and ID_SEP_KEY in value:
             raise ValueError(

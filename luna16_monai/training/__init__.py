@@ -1,10 +1,11 @@
 """What the bundles' YAML attaches to MONAI's engines.
 
-- ``start``: claim the output folder
+- ``start``: what a training, a scoring or a prediction begins with
 - ``metrics``: scores of an epoch
 - ``results``: what a run writes
 - ``handlers``: progress, losses, profile
 - ``checkpoints``: exact resume
+- ``comparison``: whether a run goes on with the config that it began with
 - ``distributed``: several processes
 - ``seeds``: seeds of an epoch
 - ``tracking``: MLflow

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,6 +37,7 @@ from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.weights import read_weights
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.training import distributed
+from luna16_monai.training.comparison import PRIVATE, differences
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
@@ -45,11 +46,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 KEPT = 2
-# settings that do not change what a run computes
-FREE_SETTINGS = {
-    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
-    *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
-}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -90,7 +86,7 @@ class Checkpoints:
         self.network = whole.module if isinstance(whole, DistributedDataParallel) else whole
         self.parts: dict[str, Stateful] = {"network": self.network, "optimizer": trainer.optimizer, **more}
         # no folder of this machine goes into a checkpoint
-        kept = {key: value for key, value in config.items() if key not in FREE_SETTINGS}
+        kept = {key: value for key, value in config.items() if key not in PRIVATE}
         self.config = json.loads(json.dumps(kept, default=str))
         if (processes := idist.get_world_size()) > 1:
             self.config["processes"] = processes
@@ -249,7 +245,7 @@ class Checkpoints:
             self.trainer.scaler.load_state_dict(dict(scaler))
 
     def _compare_config(self, before: Mapping[str, Any]) -> None:
-        changes = list(_differences(before, self.config))
+        changes = differences(before, self.config)
         if not changes:
             return
         told = "; ".join(changes[:10])
@@ -325,25 +321,3 @@ def start_worker(worker_id: int) -> None:
 
 def _best_of(state: Any) -> list[Any]:
     return [float(state.best_metric), int(state.best_metric_epoch)]
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Where two configs differ, outside the settings that do not matter, one line each."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now} - (FREE_SETTINGS if not place else set())):
-            there = f"{place}#{key}" if place else key
-            yield from _differences(before.get(key), now.get(key), there)
-    elif _is_list(before) and _is_list(now) and len(before) == len(now):
-        for index, (one, other) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(one, other, f"{place}#{index}")
-    elif before != now:
-        yield f"{place} was {_short(before)}, is {_short(now)}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."
