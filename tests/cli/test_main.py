@@ -92,6 +92,7 @@ OPTIONS = {
         "--allow-symlinks": "flag",
         "--ras": "flag",
         "--tta": "flag",
+        "--views": "int",
         "--device": "text, default auto",
         "--dicom-sr": "path",
         "--threshold": "float, default 0.5",

@@ -383,4 +383,4 @@ class TestBundle:
         write_json(tmp_path / "run.json", {"data": {"train_series": series[:1]}})
         with pytest.raises(RuntimeError) as failed:
             create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)
-        assert f"series {series[0]} is in training and in evaluation" in str(failed.value.__cause__)
+        assert f"series {series[0]} is in evaluation, and the run in" in str(failed.value.__cause__)

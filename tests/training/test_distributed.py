@@ -118,12 +118,11 @@ def test_share_batch_norm_is_for_cuda():
 # --- the overlay ----------------------------------------------------------------------------------------------------
 
 
-def test_multi_gpu_train_yaml_starts_as_train_yaml_does():
-    single, several = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in FILES)
-    assert single["initialize"] == ["$start.training()"]
-    assert "initialize" not in several
-    assert "several_processes" not in single
-    assert several["several_processes"] is True
+def test_multi_gpu_train_yaml_starts_as_train_yaml_does_but_for_the_group():
+    single, several = (yaml.safe_load(Path(file).read_text(encoding="utf-8"))["initialize"] for file in FILES)
+    assert [step for step in several if step != "$training_distributed.start(@device)"] == single
+    # the settings are checked before, and nothing is written or built before it is known who is first
+    assert several.index("$training_distributed.start(@device)") == 3
 
 
 @pytest.mark.parametrize(("power", "rate"), [(None, 2e-3), (1.0, 4e-3), (0.0, 1e-3)])
@@ -260,7 +259,7 @@ def test_bundle_trains_in_two_processes_and_validates_as_one(state, phantom_dir,
     done = bundle_program(run, settings)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    # validation scores one view of a cutout
+    # as a training validates: without views
     evaluation = {**data, "run_dir": str(run), "output_dir": str(tmp_path / "alone"), "num_workers": 0, "views": 1}
     config = str(CONFIGS / "evaluate.yaml")
     flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **evaluation)
