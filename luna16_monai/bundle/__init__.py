@@ -1,7 +1,8 @@
 """Config, folders and command line of MONAI bundles.
 
 - ``bases``: the files that a config builds on, configs laid over each other
-- ``config``: the bundle's config, its overrides and checks
+- ``config``: the running config, its overrides and checks
 - ``folders``: where bundles lie, copying, trust
 - ``command``: the call of ``python -m monai.bundle run``
+- ``moved``: names of before the package had packages
 """

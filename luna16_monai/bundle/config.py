@@ -72,7 +72,7 @@ def build_on() -> None:
     # in place, since the workflow and its parser hold on to it
     config.update(whole)
     if tracked:
-        settings = copy.deepcopy(DEFAULT_MLFLOW_SETTINGS)
+        settings: dict[str, Any] = copy.deepcopy(DEFAULT_MLFLOW_SETTINGS)
         added = {key: value for key, value in settings["configs"].items() if key not in engines or key in missing}
         ConfigWorkflow.patch_bundle_tracking(parser, {**settings, "configs": added})
     parser.parse(reset=True)

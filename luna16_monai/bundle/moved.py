@@ -1,6 +1,6 @@
 """Names of before the package had packages, and what they are called now; without MONAI.
 
-Before that, its modules lay side by side: ``luna16_monai.networks.NoduleNet``. Such names are in what older versions
+Before that, its modules lay side by side: ``networks.NoduleNet`` of the package. Such names are in what older versions
 have written: a store's preparation, the config in a checkpoint, a run's record, a bundle of one's own. By this table
 a store of before is used and a run of before goes on, and an error about a name that is gone says the new one.
 """
@@ -187,7 +187,7 @@ NAMES = {
 
 # what has another name too
 RENAMED = {
-    "decisions.candidate_key": "tables.points.key",
+    "decisions.candidate_key": "tables.points.point_key",
     "evaluation.Truth": "evaluation.submission.ReferenceStandard",
     "evaluation.thresholds": "evaluation.calibration.operating_points",
     "explanation.require_empty": "machine.claims.require_empty",
@@ -211,7 +211,7 @@ NEW = RENAMED | {
 }
 OLD = {new: old for old, new in NEW.items()}
 OLD_MODULES = {new: old for old, new in reversed(MODULES.items())}
-DOTTED = re.compile(rf"\b{PACKAGE}((?:\.[A-Za-z_]\w*)+)")
+DOTTED = re.compile(rf"(?<![\w.]){PACKAGE}((?:\.[A-Za-z_]\w*)+)")
 
 
 def new_name(name: str) -> str:

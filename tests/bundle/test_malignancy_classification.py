@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
-from monai.data import get_track_meta, set_track_meta
 
 from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.folders import bundle_dir, copy_bundle
@@ -42,17 +40,6 @@ needs_mlflow = pytest.mark.skipif(
 )
 BUNDLE = Path(__file__).parents[2] / "bundles" / "malignancy_classification"
 CONFIGS = BUNDLE / "configs"
-
-
-@pytest.fixture
-def state() -> Iterator[None]:
-    """Put back what a bundle changes for its whole process."""
-    track, hook, threads = get_track_meta(), sys.excepthook, torch.get_num_threads()
-    yield
-    set_track_meta(track)
-    sys.excepthook = hook
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
