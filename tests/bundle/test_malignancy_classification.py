@@ -234,6 +234,28 @@ def test_train_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_pa
     assert np.bincount(kinds[sampler.draw(0)[0]]).tolist() == [20, 2, 10]
 
 
+@pytest.mark.slow
+def test_training_runs_in_two_processes(small, nodule_run, tmp_path):
+    """By a multi_gpu_train.yaml that builds on the first bundle's, of which every part is there."""
+    files = str([str(CONFIGS / name) for name in ("train.yaml", "multi_gpu_train.yaml")])
+    settings = {**small, "output_dir": tmp_path / "run", "nodule_run": nodule_run, "trainable_blocks": 0}
+    words = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words += ["-m", "monai.bundle", "run", "training", "--config_file", files]
+    words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, encoding="utf-8", env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "training in 2 processes (gloo)" in done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    # 24 cutouts in two processes of 8, at the rate of fine-tuning times the square root of 2
+    assert record["processes"] == 2
+    assert record["settings"]["scaled_learning_rate"] == pytest.approx(3e-4 * 2**0.5)
+    assert [path.name[:19] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["iteration_000000002"]
+    before, after = (torch.load(run / "model.pt", weights_only=True) for run in (nodule_run, tmp_path / "run"))
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"head"}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))["key_metric"] == "roc_auc_nodules"
+
+
 def test_an_overlay_changes_parts_of_the_first_bundles_training(state, small, tmp_path):
     (tmp_path / "mine.yaml").write_text("+train: {random_transforms: []}\nloss: {_target_: torch.nn.NLLLoss}\n")
     files = [str(CONFIGS / "train.yaml"), str(tmp_path / "mine.yaml")]
