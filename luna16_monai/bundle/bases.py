@@ -90,11 +90,11 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 
 def on_bases(config: Mapping[str, Any], files: list[Path]) -> dict[str, Any]:
-    """Return a config laid over the files that it builds on, of which the first wins."""
+    """Return a config laid over the files that it builds on, of which the first wins; without any, as it is."""
     whole: dict[str, Any] = {}
-    for path in reversed(files):
-        whole = laid_over(whole, read_yaml(path))
-    return {key: value for key, value in laid_over(whole, config).items() if key != BUILDS_ON}
+    for one in (*map(read_yaml, reversed(files)), config):
+        whole = laid_over(whole, one) if whole else dict(one)
+    return {key: value for key, value in whole.items() if key != BUILDS_ON}
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

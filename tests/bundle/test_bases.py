@@ -98,6 +98,12 @@ def test_read_whole_lays_the_first_of_several_files_on_top(tmp_path):
     assert read_whole(path) == {"x": 1, "y": 3, "only_a": 1, "only_b": 2}
 
 
+def test_read_whole_of_a_file_that_builds_on_nothing_is_the_file(tmp_path):
+    """An overlay changes parts of a config that is named before it."""
+    path = write(tmp_path / "overlay.yaml", "a#b: 1\n+c: [2]")
+    assert read_whole(path) == {"a#b": 1, "+c": [2]}
+
+
 def test_foreign_files_are_those_of_no_packaged_bundle(tmp_path):
     below = write(tmp_path / "below.yaml", "builds_on: [nodule_classification/train.yaml]")
     path = write(tmp_path / "own.yaml", "builds_on: [below.yaml]")

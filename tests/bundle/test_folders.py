@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pydoc
+import re
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
-from luna16_monai.bundle.folders import bundle_dir, copy_bundle, is_packaged, require_trust
+from luna16_monai.bundle.bases import read_whole
+from luna16_monai.bundle.folders import bundle_dir, called_names, copy_bundle, is_packaged, require_trust
+from luna16_monai.bundle.moved import spelled_out
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 
@@ -37,3 +42,21 @@ def test_require_trust_tells_what_a_config_from_elsewhere_calls(tmp_path, capsys
     assert not is_packaged(tmp_path)
     require_trust(bundle_dir(), config, trusted=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLES.rglob("*.yaml")), ids=lambda path: f"{path.parts[-3]}/{path.name}")
+def test_everything_that_the_configs_call_is_there(path):
+    """Each ``_target_``, MONAI's short names among them, each dotted name, and what expressions take of the package."""
+    config = spelled_out(read_whole(path))
+    locator = ConfigParser().locator
+    found = [name for name in called_names(config) if not name.startswith(("$", "%"))]
+    for name in found:
+        where = locator.get_component_module_name(name)
+        full = name if where is None else f"{where if isinstance(where, str) else where[0]}.{name}"
+        assert pydoc.locate(full) is not None, f"{name} in {path.name}"
+    expressions = [name for name in called_names(config) if name.startswith("$")]
+    for name in re.findall(r"luna16_monai(?:\.\w+)+", " ".join(expressions)):
+        assert pydoc.locate(name) is not None, f"{name} in {path.name}"
+    if path.name == "train.yaml":
+        assert {"SupervisedTrainer", "torch.optim.AdamW", "luna16_monai.networks.nodule_net.NoduleNet"} <= set(found)
+        assert "$luna16_monai.training.start.training()" in expressions
