@@ -1,7 +1,9 @@
-"""Words of a call of ``luna16``, and what a refused one prints."""
+"""Words of a call of ``luna16``, what a refused one prints, and the processes of one that was stopped."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,3 +25,20 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
     assert err.count("\n") == 1
     for part in parts:
         assert part in err
+
+
+def is_alive(group: int) -> bool:
+    """Return whether a process group has a process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def require_nobody_left(group: int) -> None:
+    """Check that all processes of a group end; a training saves its state before, so that may take a moment."""
+    until = time.monotonic() + 20
+    while is_alive(group):
+        assert time.monotonic() < until, "a process of the command lives on"
+        time.sleep(0.05)

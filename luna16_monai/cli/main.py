@@ -10,13 +10,14 @@ import argparse
 import atexit
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from luna16_monai import __version__
 from luna16_monai.cli import bundles, data, demo, experiments, prediction, scoring
@@ -44,8 +45,17 @@ VERBS = (
 """In the order of the help."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Of a plain KeyboardInterrupt in an ``exec`` Python remembers that it was not caught, also where it is."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM: what tidies up after Ctrl-C does so here too."""
+
+
+IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
+SECONDS_BETWEEN_TRIES = 0.05
+SIGNALS: dict[signal.Signals, type[KeyboardInterrupt]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,10 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # else the interpreter looks every object of torch and MONAI over when it ends, for 0.7 s
     atexit.register(gc.freeze)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    # it greets every user of blosc2 with its number of threads
-    logging.getLogger("numexpr").setLevel(logging.WARNING)
+    # numexpr greets every user of blosc2 with its number of threads; torch prints statistics where its import was ended
+    for name in ("numexpr", "torch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _raised_on_sigterm():
+        with _raised_on_signals():
             return options.run(options)
     except Terminated:
         print("luna16: ended by SIGTERM; the same command goes on where it stopped", file=sys.stderr)
@@ -103,20 +114,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _raised_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` in the main thread on SIGTERM; other threads cannot set handlers, and leave it as it is."""
+def _raised_on_signals() -> Iterator[None]:
+    """Raise `SIGNALS` in the main thread, as another cannot; a signal that is ignored, as by nohup, stays so."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        if not _is_importing(frame):
+            raise SIGNALS[signal.Signals(number)]
+        # a library in C++ that is just being loaded aborts the process at an exception, or cannot be loaded again
+        again = threading.Timer(SECONDS_BETWEEN_TRIES, os.kill, [os.getpid(), number])
+        again.daemon = True
+        again.start()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in caught:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether an import that the verb has begun is not over in this frame."""
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename == IMPORT_MACHINERY:
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 
@@ -290,16 +291,51 @@ def test_an_interruption_says_how_to_go_on(call, data, tmp_path, monkeypatch):
     assert err == "luna16: interrupted; the same command goes on where it stopped\n"
 
 
-def test_sigterm_ends_a_verb_with_143_and_one_line(call, data, tmp_path, monkeypatch):
-    def terminate(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+STOPPED = {
+    signal.SIGINT: (130, "", "luna16: interrupted; the same command goes on where it stopped\n"),
+    signal.SIGTERM: (143, "", "luna16: ended by SIGTERM; the same command goes on where it stopped\n"),
+}
 
-    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", terminate)
-    before = signal.getsignal(signal.SIGTERM)
-    code, out, err = call(*prepare(data, tmp_path / "store"))
-    assert (code, out) == (143, "")
-    assert err == "luna16: ended by SIGTERM; the same command goes on where it stopped\n"
-    assert signal.getsignal(signal.SIGTERM) is before
+
+@pytest.mark.parametrize("number", STOPPED)
+def test_a_signal_ends_a_verb_with_its_code_and_one_line(call, data, tmp_path, monkeypatch, number):
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", lambda *_, **__: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert call(*prepare(data, tmp_path / "store")) == STOPPED[number]
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", STOPPED)
+def test_a_signal_waits_until_an_import_is_over(call, data, tmp_path, monkeypatch, number):
+    (tmp_path / "slowly_imported.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slowly_imported", raising=False)
+
+    def import_and_go_on(*_: object, **__: object) -> None:
+        importlib.import_module("slowly_imported")
+        time.sleep(10)
+        pytest.fail("was not interrupted after the import")
+
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", import_and_go_on)
+    assert call(*prepare(data, tmp_path / "store")) == STOPPED[number]
+    assert sys.modules["slowly_imported"].whole
+
+
+def test_a_signal_that_is_ignored_stays_ignored(call, data, tmp_path, monkeypatch):
+    from luna16_monai.store.prepare import prepare_volume
+
+    def signal_and_prepare(*arguments: object, **options: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return prepare_volume(*arguments, **options)
+
+    monkeypatch.setattr("luna16_monai.store.prepare.prepare_volume", signal_and_prepare)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert call(*prepare(data, tmp_path / "store"))[0] == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_main_runs_in_another_thread_too(data, tmp_path):
