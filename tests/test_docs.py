@@ -329,10 +329,13 @@ def test_commands_page_has_every_key_of_the_json(verb, answers):
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
+NO_SETTINGS = ("builds_on", "imports", "+imports", "initialize")
+
+
 def top(path: Path) -> dict[str, Any]:
     """The settings of a YAML file: what stands above the line of dashes, or, in prepare.yaml, above the transforms."""
     settings = yaml.safe_load(re.split(r"^# -{20,}$|^transforms:$", text(path), maxsplit=1, flags=re.MULTILINE)[0])
-    return {key: value for key, value in settings.items() if key not in ("imports", "+imports", "initialize")}
+    return {key: value for key, value in settings.items() if key not in NO_SETTINGS}
 
 
 @pytest.mark.parametrize(

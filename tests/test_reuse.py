@@ -87,7 +87,9 @@ def started(folder, monkeypatch) -> Iterator[list[Any]]:
 
     def create_small(**settings: Any) -> Any:
         training = "inference" not in str(settings.get("config_file"))
-        workflows.append(create(**{**settings, **(SMALL if training else {"device": "cpu", "logging_file": False})}))
+        # one view of a cutout, as the validation scores it
+        scoring = {"device": "cpu", "logging_file": False, "views": 1}
+        workflows.append(create(**{**settings, **(SMALL if training else scoring)}))
         return workflows[-1]
 
     for module in (monai.bundle, monai.bundle.scripts):
@@ -234,6 +236,15 @@ def check_handler(workflows: list[Any]) -> None:
     assert clip.clipped == 1
 
 
+def check_building_on(workflows: list[Any]) -> None:
+    (wide,) = workflows
+    assert parsed(wide, "network_def").arguments["channels"] == [16, 32, 64]
+    assert settings_of("wide")["network_def"]["norm"] is None, "what the file does not say is that of the other"
+    added = parsed(wide, "train#handlers")[-1]
+    assert (type(added).__name__, added.tag_name) == ("TensorBoardStatsHandler", "learning_rate")
+    assert len(EventAccumulator("runs/wide").Reload().Scalars("learning_rate")) == 1
+
+
 def check_file(workflows: list[Any]) -> None:
     mine, own_folder = workflows
     assert type(parsed(mine, "loss")) is FocalLoss
@@ -259,6 +270,7 @@ CHECKS: dict[str, Callable[[list[Any]], None]] = {
     "The optimizer and its schedule": check_optimizer,
     "The score that decides": check_key_metric,
     "A handler": check_handler,
+    "A config that builds on another": check_building_on,
     "A file of settings": check_file,
     "From Python": check_python,
 }

@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY, MERGE_KEY
+from monai.bundle.utils import DEFAULT_HANDLERS_ID, DEFAULT_MLFLOW_SETTINGS, ID_SEP_KEY
 
 from luna16_monai.bundle import overrides
-from luna16_monai.bundle.folders import TARGET, bundle_dir
+from luna16_monai.bundle.bases import BUILDS_ON, base_files, on_bases
+from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.machine.errors import one_line
 
 TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 SECTIONS = {
     *("imports", "initialize", "run", "training", "evaluating", "finalize", "train", "validate"),
-    *("bundle_root", "network_def", "is_not_rank0", "_meta_"),
+    *("bundle_root", "network_def", "is_not_rank0", "_meta_", BUILDS_ON, "several_processes"),
     *TRACKING,
 }
 Caller = TypeVar("Caller")
@@ -42,36 +43,37 @@ def running_config() -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != ConfigParser.meta_key}
 
 
-def build_on(name: str, bundle: str | None = None) -> None:
-    """Take what the running config does not say from another one. To be called early in ``initialize``.
+def build_on() -> None:
+    """Take what the running config does not say from the files that its ``builds_on`` names, see ``bases``.
 
-    Nearly the same as naming both files in ``--config_file``, the running one last; but whoever runs it need not know.
-    A mapping of the running config that names no ``_target_`` changes single keys of the other's, however deep, and its
-    keys that start with + lengthen the other's lists (a + at the very top is MONAI's, and lost in a single file).
-    What ``--tracking mlflow`` adds to engines is added to those of the other file.
-
-    Args:
-        name: of the other file.
-        bundle: the bundle that comes with the package and holds it; None looks beside the running file.
+    To be called early in ``initialize``. What ``--tracking mlflow`` adds to engines is added to those of these files.
 
     Raises:
         RuntimeError: it is called outside a bundle's workflow.
-        FileNotFoundError: there is no such bundle.
+        FileNotFoundError: one of the files is not there.
+        ValueError: ``builds_on`` names no file.
     """
-    parser, workflow = _running_parser(), _caller(ConfigWorkflow)
+    parser = _running_parser()
     config: Any = parser.config
-    folder = workflow.config_root_path if bundle is None else bundle_dir(bundle) / "configs"
-    below = ConfigParser.load_config_file(str(folder / name))
-    imports = [*below.pop("imports", []), *config.get("imports", [])]
-    asked = any(key in config and config[key] == TRACKING[key] for key in ("tracking_uri", "run_name"))
-    if asked:
-        # --tracking mlflow found no engine in this file; its settings would take the place of the other file's
+    if BUILDS_ON not in config:
+        return
+    files = base_files(config, _caller(ConfigWorkflow).config_root_path)
+    # a file that names its engines elsewhere does not say this key either, so --tracking mlflow has added it
+    tracked = config.get("is_not_rank0") == TRACKING["is_not_rank0"]
+    if tracked:
+        # MONAI's defaults would take the place of what the other files say
         for key in [key for key in config if key in TRACKING and config[key] == TRACKING[key]]:
             del config[key]
+    engines = {name: ids["id"] for name, ids in DEFAULT_HANDLERS_ID.items()}
+    missing = {name for name, engine in engines.items() if parser.get(engine) is None}
+    whole = on_bases(config, files)
+    del config[BUILDS_ON]
     # in place, since the workflow and its parser hold on to it
-    config.update({**_laid_over(below, config), "imports": list(dict.fromkeys(imports))})
-    if asked:
-        ConfigWorkflow.patch_bundle_tracking(parser, copy.deepcopy(DEFAULT_MLFLOW_SETTINGS))
+    config.update(whole)
+    if tracked:
+        settings: dict[str, Any] = copy.deepcopy(DEFAULT_MLFLOW_SETTINGS)
+        added = {key: value for key, value in settings["configs"].items() if key not in engines or key in missing}
+        ConfigWorkflow.patch_bundle_tracking(parser, {**settings, "configs": added})
     parser.parse(reset=True)
 
 
@@ -101,19 +103,14 @@ def root() -> str:
     return str(_caller(ConfigWorkflow).config_root_path.parent)
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two configs as one, in which the one above wins; see `build_on`."""
-    merged = dict(below)
-    for key, value in above.items():
-        name = key.removeprefix(MERGE_KEY)
-        other = below.get(name)
-        if name != key and isinstance(value, list) and isinstance(other, list):
-            merged[name] = [*other, *value]
-        elif isinstance(value, dict) and isinstance(other, dict) and TARGET not in value:
-            merged[name] = _laid_over(other, value)
-        else:
-            merged[key] = value
-    return merged
+def value_of(key: str, otherwise: Any = None) -> Any:
+    """Return what a key of the config that is being evaluated stands for, built where it is an object.
+
+    Raises:
+        RuntimeError: it is called outside a config.
+    """
+    parser = _running_parser()
+    return parser.get_parsed_content(key) if key in parser else otherwise
 
 
 def settings() -> dict[str, Any]:
@@ -140,14 +137,17 @@ def settings() -> dict[str, Any]:
     return {**told, "network_def": config.get("network_def")}
 
 
-def check_settings() -> None:
+def check_settings(*fetched: str) -> None:
     """Read the overrides as YAML would, and refuse what nothing reads. To be called first in ``initialize``.
 
     The command line hands over ``true``, ``false`` and ``null`` as text, and MONAI accepts any key in silence.
 
+    Args:
+        fetched: keys that Python code reads by `value_of`, to which nothing in the config may refer.
+
     Raises:
         ValueError: names the key that nothing refers to, and the one that was probably meant; a setting that held a
-            ``#``; or what `overrides.settle` refuses.
+            ``#``; a name that has moved; or what `overrides.settle` refuses.
     """
     parser = _running_parser()
     config: Any = parser.config
@@ -158,6 +158,7 @@ def check_settings() -> None:
     folder = None if workflow is None else Path(workflow.config_root_path)
     if overrides.settle(config, folder, sys.argv[1:]):
         parser.parse(reset=True)
+    refuse_moved(config, "the config")
     for key, value in config.items():
         plain = key not in SECTIONS and isinstance(value, str) and value[:1] not in overrides.MARKS
         if plain and ("#" in value or ID_SEP_KEY in value):
@@ -165,7 +166,7 @@ def check_settings() -> None:
                 f"{key} is {value}, where MONAI turns every # into ::, so that no setting can hold one: give a "
                 "folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
             )
-    referred = _references(config)
+    referred = _references(config) | set(fetched)
     if folder is not None:
         # a setting stays one where a nested override has taken its place in each part
         referred |= set(overrides.references(folder, config).values()) & set(config)

@@ -14,8 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
+from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.folders import TARGET, bundle_dir
 
 logger = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ def _references(config: Any, place: str = "") -> Iterator[tuple[str, str]]:
 def _configs(folder: Path) -> list[dict[str, Any]]:
     """The nodule bundle's train.yaml, on which others build, and what the folder holds; later ones win."""
     files = [bundle_dir() / "configs" / CONFIGS[0], *(folder / name for name in CONFIGS)]
-    return [ConfigParser.load_config_file(str(file)) for file in files if file.is_file()]
+    return [read_whole(file) for file in files if file.is_file()]
 
 
 def _written(folder: Path) -> dict[str, list[Any]]:

@@ -129,14 +129,14 @@ def bundle(path: Path | None, trusted: bool) -> Path:
     Raises:
         ValueError: the bundle does not come with the package, and is not trusted.
     """
+    from luna16_monai.bundle.bases import foreign_files, read_yaml
     from luna16_monai.bundle.folders import bundle_dir, require_trust
 
     if path is None:
         return bundle_dir()
-    from monai.bundle import ConfigParser
-
     files = [path / "configs" / name for name in ("inference.yaml", "prepare.yaml")]
-    require_trust(path, [ConfigParser.load_config_file(str(file)) for file in files if file.is_file()], trusted)
+    called = [read_yaml(one) for file in files if file.is_file() for one in foreign_files(file)]
+    require_trust(path, called, trusted)
     return path
 
 

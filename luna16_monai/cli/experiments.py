@@ -114,17 +114,16 @@ def _add_trainings(verb: argparse.ArgumentParser) -> None:
 
 def _trained_bundle(options: argparse.Namespace) -> Path:
     """The folder of the bundle that is trained; one from elsewhere, and an overlay that calls something, if trusted."""
+    from luna16_monai.bundle.bases import foreign_files, read_yaml
     from luna16_monai.bundle.folders import bundle_dir, called_names, require_trust
 
     bundle = options.bundle or bundle_dir()
     files = [bundle / "configs" / name for name in ("train.yaml", "evaluate.yaml")]
-    for path in (*files, *(options.overlay or ())):
-        if path.is_file():
-            import yaml
-
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if path in files or called_names(config):
-                require_trust(path, config, options.trust_bundle)
+    for path in dict.fromkeys(one for file in files if file.is_file() for one in foreign_files(file)):
+        require_trust(path, read_yaml(path), options.trust_bundle)
+    for path in options.overlay or ():
+        if path.is_file() and called_names(config := read_yaml(path)):
+            require_trust(path, config, options.trust_bundle)
     return bundle
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luna16_monai.bundle.bases import base_digests
 from luna16_monai.bundle.command import command
 from luna16_monai.ct.folders import SUBSETS
 from luna16_monai.machine.claims import digests
@@ -120,7 +121,8 @@ class Plan:
             "bundle": self.bundle.name,
             "settings": dict(sorted(self.settings.items())),
             "overlays": [path.name for path in self.overlays],
-            "configs_sha256": digests([*sorted(self.configs.glob("*.yaml")), *self.overlays]),
+            "configs_sha256": digests([*sorted(self.configs.glob("*.yaml")), *self.overlays])
+            | base_digests([self.configs / "train.yaml", self.configs / "evaluate.yaml"]),
         }
 
 

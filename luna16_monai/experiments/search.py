@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from luna16_monai.bundle.bases import base_digests, read_whole
 from luna16_monai.bundle.command import command
 from luna16_monai.machine.claims import digests
 from luna16_monai.machine.jobs import Job
@@ -142,7 +143,7 @@ class TunePlan:
         """Of a trial that is not stopped."""
         written: dict[str, Any] = {}
         for path in self.configs:
-            written |= yaml.safe_load(path.read_text(encoding="utf-8"))
+            written |= read_whole(path)
         return int(self.settings.get("max_epochs", written["max_epochs"]))
 
     @property
@@ -182,7 +183,7 @@ class TunePlan:
             "trials": self.trials,
             "settings": dict(sorted(self.settings.items())),
             "overlays": [path.name for path in self.overlays],
-            "configs_sha256": digests(self.configs),
+            "configs_sha256": digests(self.configs) | base_digests(self.configs),
             "seed": self.seed,
             "metric": self.search.metric,
             "search": dict(self.search.ranges),

@@ -17,6 +17,8 @@ from monai.data import get_track_meta, set_track_meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from luna16_monai.bundle.bases import read_whole
+from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import check_views, views_of
@@ -43,7 +45,7 @@ class Classifier:
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
-        ValueError: the weights belong to another network.
+        ValueError: the weights belong to another network, or the config names something as it was called before.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class Classifier:
         if not config.is_file():
             raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
         self.bundle, self.device = bundle, device
-        self.config = ConfigParser.load_config_file(str(config))
+        self.config = read_whole(config)
+        refuse_moved(self.config, str(config))
         # paths, not texts, in which MONAI would read # as ::
         self.config.update(bundle_root=bundle, device=str(device), backend=backend)
         self._as_trained(weights)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luna16_monai.bundle.moved import recorded_network
 from luna16_monai.evaluation.calibration import Calibration
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.tables.points import PointTable, read_points, write_points
@@ -296,8 +297,10 @@ class RunFolder:
         """
         try:
             record = self.read_record()
-            if record is None or record.network_def is None:
+            if record is None:
                 return {}
+            if record.network_def is None:
+                return recorded_network(record.settings)
             arguments = dict(record.network_def)
             if arguments["norm"] == "BATCH":
                 arguments |= {"norm": None, "bias": True}

@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.data import get_track_meta, set_track_meta
 
+from luna16_monai.bundle.moved import as_before, refuse_moved
 from luna16_monai.ct.opening import CT, open_ct
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
@@ -58,6 +59,7 @@ class Preparation:
         for key in ("spacing_zyx", "transforms"):
             if not isinstance(config, dict) or key not in config:
                 raise ValueError(f"{path} has no {key}: {example}")
+        refuse_moved(config, str(path))
         spacing = config["spacing_zyx"] if spacing_zyx == "file" else spacing_zyx
         return cls({**config, "spacing_zyx": None if spacing is None else _checked_spacing(spacing)})
 
@@ -68,8 +70,11 @@ class Preparation:
 
     @property
     def hash(self) -> str:
-        """Changes when anything in the transform list does."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        """Changes when anything in the transform list does.
+
+        By the names that the package's transforms had first, so that a store stays good when they move.
+        """
+        return hashlib.sha256(json.dumps(as_before(self.config), sort_keys=True).encode()).hexdigest()
 
     def build(
         self, data_dir: Path | None = None, allow_symlinks: bool = False

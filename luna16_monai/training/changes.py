@@ -8,26 +8,22 @@ take effect, or would make the scores before and after incomparable, is refused 
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from luna16_monai.training.comparison import differences
+
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
 
 logger = logging.getLogger(__name__)
 
-# settings that do not change what a run computes
-FREE_SETTINGS = {
-    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
-    *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
-}
 EPOCHS = "max_epochs"
 # what no run can go on with another one of, and why
 FIXED = {
@@ -54,7 +50,7 @@ def accepted(before: Mapping[str, Any], now: Mapping[str, Any], resume_changed: 
     Raises:
         ValueError: names a change that is not accepted, or that no run can take.
     """
-    changed = dict(_differences(before, now))
+    changed = differences(before, now)
     if not changed:
         return []
     for place, line in changed.items():
@@ -142,25 +138,3 @@ def _advance(schedule: Any, steps: int) -> None:
 
 def _more(before: Any, now: Any) -> bool:
     return isinstance(before, int) and isinstance(now, int) and now > before
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Where two configs differ, outside the settings that do not matter: the place, and a line."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now} - (FREE_SETTINGS if not place else set())):
-            there = f"{place}#{key}" if place else key
-            yield from _differences(before.get(key), now.get(key), there)
-    elif _is_list(before) and _is_list(now) and len(before) == len(now):
-        for index, (one, other) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(one, other, f"{place}#{index}")
-    elif before != now:
-        yield place, f"{place} was {_short(before)}, is {_short(now)}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."

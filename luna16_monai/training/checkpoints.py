@@ -42,6 +42,7 @@ from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.weights import read_weights
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.training import changes, distributed
+from luna16_monai.training.comparison import PRIVATE
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
@@ -92,7 +93,7 @@ class Checkpoints:
         self.network = whole.module if isinstance(whole, DistributedDataParallel) else whole
         self.parts: dict[str, Stateful] = {"network": self.network, "optimizer": trainer.optimizer, **more}
         # no folder of this machine goes into a checkpoint
-        kept = {key: value for key, value in config.items() if key not in changes.FREE_SETTINGS}
+        kept = {key: value for key, value in config.items() if key not in PRIVATE}
         self.config = json.loads(json.dumps(kept, default=str))
         if (processes := idist.get_world_size()) > 1:
             self.config["processes"] = processes

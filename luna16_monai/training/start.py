@@ -1,4 +1,8 @@
-"""What happens before a run starts: claim its folder, check what its weights have seen, take their network."""
+"""What a config's ``initialize`` calls before it trains, scores or predicts, as one step each.
+
+They look up by name what they need of the running config, and not before it can be read: a ``@network`` in the YAML
+would be built before the seed is set, and a ``@resume`` would be the text "false" until the overrides are read.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,75 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+from monai.data import set_track_meta
 
-from luna16_monai.bundle.config import change_config
+from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
+from luna16_monai.training import distributed, seeds, tracking
+
+SHARED = ("dataset_dir", "deterministic", "init_weights", "network", "split")
+TRAINING = (*SHARED, "device", "output_dir", "resume", "seed")
+# the last two are for MONAI, which shows them as parts of the bundle
+EVALUATION = (*SHARED, "run_dir", "dataset", "preprocessing")
+
+
+def training() -> None:
+    """Prepare the running config for a training: read, check and claim, then seed and build the network.
+
+    Where ``several_processes`` is true, the group is joined once the settings are checked, and before anything is
+    written or built.
+
+    Raises:
+        ValueError: a setting is wrong, or the weights to start from have seen what is validated or tested on.
+        FileExistsError: the output folder is in use.
+    """
+    explain_errors()
+    build_on()
+    check_settings(*TRAINING)
+    tracking.adapt()
+    if value_of("several_processes", False):
+        distributed.start(value_of("device"))
+    # nothing is validated or tested on that the weights to start from have seen
+    refuse_seen_by_first(value_of("init_weights"), value_of("dataset_dir"), value_of("split"))
+    claim(value_of("output_dir"), value_of("resume"))
+    set_track_meta(False)
+    seeds.configure_torch(value_of("deterministic"))
+    seeds.seed_network(value_of("seed"))
+    load_initial_weights(value_of("network"), value_of("init_weights"))
+
+
+def evaluation() -> None:
+    """Prepare the running config for the scoring of a run: read and check, build the network with its weights.
+
+    Raises:
+        ValueError: a setting is wrong, or the weights or the run have seen what is scored.
+    """
+    explain_errors()
+    build_on()
+    take_recorded_network(value_of("init_weights"))
+    check_settings(*EVALUATION)
+    tracking.adapt()
+    set_track_meta(False)
+    seeds.configure_torch(value_of("deterministic"))
+    load_initial_weights(value_of("network"), value_of("init_weights"))
+    # the scans that are scored must be none of those that were trained on
+    refuse_seen_by_run(value_of("run_dir"), value_of("init_weights"), value_of("dataset_dir"), value_of("split"))
+
+
+def inference() -> None:
+    """Prepare the running config for predictions: read and check.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    explain_errors()
+    build_on()
+    check_settings()
+    set_track_meta(False)
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:

@@ -19,11 +19,12 @@ from monai.bundle.utils import DEFAULT_HANDLERS_ID
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 
-from luna16_monai.bundle.config import change_config
+from luna16_monai.bundle.config import TRACKING, change_config, root, value_of
 from luna16_monai.machine.extras import require
 from luna16_monai.runs.folder import RunFolder
 
 TARGET = "MLFlowHandler"
+SETTINGS_IMPORT = "$import luna16_monai.bundle.config as bundle"
 # a training's engines, and the evaluator of evaluate.yaml
 PREFIXES = {"trainer": "train", "validator": "validation", "evaluator": "evaluation"}
 
@@ -56,13 +57,32 @@ class Tracking(MLFlowHandler):
 
 
 def adapt() -> None:
-    """Complete the handlers that ``--tracking mlflow`` added to the running config. To be called in ``initialize``.
+    """Complete what ``--tracking mlflow`` added to the running config. To be called in ``initialize``.
+
+    Where the run is written to, and under which names, is decided here unless the config says it: `default_store`, an
+    experiment that is called as the bundle's folder, `run_name`.
 
     Raises:
         ModuleNotFoundError: MLflow is not installed.
         RuntimeError: it is called outside a config.
     """
-    change_config(_adapted)
+
+    def change(config: dict[str, Any]) -> bool:
+        if not _adapted(config):
+            return False
+        defaults = {
+            "tracking_uri": default_store,
+            "experiment_name": lambda: Path(root()).name,
+            "run_name": lambda: run_name(value_of("output_dir")),
+        }
+        for key, default in defaults.items():
+            if config.get(key) == TRACKING[key]:
+                config[key] = default()
+        # the handlers log the settings by this name
+        config["imports"] = list(dict.fromkeys([*config.get("imports", []), SETTINGS_IMPORT]))
+        return True
+
+    change_config(change)
 
 
 def _adapted(config: dict[str, Any]) -> bool:

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
-from monai.data import get_track_meta, set_track_meta
 
+from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 from luna16_monai.cli.main import main
 from luna16_monai.ct.folders import find_cts
@@ -41,17 +40,6 @@ needs_mlflow = pytest.mark.skipif(
 )
 BUNDLE = Path(__file__).parents[2] / "bundles" / "malignancy_classification"
 CONFIGS = BUNDLE / "configs"
-
-
-@pytest.fixture
-def state() -> Iterator[None]:
-    """Put back what a bundle changes for its whole process."""
-    track, hook, threads = get_track_meta(), sys.excepthook, torch.get_num_threads()
-    yield
-    set_track_meta(track)
-    sys.excepthook = hook
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +141,16 @@ def test_inference_yaml_has_all_properties_and_differs_from_the_first_bundles_in
     settings = {"dataset_dir": str(phantom_dir)}
     assert workflow("inference.yaml", settings, "inference").check_properties() == []
     first, second = (
-        yaml.safe_load((bundle_dir(name) / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+        read_whole(bundle_dir(name) / "configs" / "inference.yaml")
         for name in ("nodule_classification", "malignancy_classification")
     )
-    differing = {key for key in first if first[key] != second[key]}
-    assert differing == {"imports", "output_file", "volumes"}
+    assert {key for key in first if first[key] != second[key]} == {"imports", "output_file", "volumes"}
     # its CTs are prepared as the first bundle says
-    assert set(second["imports"]) - set(first["imports"]) == {"$import luna16_monai.bundle.folders as bundle_folders"}
+    assert second["imports"] == [*first["imports"], "$import luna16_monai.bundle.folders as folders"]
     assert set(first) == set(second)
+    own = yaml.safe_load((CONFIGS / "inference.yaml").read_text(encoding="utf-8"))
+    assert set(own) == {"builds_on", "imports", "output_file", "shape_zyx", "network_def", "volumes", "initialize"}
+    assert list(own["volumes"]) == ["recipe"]
 
 
 # --- the whole run --------------------------------------------------------------------------------------------------
@@ -242,6 +232,28 @@ def test_train_yaml_has_all_properties_that_monai_looks_for(state, small, tmp_pa
     sampler = flow.parser.get_parsed_content("train#sampler")
     kinds = flow.parser.get_parsed_content("split").train.kinds
     assert np.bincount(kinds[sampler.draw(0)[0]]).tolist() == [20, 2, 10]
+
+
+@pytest.mark.slow
+def test_training_runs_in_two_processes(small, nodule_run, tmp_path):
+    """By a multi_gpu_train.yaml that builds on the first bundle's, of which every part is there."""
+    files = str([str(CONFIGS / name) for name in ("train.yaml", "multi_gpu_train.yaml")])
+    settings = {**small, "output_dir": tmp_path / "run", "nodule_run": nodule_run, "trainable_blocks": 0}
+    words = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words += ["-m", "monai.bundle", "run", "training", "--config_file", files]
+    words += [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, encoding="utf-8", env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "training in 2 processes (gloo)" in done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    # 24 cutouts in two processes of 8, at the rate of fine-tuning times the square root of 2
+    assert record["processes"] == 2
+    assert record["settings"]["scaled_learning_rate"] == pytest.approx(3e-4 * 2**0.5)
+    assert [path.name[:19] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["iteration_000000002"]
+    before, after = (torch.load(run / "model.pt", weights_only=True) for run in (nodule_run, tmp_path / "run"))
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"head"}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))["key_metric"] == "roc_auc_nodules"
 
 
 def test_an_overlay_changes_parts_of_the_first_bundles_training(state, small, tmp_path):

@@ -293,8 +293,29 @@ def test_a_fold_with_two_gpus_is_trained_by_two_processes(phantom_dir, store_dir
     assert told["pooled_folds"] == [0]
     log = (tmp_path / "out" / "logs" / "fold_0.log").read_text(encoding="utf-8")
     assert log.count("training: loss") == 1
+
+
+def test_a_fold_with_two_gpus_needs_a_bundle_that_says_how(phantom_dir, store_dir, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(bundle_dir("malignancy_classification"), mine)
+    assert "--nproc_per_node=2" in Plan(mine, phantom_dir, store_dir, tmp_path, (0,), gpus=2).job(0).commands[0]
+    (mine / "configs" / "multi_gpu_train.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"multi_gpu_train\.yaml: name a bundle with"):
-        Plan(bundle_dir("malignancy_classification"), phantom_dir, store_dir, tmp_path, (0,), gpus=2)
+        Plan(mine, phantom_dir, store_dir, tmp_path, (0,), gpus=2)
+
+
+def test_record_tells_which_files_of_another_bundle_a_cross_validation_builds_on(phantom_dir, store_dir, tmp_path):
+    """So that it does not go on where one of them has changed since."""
+    first, second = (
+        Plan(bundle_dir(name), phantom_dir, store_dir, tmp_path, (0,)).record()["configs_sha256"]
+        for name in ("nodule_classification", "malignancy_classification")
+    )
+    assert {name for name in first if "/" in name} == set()
+    assert {name for name in second if "/" in name} == {
+        "nodule_classification/train.yaml",
+        "nodule_classification/evaluate.yaml",
+    }
+    assert second["nodule_classification/train.yaml"] == first["train.yaml"] != second["train.yaml"]
 
 
 @pytest.mark.slow

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from drawn_scans import random_hu, write_scan
 from monai.transforms import LoadImaged
 
 from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reader import CTReader
 
+BEFORE = Path(__file__).parents[1] / "bundle" / "before"
 PREPARE_YAML = Path(__file__).parents[2] / "bundles" / "nodule_classification" / "configs" / "prepare.yaml"
 
 
@@ -37,6 +40,20 @@ def test_recipe_hash_follows_the_list_not_how_it_is_written(tmp_path):
     assert Preparation.read(path, [2, 1, 1]).hash == Preparation.read(path, [2.0, 1.0, 1.0]).hash
     path.write_text(text.replace("bilinear", "nearest"))
     assert Preparation.read(path).hash != Preparation.read(PREPARE_YAML).hash
+
+
+def test_recipe_hash_is_that_of_stores_from_before_its_transforms_moved():
+    before = json.loads((BEFORE / "store.json").read_text(encoding="utf-8"))
+    assert before["config"] != Preparation.read(PREPARE_YAML).config
+    assert Preparation.read(PREPARE_YAML).hash == before["recipe"]
+
+
+def test_recipe_of_before_is_refused_with_the_new_name(tmp_path):
+    before = json.loads((BEFORE / "store.json").read_text(encoding="utf-8"))["config"]
+    path = tmp_path / "prepare.yaml"
+    path.write_text(yaml.safe_dump(before), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"prepare\.yaml: .* has moved: write luna16_monai\.store\.reader\.CTReader"):
+        Preparation.read(path)
 
 
 @pytest.mark.parametrize("spacing", [[0, 1, 1], [1, 1], [1, 1, -1], [1, 1, float("nan")], "fine", 3, [1, 1, "x"]])

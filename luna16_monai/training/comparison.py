@@ -1,0 +1,81 @@
+"""Whether a run goes on with the config that it began with: what of two configs changes what a run computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from luna16_monai.bundle.moved import renamed, spelled_out
+
+# where things are and how fast they go; none of it goes into a checkpoint, in which no folder of the machine stands
+PRIVATE = {
+    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
+    *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
+    *("tracking_uri", "experiment_name", "run_name", "save_execute_config"),
+}
+# how the config comes to run; what it imports stands in full in what is compared
+STEPS = {"imports", "initialize", "run", "training", "evaluating", "finalize", "several_processes"}
+# what tells of a run, and changes nothing in it: parts of a config, and handlers
+TELLING_PARTS = {"validate#more_results", "validate#tensorboard"}
+TELLING = {
+    *(f"luna16_monai.training.handlers.{name}" for name in ("Progress", "Profile", "PrecisionRecallCurve")),
+    *(f"luna16_monai.training.results.{name}" for name in ("RunRecord", "BestEpoch", "ResultFiles", "History")),
+    "luna16_monai.malignancy.scores.MalignancyScores",
+    "luna16_monai.training.tracking.Tracking",
+    *("MLFlowHandler", "TensorBoardStatsHandler"),
+}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return where two configs of a training differ in what changes its results: the place, and a line.
+
+    Names of before the package had packages count as those of today, and short names of ``imports`` as what they stand
+    for; so a run goes on that an older version began.
+
+    Args:
+        before: the config of the run, as its checkpoint holds it.
+        now: the config with which it is to go on.
+    """
+    return dict(_differences(_computing(before), _computing(now)))
+
+
+def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a config changes a run's results, by the names of today."""
+    known = renamed(spelled_out(config))
+    kept = {key: value for key, value in known.items() if key not in PRIVATE | STEPS}
+    for part in ("train", "validate"):
+        if isinstance(inner := kept.get(part), Mapping):
+            kept[part] = {
+                key: _working(value) if key == "handlers" and isinstance(value, list) else value
+                for key, value in inner.items()
+                if f"{part}#{key}" not in TELLING_PARTS
+            }
+    return kept
+
+
+def _working(handlers: Sequence[Any]) -> list[Any]:
+    """Return the handlers that do more than tell."""
+    return [one for one in handlers if not isinstance(one, Mapping) or one.get("_target_") not in TELLING]
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield where two parts of configs differ: the place, and a line."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            there = f"{place}#{key}" if place else key
+            yield from _differences(before.get(key), now.get(key), there)
+    elif _is_list(before) and _is_list(now) and len(before) == len(now):
+        for index, (one, other) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(one, other, f"{place}#{index}")
+    elif before != now:
+        yield place, f"{place} was {_short(before)}, is {_short(now)}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."

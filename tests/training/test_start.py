@@ -1,0 +1,95 @@
+"""What a training and a scoring begin with: the folder, the seed, the weights and their network."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import create_workflow
+from monai.data import get_track_meta, set_track_meta
+
+from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.machine.errors import one_line
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.training import distributed
+from luna16_monai.training.seeds import seed_network
+
+CONFIGS = bundle_dir() / "configs"
+BEFORE = Path(__file__).parents[1] / "bundle" / "before"
+
+
+@pytest.fixture(autouse=True)
+def state() -> Iterator[None]:
+    """Put back what a start changes for its whole process."""
+    track, hook, threads = get_track_meta(), sys.excepthook, torch.get_num_threads()
+    yield
+    set_track_meta(track)
+    sys.excepthook = hook
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def data(phantom_dir, store_dir) -> dict[str, Any]:
+    return {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": 3}
+
+
+def started(files: list[Path], settings: dict[str, Any], kind: str = "train") -> Any:
+    return create_workflow(config_file=list(map(str, files)), workflow_type=kind, logging_file=False, **settings)
+
+
+def test_training_builds_the_network_after_the_seed_is_set(data, tmp_path):
+    """Whatever was drawn before; a text of the command line is read as YAML would before anything is fetched."""
+    torch.manual_seed(99)
+    more = {"output_dir": str(tmp_path / "run"), "seed": 7, "deterministic": "true", "resume": "true"}
+    flow = started([CONFIGS / "train.yaml"], {**data, **more})
+    seed_network(7)
+    expected = NoduleNet(return_probabilities=False).state_dict()
+    assert {name: torch.equal(tensor, expected[name]) for name, tensor in flow.network_def.state_dict().items()} == (
+        dict.fromkeys(expected, True)
+    )
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not get_track_meta()
+
+
+def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_path):
+    """That of a refused training stays as it was, also where its text says that nothing is to go on."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.pt").touch()
+    settings = {**data, "output_dir": str(run), "resume": "false", "network_def": {"_target_": "no.such.network"}}
+    with pytest.raises(RuntimeError) as caught:
+        started([CONFIGS / "train.yaml"], settings)
+    assert one_line(caught.value).startswith(f"output_dir {run} is in use (it holds model.pt)")
+    assert [path.name for path in run.iterdir()] == ["model.pt"]
+
+
+def test_training_of_several_processes_joins_them_before_it_claims_the_folder(data, tmp_path, monkeypatch):
+    for name in distributed.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    files = [CONFIGS / "train.yaml", CONFIGS / "multi_gpu_train.yaml"]
+    with pytest.raises(RuntimeError) as caught:
+        started(files, {**data, "output_dir": str(tmp_path / "run"), "init_weights": "/nowhere/model.pt"})
+    assert "not set: multi_gpu_train.yaml is for processes that torchrun starts" in one_line(caught.value)
+    assert not (tmp_path / "run").exists()
+    # and the settings are checked before that
+    with pytest.raises(RuntimeError) as caught:
+        started(files, {**data, "output_dir": str(tmp_path / "run"), "max_epoch": 1})
+    assert one_line(caught.value).startswith("max_epoch is no setting of this bundle")
+
+
+def test_evaluation_takes_the_network_of_a_run_from_before(data, tmp_path):
+    """Its record had no entry for the network, and named it as it was called then."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(BEFORE / "run.json", run)
+    torch.save(NoduleNet([16, 24, 24], return_probabilities=False).state_dict(), run / "model.pt")
+    flow = started([CONFIGS / "evaluate.yaml"], {**data, "run_dir": str(run)}, "inference")
+    assert flow.parser["shape_zyx"] == [16, 24, 24]
+    weights = torch.load(run / "model.pt", weights_only=True)
+    assert torch.equal(flow.network_def.state_dict()["head.weight"], weights["head.weight"])
