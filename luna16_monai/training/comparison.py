@@ -17,7 +17,7 @@ PRIVATE = {
 # how the config comes to run; what it imports stands in full in what is compared
 STEPS = {"imports", "initialize", "run", "training", "evaluating", "finalize", "several_processes"}
 # what tells of a run, and changes nothing in it: parts of a config, and handlers
-TELLING_PARTS = {"validate#more_results", "validate#tensorboard"}
+TELLING_PARTS = {"train#checkpoints", "validate#more_results", "validate#tensorboard"}
 TELLING = {
     *(f"luna16_monai.training.handlers.{name}" for name in ("Progress", "Profile", "PrecisionRecallCurve")),
     *(f"luna16_monai.training.results.{name}" for name in ("RunRecord", "BestEpoch", "ResultFiles", "History")),

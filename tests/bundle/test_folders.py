@@ -58,5 +58,5 @@ def test_everything_that_the_configs_call_is_there(path):
     for name in re.findall(r"luna16_monai(?:\.\w+)+", " ".join(expressions)):
         assert pydoc.locate(name) is not None, f"{name} in {path.name}"
     if path.name == "train.yaml":
-        assert {"SupervisedTrainer", "torch.optim.AdamW", "luna16_monai.networks.nodule_net.NoduleNet"} <= set(found)
+        assert {"SupervisedTrainer", "torch.optim.AdamW", read_whole(path)["network_def"]["_target_"]} <= set(found)
         assert "$luna16_monai.training.start.training()" in expressions
