@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from luna16_monai.ct.folders import CTFile, find_cts
+from luna16_monai.machine.claims import require_same
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.machine.processes import run_tasks
@@ -201,15 +202,17 @@ def _begin(store_dir: Path, recipe: Preparation) -> None:
     if (store_dir / INDEX).exists():
         index = read_index(store_dir)
         begun = any(path.name != INDEX for path in store_dir.glob("*.json"))
-        if index["recipe"] != recipe.hash and begun:
-            raise ValueError(
-                f"the store {store_dir} was made by another transform list (spacing_zyx "
-                f"{index['spacing_zyx'] or 'native'}, now {recipe.spacing_zyx or 'native'}): "
-                "name another --store, or remove this one"
-            )
+        if begun:
+            was, now = _settings(index["recipe"], index["spacing_zyx"]), _settings(recipe.hash, recipe.spacing_zyx)
+            require_same(store_dir, "store", was, now, "name another --store, or remove this one")
         if index["recipe"] == recipe.hash:
             return
     write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
+
+
+def _settings(recipe_hash: str, spacing_zyx: Sequence[float] | None) -> dict[str, Any]:
+    """Return what two calls must agree on, by the names of the error."""
+    return {"spacing_zyx": list(spacing_zyx) if spacing_zyx else "native", "transform list": recipe_hash[:12]}
 
 
 def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,11 +109,11 @@ def test_crossval_refuses_a_folder_with_other_settings_or_other_things(phantom_d
     with pytest.raises(FileNotFoundError):  # nothing was run, so there is nothing to audit
         crossval(plan(phantom_dir, store_dir, tmp_path / "cv", (0,)), nothing, progress=False)
     other = plan(phantom_dir, store_dir, tmp_path / "cv", (0,), settings={**TINY, "max_epochs": "2"})
-    with pytest.raises(ValueError, match=r"holds a cross-validation with other settings, .*: name another --output"):
+    with pytest.raises(ValueError, match=r"holds a cross-validation of other settings \(settings: .*\): name another"):
         crossval(other, nothing, progress=False)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a").touch()
-    with pytest.raises(FileExistsError, match="is not empty and holds no cross-validation"):
+    with pytest.raises(FileExistsError, match=r"is not empty \(it holds a\): that is no cross-validation"):
         crossval(plan(phantom_dir, store_dir, tmp_path / "used", (0,)), nothing, progress=False)
 
 

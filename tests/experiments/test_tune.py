@@ -241,7 +241,7 @@ def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
     begun.clear()
     assert tune(one, progress=False) == told
     assert begun == []
-    with pytest.raises(ValueError, match=r"holds a search with other trials \(12, now 13\)"):
+    with pytest.raises(ValueError, match=r"holds a search of other settings \(trials 12 instead of 13\)"):
         tune(replace(one, trials=13), progress=False)
 
 

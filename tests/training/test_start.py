@@ -65,7 +65,7 @@ def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_pa
     settings = {**data, "output_dir": str(run), "resume": "false", "network_def": {"_target_": "no.such.network"}}
     with pytest.raises(RuntimeError) as caught:
         started([CONFIGS / "train.yaml"], settings)
-    assert one_line(caught.value).startswith(f"output_dir {run} is in use (it holds model.pt)")
+    assert one_line(caught.value).startswith(f"{run} is not empty (it holds model.pt): continue that run")
     assert [path.name for path in run.iterdir()] == ["model.pt"]
 
 
