@@ -111,7 +111,7 @@ class Evaluation:
     scores: dict[str, Any]
 
 
-def read_truth(
+def read_reference(
     annotations: Path, excluded: Path | None, series_uids: Path, subsets: Path | None = None
 ) -> ReferenceStandard:
     """Read LUNA16's tables from the files named.
@@ -160,7 +160,7 @@ def read_subsets(path: Path) -> dict[str, int | None]:
     return subsets
 
 
-def validation_truth(
+def validation_reference(
     dataset_dir: Path | str,
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,

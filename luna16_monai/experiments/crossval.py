@@ -21,7 +21,7 @@ from scipy import stats
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.calibration import Calibration, brier_score, confusion, expected_calibration_error
 from luna16_monai.evaluation.roc import average_precision, roc_auc
-from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_truth
+from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_reference
 from luna16_monai.experiments.folds import AUDIT, PLAN, Plan, audit_leakage
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.files import write_json
@@ -109,7 +109,7 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
     scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
     # a bundle that asks another question than LUNA16 has no CPM of its folds
     official = any("cpm" in fold.results.metrics for fold in folds)
-    truth = validation_truth(plan.data_dir, scans, subsets) if official else None
+    truth = validation_reference(plan.data_dir, scans, subsets) if official else None
     evaluation = None if truth is None else evaluate(marks, truth, draws, seed)
     metrics: dict[str, Any] = {
         **_ranking(probability, label),

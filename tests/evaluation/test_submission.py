@@ -23,7 +23,13 @@ from scipy.special import expit
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation import submission as evaluation
 from luna16_monai.evaluation.calibration import calibrate, operating_points
-from luna16_monai.evaluation.submission import NO_EXCLUDED, ReferenceStandard, evaluate, read_subsets, validation_truth
+from luna16_monai.evaluation.submission import (
+    NO_EXCLUDED,
+    ReferenceStandard,
+    evaluate,
+    read_subsets,
+    validation_reference,
+)
 from luna16_monai.machine.files import write_json
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.results import read_results, write_results
@@ -86,16 +92,16 @@ class TestTruth:
         assert truth().scan_subset is None
 
     def test_validation_truth_gives_no_score_of_a_sample_of_negatives(self, phantom_dir: Path) -> None:
-        assert validation_truth(phantom_dir, ["x"], validation_negatives=100) is None
+        assert validation_reference(phantom_dir, ["x"], validation_negatives=100) is None
 
     def test_validation_truth_tells_what_is_missing(self, tables: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING)
         (tables / "annotations_excluded.csv").unlink()
-        marked = validation_truth(tables, ["1.2", "1.1"])
+        marked = validation_reference(tables, ["1.2", "1.1"])
         assert marked is not None
         assert (marked.series_uids, marked.excluded) == (("1.1", "1.2"), None)
         (tables / "annotations.csv").unlink()
-        assert validation_truth(tables, ["1.1"]) is None
+        assert validation_reference(tables, ["1.1"]) is None
         assert [NO_EXCLUDED in caplog.messages[0], "no annotations.csv" in caplog.messages[1]] == [True, True]
 
 

@@ -23,7 +23,7 @@ from small_crossval import TINY, plan
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli import experiments as job_verbs
 from luna16_monai.cli import main as cli
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.experiments.crossval import crossval, pool
 from luna16_monai.experiments.folds import Plan, audit_leakage
 from luna16_monai.machine.files import write_json
@@ -42,7 +42,7 @@ def fake_fold(one: Plan, fold: int, subsets: dict[str, int | None], probability:
     table = read_candidates(one.data_dir)
     test = sorted(uid for uid, subset in subsets.items() if subset == fold)
     rows = table.select(table.series_codes(test) >= 0)
-    truth = validation_truth(one.data_dir, test, subsets)
+    truth = validation_reference(one.data_dir, test, subsets)
     marks = read_points_of(rows, probability[: len(rows)])
     scored = evaluate(marks, truth, draws=20)
     told = {**scored.scores, "roc_auc": 0.5, "average_precision": 0.5, "loss": 1.0}
@@ -185,7 +185,7 @@ def test_pool_scores_all_scans_once_and_each_fold_on_its_own(faked):
     told = pool(one, subsets, draws=20)
     scans = sorted(uid for uid, subset in subsets.items() if subset in (0, 5))
     submission = read_points(one.output / "submission.csv", "probability")
-    official = evaluate(submission, validation_truth(one.data_dir, scans, subsets), draws=20)
+    official = evaluate(submission, validation_reference(one.data_dir, scans, subsets), draws=20)
     assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])
     assert told["scans"] == 2
     assert told["nodules"] == (read_annotations(one.data_dir).series_codes(scans) >= 0).sum()
@@ -363,7 +363,7 @@ def test_crossval_of_all_ten_folds(tmp_path):
     )
     official = evaluate(
         read_points(tmp_path / "cv" / "submission.csv", "probability"),
-        validation_truth(data, Store(store).series_uids, Store(store).subsets),
+        validation_reference(data, Store(store).series_uids, Store(store).subsets),
         draws=50,
     )
     assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])

@@ -14,7 +14,7 @@ import torch
 
 from luna16_monai.detection.crops import LabelledScans
 from luna16_monai.detection.peaks import LEAST_MM
-from luna16_monai.evaluation.submission import validation_truth
+from luna16_monai.evaluation.submission import validation_reference
 from luna16_monai.store.reading import Store
 from luna16_monai.training.detection import ClipGradients, DetectionScores, MeanLoss
 from tests.conftest import ROOT
@@ -47,7 +47,7 @@ def test_detection_scores_of_a_perfect_output(phantom_dir, store_dir):
     scans = LabelledScans(phantom_dir, Store(store_dir))
     uids = scans.store.series_uids
     scores = DetectionScores(
-        validation_truth(phantom_dir, uids), scans, uids, SimpleNamespace(stride_zyx=(4, 4, 4))
+        validation_reference(phantom_dir, uids), scans, uids, SimpleNamespace(stride_zyx=(4, 4, 4))
     )  # fmt: skip
     scores.reset()
     expected = 0
