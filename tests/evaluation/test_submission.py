@@ -33,6 +33,7 @@ from luna16_monai.evaluation.submission import (
 from luna16_monai.machine.files import write_json
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.results import read_results, write_results
+from luna16_monai.runs.seen import Seen, seen_beside, write_seen
 from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -393,6 +394,7 @@ class TestBundle:
         return {**folders, "validation_stride": 3, "device": "cpu", "num_workers": 0, "bootstrap_draws": 20}
 
     def test_evaluating_writes_the_results(self, settings: dict[str, object], tmp_path: Path) -> None:
+        write_seen(tmp_path / "model.pt", Seen.of(["elsewhere"], {}))
         workflow = create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)
         assert workflow.check_properties() == []
         workflow.run_id = "evaluating"
@@ -402,7 +404,10 @@ class TestBundle:
         assert results.label is not None
         assert results.metrics["scans"] == 3
         assert results.metrics["cpm"] is not None
-        assert (tmp_path / "evaluation" / "submission.csv").is_file()
+        # what the weights have seen lies beside what they scored
+        seen = seen_beside(tmp_path / "evaluation" / "submission.csv")
+        assert seen is not None
+        assert seen.has("elsewhere")
 
     def test_evaluating_refuses_scans_that_were_trained_on(self, settings: dict[str, object], tmp_path: Path) -> None:
         series = sorted(

@@ -21,6 +21,7 @@ from luna16_monai.evaluation.match import match_marks
 from luna16_monai.evaluation.submission import ReferenceStandard
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import read_results
+from luna16_monai.runs.seen import Seen, seen_beside, write_seen
 from luna16_monai.training.handlers import FiniteLoss
 from luna16_monai.training.metrics import CandidateScores
 from luna16_monai.training.results import BestEpoch, History, ResultFiles, RunRecord
@@ -100,6 +101,15 @@ class TestBestEpoch:
         ResultFiles(str(tmp_path), scores, candidates)(engine(metrics))
         assert metrics["cpm"] == pytest.approx(4 / 7)
         assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["cpm"] == metrics["cpm"]
+
+    def test_result_files_of_other_weights_say_what_these_have_seen(self, tmp_path: Path) -> None:
+        scores, candidates = scored()
+        weights, output = tmp_path / "run" / "model.pt", tmp_path / "evaluation"
+        write_seen(weights, Seen.of(["1.1"], {}))
+        for given, known in ((str(weights), ["1.1"]), (str(tmp_path / "without_record.pt"), None)):
+            ResultFiles(str(output), scores, candidates, weights=given)(engine(scores.compute()))
+            seen = seen_beside(output / "submission.csv")
+            assert (None if seen is None else seen.among(["1.1", "1.2"], {})) == known
 
 
 class TestHistory:
