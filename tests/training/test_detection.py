@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +18,8 @@ from luna16_monai.detection.peaks import LEAST_MM
 from luna16_monai.evaluation.submission import validation_reference
 from luna16_monai.store.reading import Store
 from luna16_monai.training.detection import ClipGradients, DetectionScores, MeanLoss
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "bundles" / "nodule_detection" / "configs" / "train.yaml"
 
 
