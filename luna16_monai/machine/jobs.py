@@ -59,7 +59,7 @@ class Job:
 
 
 Execute = Callable[[Callable[[Job], str | None], Sequence[Job]], Iterator[str | None]]
-"""Runs a function for each job somewhere, and gives the results as they are ready: `workers.run_tasks`, or Ray."""
+"""Runs a function for each job somewhere, and gives the results as they are ready: `processes.run_tasks`, or Ray."""
 
 
 def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> None:

@@ -99,16 +99,16 @@ def write_background_phantom(
 
     Args:
         background: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files; in HU, with the lungs in view.
-        output, scans, seed, workers, progress: as `write_phantom`.
+        output, scans, seed, workers, progress: as `data_set.write_phantom`.
         nodules: fewest and most nodules a scan.
         negatives: candidates of class 0 a scan, fewer where the blob detector finds less.
 
     Returns:
-        As `write_phantom`.
+        As `data_set.write_phantom`.
 
     Raises:
         FileNotFoundError: no such CT.
-        ValueError: no lungs are found in it; or as `write_phantom`.
+        ValueError: no lungs are found in it; or as `data_set.write_phantom`.
         RuntimeError: a worker process died.
     """
     if not 1 <= nodules[0] <= nodules[1]:

@@ -116,7 +116,7 @@ def prepare_volume(
     """Read one CT and send it through MONAI transforms.
 
     Args:
-        ct: an opened CT, which `CTReader` then does not open again; or the path of one.
+        ct: an opened CT, which `reader.CTReader` then does not open again; or the path of one.
         transform: takes {"image": path}, gives a MetaTensor (1, x, y, z) in HU under "image".
         hold_back: resample no more than the boxes that are taken out of the volume, when they are taken.
 

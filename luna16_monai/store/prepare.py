@@ -32,7 +32,7 @@ from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import find_table, read_candidates, read_series_list
 
 Execute = Callable[[Callable[[CTFile], None], Sequence[CTFile]], Iterator[None]]
-"""Runs a function for each CT somewhere: `workers.run_tasks`, or that of a cluster."""
+"""Runs a function for each CT somewhere: `processes.run_tasks`, or that of a cluster."""
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 
 
