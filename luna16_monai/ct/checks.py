@@ -154,7 +154,7 @@ def _inflate_member(
 
 
 def _after_zeros(rest: bytes, file: BinaryIO) -> bytes:
-    """What follows the zero bytes behind a gzip member; empty at the file's end."""
+    """Return what follows the zero bytes behind a gzip member; empty at the file's end."""
     while not rest or not rest.strip(b"\0"):
         rest = file.read(_CHUNK)
         if not rest:

@@ -30,6 +30,6 @@ def drawn_weights(groups: int, draws: int, seed: int, rows: int) -> Iterator[Flo
 
 
 def interval(drawn: FloatArray) -> FloatArray:
-    """Low and high bound of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
+    """Return the bounds of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
     ordered = np.sort(drawn, axis=0)
     return np.stack((ordered[len(ordered) * 25 // 1000], ordered[len(ordered) * 975 // 1000]), axis=-1)

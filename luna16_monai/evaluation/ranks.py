@@ -109,5 +109,5 @@ def _with_nodules(nodules_of: FloatArray, n_scans: int, draws: int, seed: int) -
 
 
 def _keyed(values: FloatArray) -> dict[str, Any]:
-    """Values by the number of candidates; (5,) or (5, 2)."""
+    """Return values by the number of candidates; (5,) or (5, 2)."""
     return {str(number): value for number, value in zip(NUMBERS, values.tolist(), strict=True)}

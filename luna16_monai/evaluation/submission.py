@@ -139,7 +139,7 @@ def read_reference(
 
 
 def read_subsets(path: Path) -> dict[str, int | None]:
-    """LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
+    """Return LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
 
     Raises:
         ValueError: a column is missing, or a subset is no whole number.
@@ -166,7 +166,7 @@ def validation_reference(
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
 ) -> ReferenceStandard | None:
-    """What a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
+    """Return what a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
         dataset_dir: the data folder; without ``annotations_excluded`` the score is marked as such.
@@ -262,7 +262,7 @@ def _fallen_by_ties(match: Match) -> list[str]:
 
 
 def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """The difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
+    """Return the difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
 
     Raises:
         ValueError: fewer than one draw.

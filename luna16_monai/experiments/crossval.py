@@ -192,7 +192,7 @@ class _Fold:
 
 
 def _marks(folds: Sequence[_Fold], source: str) -> PointTable:
-    """The candidates of all folds as one submission, fold by fold, with the raw probabilities."""
+    """Return the candidates of all folds as one submission, fold by fold, with the raw probabilities."""
     uids = [uid for fold in folds for uid in fold.results.candidate_series]
     series_uids, series = np.unique(np.array(uids, dtype=object), return_inverse=True)
     return PointTable(
@@ -218,7 +218,7 @@ def _cpm(evaluation: Evaluation, marks: PointTable, probability: FloatArray | No
 
 
 def _mean_of_folds(cpms: Sequence[float]) -> dict[str, Any] | None:
-    """Mean and 95 % interval of the folds' CPMs by Student's t.
+    """Return the mean and 95 % interval of the folds' CPMs by Student's t.
 
     The folds share training scans, so they are no independent draws and the interval is too narrow if anything.
 
@@ -253,7 +253,7 @@ def _calibration(
 
 
 def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
-    """The confusion over all scans where each fold cuts at the threshold that its inner validation chose."""
+    """Return the confusion over all scans where each fold cuts at the threshold that its inner validation chose."""
     label = np.concatenate([fold.label for fold in folds])
     told: dict[str, Any] = {"chosen_on": "the inner validation scans of each fold, so each fold has its own"}
     for name in CUTS:
@@ -263,7 +263,7 @@ def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
 
 
 def _record(folds: Sequence[_Fold]) -> RunRecord:
-    """A run.json for all: what the folds' own have in common. It lists no series: no weights are those of all folds."""
+    """Return a run.json for all: what those of the folds have in common, without the series."""
     first, *others = [fold.run for fold in folds]
     same = {key: value for key, value in first.settings.items() if all(run.settings[key] == value for run in others)}
     return replace(first, settings=same, data=DataRecord(first.data.name, first.data.kind), seen_series=())

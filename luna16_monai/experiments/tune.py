@@ -73,7 +73,7 @@ def run_trial(
 
 
 def scores(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """The validated epochs of a run and their scores."""
+    """Return the validated epochs of a run and their scores."""
     history = RunFolder(folder).read_history()
     return [(row.epoch, row.scores[metric]) for row in history if row.split == "validation" and metric in row.scores]
 
@@ -173,7 +173,7 @@ def tune(
 
 
 def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
-    """A store for each spacing that is tried; the one that is there serves its own."""
+    """Return a store for each spacing that is tried; the one that is there serves its own."""
     wanted = plan.search.ranges.get(SPACING, {}).get("choice", [])
     stores = {json.dumps(Store(plan.store_dir).index["spacing_zyx"]): plan.store_dir}
     for spacing in wanted:

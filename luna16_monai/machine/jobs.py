@@ -133,7 +133,7 @@ def run_job(job: Job, watch: Callable[[], None] | None = None) -> str | None:
 
 
 def last_line(log: Path) -> str:
-    """What a job said last; empty where it has said nothing yet."""
+    """Return what a job said last; empty where it has said nothing yet."""
     if not log.is_file():
         return ""
     with log.open("rb") as stream:

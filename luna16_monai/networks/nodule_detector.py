@@ -119,7 +119,7 @@ class _Residual(nn.Module):
 def _convolution(
     width_in: int, width: int, kernel: int | Sequence[int] = 3, stride: int | Sequence[int] = 1
 ) -> Convolution:
-    """A convolution without bias, batch norm, ReLU; same padding for odd kernels, half of it for even ones."""
+    """Return a convolution without bias, batch norm, ReLU; same padding for odd kernels, half of it for even ones."""
     sizes = [kernel] * 3 if isinstance(kernel, int) else list(kernel)
     return Convolution(
         3, width_in, width, strides=stride, kernel_size=kernel, padding=tuple((k - 1) // 2 for k in sizes),

@@ -170,7 +170,7 @@ def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) 
 
 
 def _finished(output: Path, recipe: dict[str, Any], plans: Sequence[ScanPlan]) -> dict[str, Any] | None:
-    """The summary of a complete data set of this recipe; None where there is none."""
+    """Return the summary of a complete data set of this recipe; None where there is none."""
     manifest = output / _MANIFEST
     if not manifest.is_file():
         return None
@@ -205,7 +205,7 @@ def _findings_path(output: Path, plan: ScanPlan) -> Path:
 
 
 def _read_findings(output: Path, plan: ScanPlan) -> ScanFindings | None:
-    """What an earlier call found out about a scan, if it is written."""
+    """Return what an earlier call found out about a scan, if it is written."""
     path, header = _findings_path(output, plan), _header_path(output, plan)
     raw = header.with_suffix(".raw")
     if not (path.is_file() and header.is_file() and raw.is_file()):

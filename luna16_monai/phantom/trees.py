@@ -114,7 +114,7 @@ def wind_branches(rng: np.random.Generator, tree: Tree) -> Branches:
 
 
 def crossings(one: Branches, other: Branches, thinnest_mm: float) -> Floats:
-    """Points (n, 3) where branches of two trees, both of that radius and more, pass each other and touch."""
+    """Return points (n, 3) where branches of two trees, both of that radius and more, pass each other and touch."""
     first, second = (np.flatnonzero(b.radius_mm >= thinnest_mm) for b in (one, other))
     if not len(first) or not len(second):
         return np.empty((0, 3))

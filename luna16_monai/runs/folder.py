@@ -382,7 +382,7 @@ class RunFolder:
 
 
 def _finite(value: Any) -> Any:
-    """The same content with None for numbers that JSON does not know."""
+    """Return the same content with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -70,7 +70,7 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
 
 
 def told(result: dict[str, Any]) -> str:
-    """The result of `examine` as a table for the terminal, each problem with its cure below it."""
+    """Return the result of `examine` as a table for the terminal, each problem with its cure below it."""
     checks = result["checks"]
     wrong = sum(check["ok"] is False for check in checks)
     lines = ["doctor: all is well" if not wrong else f"doctor: {wrong} problem{'s' if wrong > 1 else ''}"]
@@ -159,7 +159,7 @@ def _install(what: str) -> str:
 
 
 def _pins() -> dict[str, str]:
-    """The tested versions by package; none where the source tree is not there."""
+    """Return the tested versions by package; none where the source tree is not there."""
     from packaging.utils import canonicalize_name
 
     if not CONSTRAINTS.is_file():
@@ -224,7 +224,7 @@ def _memory() -> Iterator[Check]:
 
 
 def _cgroup_memory() -> tuple[int | None, int | None]:
-    """What the control groups of this process leave it, and their limit; (bytes, bytes), None where there is none."""
+    """Return what the control groups of this process leave it and their limit, in bytes; None where there are none."""
     places = []
     for line in (PROC / "self" / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -345,7 +345,7 @@ def _units(data: Path) -> Iterator[Check]:
 
 
 def _series(data: Path) -> dict[str, Path]:
-    """The CTs of a data folder by series, as their names tell."""
+    """Return the CTs of a data folder by series, as their names tell."""
     from luna16_monai.ct.folders import SUBSETS, subset_folder
     from luna16_monai.ct.opening import has_ct_suffix, series_uid
 

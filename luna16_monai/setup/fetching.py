@@ -216,7 +216,7 @@ def _skip(bar: tqdm[Any], size: int) -> None:
 
 
 def _contradiction(response: http.client.HTTPResponse, have: int, size: int) -> str | None:
-    """In what the headers differ from the record; None where they agree or are silent."""
+    """Return what in the headers differs from the record; None where they agree or are silent."""
     if response.status == 206:
         told = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())

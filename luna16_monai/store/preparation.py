@@ -79,7 +79,7 @@ class Preparation:
     def build(
         self, data_dir: Path | None = None, allow_symlinks: bool = False
     ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-        """The transforms, as MONAI's config parser builds them.
+        """Return the transforms, as MONAI's config parser builds them.
 
         Args:
             data_dir: what the list may refer to as ``@data_dir``, for the reader: links must not leave it.

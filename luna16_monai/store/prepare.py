@@ -184,7 +184,7 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
 
 
 def _built(recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """The recipe's transforms, built once in each process."""
+    """Return the recipe's transforms, built once in each process."""
     return _built_of(json.dumps(recipe.config), data_dir, allow_symlinks)
 
 
@@ -228,7 +228,7 @@ def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: 
 
 
 def _finished_entry(store_dir: Path, series_uid: str, recipe_hash: str) -> dict[str, Any] | None:
-    """What stands beside a finished volume; None where it is absent, damaged or of another recipe."""
+    """Return what stands beside a finished volume; None where it is absent, damaged or of another recipe."""
     entry = read_entry(store_dir / f"{series_uid}.json")
     path = store_dir / f"{series_uid}.b2nd"
     if entry is None or entry.get("recipe") != recipe_hash or entry.get("format") != FORMAT:

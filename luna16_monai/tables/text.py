@@ -70,7 +70,7 @@ def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
 
 
 def _is_series_uid(uid: str) -> bool:
-    """Whether this may become part of a file's name."""
+    """Return whether this may become part of a file's name."""
     return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
 
 
