@@ -1,6 +1,6 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
-`dicom_slice` reads a file; here the files of a folder are told apart, checked against each other and put in order.
+`dicom_slice` reads a file; here the files of a folder are sorted by series, checked against each other and put in order.
 Left out, and counted in one line of the log: files that are no DICOM (an XML file, a licence), objects of another
 modality and series (a dose report, a segmentation), and scout images. Rejected: to guess a missing slice, to straighten
 a tilted gantry, to split a folder of several series or stacks; each would move nodules in silence.
@@ -205,7 +205,7 @@ def _check_one_stack(slices: Sequence[Slice]) -> None:
             raise ValueError(_two_stacks(keyword, slices[changes[0] - 1], slices[changes[0]]))
     times = [one.file.text("ContentTime") for one in slices]
     period = len(set(times))
-    # reconstructed side by side, slices may bear two times in any order; only a strict turn tells of two stacks
+    # reconstructed side by side, slices may bear two times in any order; only a strict turn means two stacks
     if 2 <= period <= len(times) // 2 and times == (times[:period] * len(times))[: len(times)]:
         raise ValueError(_two_stacks("ContentTime", slices[0], slices[1]))
 

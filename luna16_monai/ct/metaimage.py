@@ -152,7 +152,7 @@ def _header_text(path: Path) -> tuple[str, int]:
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     end = 0
-    # ElementDataFile ends a header; what follows it in a .mhd that names another file is told of by the parser
+    # ElementDataFile ends a header; what follows it in a .mhd that names another file is reported by the parser
     found = re.search(rb"^ElementDataFile[ \t]*=([^\r\n]*)\r?\n", raw, re.MULTILINE)
     is_mha = path.suffix.lower() == ".mha"
     if found is not None and found.end() <= MAX_HEADER_BYTES and (is_mha or found[1].strip().upper() == b"LOCAL"):

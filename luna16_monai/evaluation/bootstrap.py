@@ -17,7 +17,7 @@ def drawn_weights(groups: int, draws: int, seed: int, rows: int) -> Iterator[Flo
         groups: number of scans or patients; each draw takes as many, with repetition.
         draws: how many.
         seed: of the draws.
-        rows: draws handed out at once, which changes none of them.
+        rows: draws that are yielded at once, which changes none of them.
 
     Yields:
         (up to ``rows``, groups) float64.

@@ -1,7 +1,7 @@
 """LUNA16's official score: the FROC curve, the CPM and their bootstrap intervals.
 
 Everything is a pure function of plain arrays. `match.match_marks` applies the hit rule once; all scores read
-its `Match`, and all by the same road: a weight per scan goes in, sensitivities come out. Weights of one give
+its `Match`, and all in the same way: a weight per scan goes in, sensitivities come out. Weights of one give
 the score itself, a draw of the bootstrap weighs a scan by how often it was drawn, a subset weighs the other scans 0.
 So an interval cannot drift from its score, and 1,000 draws are cumulative sums instead of 1,000 evaluations.
 

@@ -80,12 +80,12 @@ def sensitivity_by_rank(
 
 
 def diameter_error(marks: Marks, nodules: Findings, diameter_mm: FloatArray) -> dict[str, float | int] | None:
-    """Return how far the told diameters are off, over the nodules found; None where none is.
+    """Return how far the listed diameters are off, over the nodules found; None where none is.
 
     Args:
         marks: the candidates.
         nodules: the annotations; those without a diameter are left out.
-        diameter_mm: (n,) what the list tells of each mark.
+        diameter_mm: (n,) the list's diameter of each mark.
 
     Returns:
         ``median`` and ``p90`` of the absolute error of the most probable mark on each nodule, mm; ``nodules``.

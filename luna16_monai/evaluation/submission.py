@@ -1,4 +1,4 @@
-"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is told about it.
+"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is reported about it.
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
 excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it

@@ -76,7 +76,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
 
 
 def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None]) -> None:
-    """As far as a record beside the ``init_weights`` tells."""
+    """As far as a record beside the ``init_weights`` lists them."""
     weights = plan.settings.get("init_weights")
     seen = read_seen(None if weights in (None, "null") else weights)
     if seen is None:

@@ -191,7 +191,7 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
 
 
 def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progress: bool) -> None:
-    """Optuna alone: its journal tells what was drawn and is open to several processes."""
+    """Search by Optuna alone, whose journal holds what was drawn and is open to several processes."""
     import optuna
 
     study = optuna.create_study(

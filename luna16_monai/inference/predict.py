@@ -73,7 +73,7 @@ def predict(
     Args:
         classifiers: their probabilities are averaged.
         cts: CT files, folders of DICOM files, or a data folder.
-        table: the candidates as they were given; so the output tells them.
+        table: the candidates as they were given; the output keeps them.
         points: the same in LPS.
         output: the CSV, or a file in another format; see ``Wanted.output_format``.
         views: how many flips and turns are averaged; None takes each bundle's setting.
@@ -121,7 +121,7 @@ def predict(
 def _write(
     output: Path, table: PointTable, points: PointTable, values: dict[str, NDArray[np.float64]], wanted: Wanted
 ) -> dict[str, Any]:
-    """Write the candidates with their values in the format that is wanted; give what else is told of it."""
+    """Write the candidates with their values in the format that is wanted; return what else is said of it."""
     uids = table.row_series()
     if wanted.output_format == formats.LUNA16:
         write_points(output, uids, table.points_xyz, values.pop("probability"), "probability", **values)

@@ -1,6 +1,6 @@
 """Which format a file has, and points read from and written to any of them.
 
-A format is told by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
+A format is recognised by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
 ``.mrk.json`` Slicer's; what a user names wins. grand-challenge's and Slicer's files are of one CT each: several CTs
 make a folder of files that bear the names of their series, and such a folder is read as one.
 """
@@ -104,7 +104,7 @@ def read(path: Path, format_: str | None = None, conventions: Conventions | None
 
     Args:
         path: the file or folder.
-        format_: one of `FORMATS`; None tells it by what the file holds.
+        format_: one of `FORMATS`; None recognises it by what the file holds.
         conventions: what the file does not say of itself.
 
     Raises:
@@ -181,7 +181,7 @@ def write(path: Path, points: Points, format_: str | None = None) -> tuple[list[
     Args:
         path: the file; for several CTs in a format of one CT a file, its name without the suffix is a folder.
         points: what to write.
-        format_: one of `FORMATS`; None tells it by the suffix.
+        format_: one of `FORMATS`; None goes by the suffix.
 
     Returns:
         The files, and notes on what the format could not hold.

@@ -1,4 +1,4 @@
-"""How well malignant nodules are told from benign ones, beside what a ruler alone tells.
+"""How well malignant nodules are separated from benign ones, beside what size alone gives.
 
 Radiologists call large nodules malignant, so the diameter alone ranks them nearly as well as networks do. Here the
 network stands beside it, and beside a logistic regression on diameter and mean HU, on the same nodules with the same

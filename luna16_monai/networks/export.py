@@ -55,7 +55,7 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights:
 
 def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
     """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside."""
-    # it tells its arguments on standard output, where --json prints its object alone
+    # it prints its arguments on standard output, where --json prints its object alone
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.ts"

@@ -2,7 +2,7 @@
 
 CenterNet's output (Zhou et al., 2019, arXiv 1904.07850) in 3-D, on a pyramid: stem, two coarser levels, and up again to
 every fourth voxel. No instance or group norm, whose statistics would depend on the tile. Rejected: a stem that keeps
-the z resolution, which has twice the cost and could not be told apart in an equal time.
+the z resolution, which has twice the cost and scored the same in an equal time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The candidates that a detector would list in a synthetic scan: nodules, and what it mistakes for them.
 
-Candidates of both classes are jittered alike, so that nothing but the image tells them apart.
+Candidates of both classes are jittered alike, so that nothing but the image separates them.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _blur_across(hu: Floats, near: NDArray[np.bool_], spacing: Floats) -> float 
     low, high = np.minimum(start, end), np.maximum(start, end)
     edges = near[reach : reach + count] & ((before - middle) * (after - middle) <= 0)
     edges &= (low > -980) & (low < -650) & (high > -150) & (high < 150)
-    # how far the sum over all voxels moves tells how far the edge moves
+    # how far the sum over all voxels moves gives how far the edge moves
     total = np.sum([hu[i : i + count] for i in range(2 * reach + 2)], axis=0)
     tilt = np.hypot(*np.gradient(total, *spacing[1:], axis=(1, 2))) * spacing[0]
     edges &= tilt < _TILT * (high - low)

@@ -65,7 +65,7 @@ def grow_tree(points_zyx: Floats, root_zyx: Floats, leaf_radius_mm: float) -> Tr
 
 @dataclass(frozen=True)
 class Branches:
-    """Sampled centre lines: ``points_zyx`` (n, 3) and ``radius_mm`` (n,), ``branch`` (n,) tells whose sample each is.
+    """Sampled centre lines: ``points_zyx`` (n, 3) and ``radius_mm`` (n,), ``branch`` (n,) is the branch of each.
 
     ``middle_zyx``, ``middle_radius_mm`` and ``direction_zyx`` hold one row a branch.
     """

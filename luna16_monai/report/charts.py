@@ -289,7 +289,7 @@ def _thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[An
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """Return the figure as an element of the page, its ids told apart from other charts' by the name."""
+    """Return the figure as an element of the page, its ids made unique by the name."""
     content = io.StringIO()
     figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = content.getvalue()

@@ -67,7 +67,7 @@ def write_results(
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
 ) -> Metrics:
-    """Write the files and return the content of metrics.json, which is last: it never tells of tables not there.
+    """Write the files and return the content of metrics.json, which is last: it never names tables that are not there.
 
     Args:
         folder: where to; made if need be.

@@ -2,7 +2,7 @@
 
 Nothing is changed and no voxel is read. A check that fails in itself is a finding like any other, so that one broken
 package does not hide what else is wrong; hence packages are imported inside the checks, MONAI not at all (it takes
-seconds). What merely could be better is told and counts as no problem: no GPU, no data yet, no store yet.
+seconds). What merely could be better is reported and counts as no problem: no GPU, no data yet, no store yet.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
 
     Returns:
         JSON-ready: ``ok``, false where a check found a problem, and ``checks``, each with ``name``, ``ok`` (null where
-        it is told but no problem), ``found``, ``problem`` and ``cure`` (null where there is none).
+        it is reported but no problem), ``found``, ``problem`` and ``cure`` (null where there is none).
     """
     examinations: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
@@ -345,7 +345,7 @@ def _units(data: Path) -> Iterator[Check]:
 
 
 def _series(data: Path) -> dict[str, Path]:
-    """Return the CTs of a data folder by series, as their names tell."""
+    """Return the CTs of a data folder by series, by their names."""
     from luna16_monai.ct.folders import SUBSETS, subset_folder
     from luna16_monai.ct.opening import has_ct_suffix, series_uid
 

@@ -32,7 +32,7 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a record, as the record tells it: its name, address, size in bytes and md5 in hexadecimal."""
+    """A file of a record, as the record lists it: its name, address, size in bytes and md5 in hexadecimal."""
 
     key: str
     url: str

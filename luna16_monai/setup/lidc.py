@@ -35,7 +35,7 @@ def download_lidc(output: Path, patients: Sequence[str] | None = None, progress:
         progress: whether to show a bar.
 
     Returns:
-        JSON-ready: ``output``, ``series``, ``fetched`` (series), ``bytes`` (of those fetched, as the index tells).
+        JSON-ready: ``output``, ``series``, ``fetched`` (series), ``bytes`` (of those fetched, by the index).
 
     Raises:
         ModuleNotFoundError: idc-index is missing.

@@ -26,7 +26,7 @@ from luna16_monai.machine.errors import one_line, root_cause
 from luna16_monai.store.reader import already_open
 from luna16_monai.store.resampling import as_int16, holding_back
 
-# each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
+# each LoadImaged logs that it does without a reader for GPUs, though none asks for it
 _GPU_READER = "NvImgCodec"
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 

@@ -76,7 +76,7 @@ def prepare(
             f"{len(missing)} of the series in {data_dir / 'seriesuids.csv'} have no CT, the first is {missing[0]}: "
             "download the rest, or go on without them with --allow-missing"
         )
-    # read first, so that a wrong line in it is told before the long work
+    # read first, so that a wrong line in it is reported before the long work
     candidates = read_candidates(data_dir) if _has_candidates(data_dir) else None
     _begin(store_dir, recipe)
     remove_abandoned(store_dir)
@@ -118,7 +118,7 @@ def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing
 
 
 class _Log(logging.FileHandler):
-    """A log that a full disk does not stop: the work itself tells of that."""
+    """A log that a full disk does not stop: the work itself reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing."""
