@@ -1,6 +1,6 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
-`dicom_slice` reads a file; here the files of a folder are sorted by series, checked against each other and put in order.
+`dicom_slice` reads a file; here the files of a folder are sorted by series, checked against each other and ordered.
 Left out, and counted in one line of the log: files that are no DICOM (an XML file, a licence), objects of another
 modality and series (a dose report, a segmentation), and scout images. Rejected: to guess a missing slice, to straighten
 a tilted gantry, to split a folder of several series or stacks; each would move nodules in silence.

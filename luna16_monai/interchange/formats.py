@@ -1,6 +1,6 @@
 """Which format a file has, and points read from and written to any of them.
 
-A format is recognised by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
+A format is known by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
 ``.mrk.json`` Slicer's; what a user names wins. grand-challenge's and Slicer's files are of one CT each: several CTs
 make a folder of files that bear the names of their series, and such a folder is read as one.
 """

@@ -1,7 +1,7 @@
 """A page on this machine alone, to step through a prediction's candidates and to accept or reject them.
 
 The standard library's HTTP server behind four bars: it listens on 127.0.0.1; every address holds a token that is drawn
-at the start and printed on the terminal; a ``Host`` that is not this machine's is refused, so that no web site can point
+at the start and printed on the terminal; a ``Host`` that is not this machine's is refused, so that no site can point
 a name of its own here (DNS rebinding); and no path is ever taken from a request, which can only name a candidate's
 number, a view and settings from closed lists. Rejected: a web framework, and a static page, which can save nothing.
 """
