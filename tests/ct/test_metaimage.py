@@ -404,6 +404,11 @@ def test_open_metaimage_compares_the_compressed_size(tmp_path):
     packed = zlib.compress(VOXELS.tobytes())
     path = write_zraw(tmp_path, packed, CompressedDataSize="1000")
     refused(path, f"scan.zraw is too short: {len(packed)} bytes, its header says 1000")
+    # ITK reads so many bytes and no more; what it would leave out must be nothing
+    path = write_zraw(tmp_path, packed, CompressedDataSize="12")
+    refused(path, f"scan.zraw is too long: {len(packed)} bytes, its header says 12")
+    padded = write_zraw(tmp_path, packed + bytes(7), CompressedDataSize=str(len(packed)))
+    np.testing.assert_array_equal(open_metaimage(padded).read(), VOXELS)
 
 
 def test_open_metaimage_allocates_nothing_for_a_header_that_lies(tmp_path):
