@@ -26,6 +26,7 @@ from luna16_monai.inference.structured_report import (
     write_structured_report,
 )
 from luna16_monai.interchange import formats
+from luna16_monai.interchange.luna16 import columns_behind
 from luna16_monai.interchange.points import DIAMETER, Points
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.files import sha256
@@ -45,6 +46,7 @@ class Wanted:
         output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
         names: of the candidates, for formats that hold them.
         diameter_mm: (n,) of the candidates, NaN where it is not known; for the report, and for formats that hold it.
+        listed: the candidates as they were listed; what is known of them stands behind our columns.
     """
 
     dicom_sr: Path | None = None
@@ -54,6 +56,7 @@ class Wanted:
     output_format: str = formats.LUNA16
     names: tuple[str, ...] = ()
     diameter_mm: NDArray[np.float64] | None = None
+    listed: Points | None = None
 
 
 def predict(
@@ -124,7 +127,9 @@ def _write(
     """Write the candidates with their values in the format that is wanted; give what else is told of it."""
     uids = table.row_series()
     if wanted.output_format == formats.LUNA16:
-        write_points(output, uids, table.points_xyz, values.pop("probability"), "probability", **values)
+        behind = {} if wanted.listed is None else columns_behind(wanted.listed, values)
+        probability = values.pop("probability")
+        write_points(output, uids, table.points_xyz, probability, "probability", **values, **behind)
         return {}
     if wanted.diameter_mm is not None:
         values = {**values, DIAMETER: wanted.diameter_mm}

@@ -167,7 +167,8 @@ def write_points(
     points_xyz: ArrayLike,
     values: ArrayLike,
     value_column: str,
-    **more: ArrayLike,
+    /,
+    **more: ArrayLike | Sequence[object],
 ) -> None:
     """Write a table in LUNA16's columns; the file is whole or absent.
 
@@ -177,10 +178,10 @@ def write_points(
         points_xyz: (n, 3) world LPS in mm, written with 6 decimals.
         values: (n,) numbers.
         value_column: the last column's name.
-        more: further columns, (n,) each.
+        more: further columns, (n,) each, under any name; a list is written as it is.
     """
     points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
-    columns = [np.asarray(column).tolist() for column in (values, *more.values())]
+    columns = [c if isinstance(c, list | tuple) else np.asarray(c).tolist() for c in (values, *more.values())]
     rows = zip(series_uids, points, *columns, strict=True)
     write_csv(
         path,
