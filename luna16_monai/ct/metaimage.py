@@ -196,7 +196,8 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {_DAMAGED}")
         check = _KEYS.get(key)
         if check is None:
-            if key.lower() in _MEANT:
+            # ITK also takes a colon for the equals sign
+            if key.partition(":")[0].rstrip().lower() in _MEANT:
                 raise ValueError(
                     f"{where}: key {key[:60]!r} is not read, and would change the voxels or their place: write the CT "
                     "anew with SimpleITK"

@@ -173,6 +173,8 @@ def test_open_metaimage_reads_windows_line_ends(tmp_path):
         ({"Orientation": "0 1 0 1 0 0 0 0 1"}, "scan.mhd line 13: key 'Orientation' is not read, and would change"),
         ({"ElementToIntensityFunctionOffset": "-1024"}, "key 'ElementToIntensityFunctionOffset' is not read"),
         ({"offset": "0 0 0"}, "key 'offset' is not read, and would change the voxels or their place"),
+        # ITK takes the colon for the equals sign, and so reads a key that seems to be another one
+        ({"CompressedData :": "True"}, "key 'CompressedData :' is not read, and would change the voxels"),
         ({"PatientName\x07": "x"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
         ({"Comment": "a\x00b"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
         ({"Comment": "a\tb\x07"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
