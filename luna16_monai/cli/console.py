@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def add_seed(verb: argparse.ArgumentParser) -> None:
 
 def add_device(verb: argparse.ArgumentParser) -> None:
     """Add --device, see `device`."""
-    verb.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+    verb.add_argument("--device", type=device_name, default="auto", metavar="auto|cpu|cuda|cuda:N")
 
 
 def add_ct(verb: argparse.ArgumentParser, required: bool = True) -> None:
@@ -189,12 +190,25 @@ def bundle(path: Path | None, trusted: bool) -> Path:
 
 
 def device(name: str) -> str:
-    """Return the device that --device names; ``auto`` is CUDA where it is available, else the CPU."""
-    if name != "auto":
-        return name
+    """Return the device that --device names; ``auto`` is CUDA where it is available, else the CPU.
+
+    Raises:
+        ValueError: it is not there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from luna16_monai.networks.backends import require_device
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(require_device(name))
+
+
+def device_name(text: str) -> str:
+    """Return the word after --device, if it is the name of a device, there or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: name auto, cpu, cuda or cuda:N")
+    return text
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_review_opens_points_of_any_format(data, tmp_path):
     assert shown[1] == shown[2] == shown[0]
 
 
-# --- what is known of the list, and what would be lost -----------------------------------------------------------------
+# --- what is known of the list, and what would be lost ------------------------------------------------------------
 
 
 def test_predict_keeps_the_lists_columns_behind_its_own(call, words, tmp_path):
