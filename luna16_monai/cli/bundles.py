@@ -31,7 +31,7 @@ def run_export(options: argparse.Namespace) -> int:
     console.require_file("--output", options.output, options.weights)
     bundle = console.bundle(options.bundle, options.trust_bundle)
     classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
-    export(classifier.networks[0], classifier.config, bundle, classifier.weights[0], options.format, options.output)
+    export(classifier.networks[0], classifier.config, bundle, options.format, options.output)
     copy_seen(classifier.weights[0], options.output)
     result = {"format": options.format, "output": str(options.output), "bytes": options.output.stat().st_size}
     return console.tell(options, result, f"export: {options.format} in {options.output}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
-from luna16_monai.networks.weights import load_state, read_weights
+from luna16_monai.networks.weights import load_state, read_state
 
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 BACKENDS = ("auto", "torch", "openvino")
@@ -69,7 +69,7 @@ def load_weights(
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
-    load_state(network, read_weights(path), f"the weights {path}")
+    load_state(network, read_state(path), f"the weights {path}")
     if backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino")):
         return OpenVinoNetwork(network.eval(), shape_zyx)
     return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
