@@ -89,8 +89,8 @@ def finish_scan(
 
     Args:
         hu, geometry: the scan as drawn.
-        nodules, excluded, marks: what is in it, at mm in (z, y, x) from the volume's corner. A mark beyond the outermost
-            voxels' centres, as where a scan shows a part of the lungs alone, is moved onto them.
+        nodules, excluded, marks: what is in it, at mm in (z, y, x) from the volume's corner. A mark beyond the
+            outermost voxels' centres, as where a scan shows a part of the lungs alone, is moved onto them.
         flipped: whether rows and columns are stored backwards; no point of the world moves.
     """
 
