@@ -36,6 +36,7 @@ def run_detect(options: argparse.Namespace) -> int:
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
 
+    console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
     found = find(options, options.bundle, options.weights, options.threshold)
     found.write(options.output)
     records = [read_seen(found.weights)]

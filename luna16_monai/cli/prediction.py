@@ -68,6 +68,7 @@ def run_predict(options: argparse.Namespace) -> int:
         return _predict_found(options, views)
     if options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
         raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
+    _check_files(options)
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     to_format = _format_of_output(options)
     candidates = _candidates(options)
@@ -78,7 +79,14 @@ def run_predict(options: argparse.Namespace) -> int:
     names, diameters = candidates.names, candidates.values.get("diameter_mm")
     malignancy = _malignancy_classifier(options, device)
     wanted = Wanted(
-        options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, names, diameters
+        options.dicom_sr,
+        options.threshold,
+        options.explain,
+        options.explain_top,
+        to_format,
+        names,
+        diameters,
+        candidates,
     )
     result = predict(
         classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
@@ -96,6 +104,18 @@ def run_predict(options: argparse.Namespace) -> int:
     if options.explain:
         lines.append(f"  {result['explained']} explanations in {options.explain}")
     return console.tell(options, result, "\n".join(lines))
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, or would replace what is read, before any work."""
+    read = [options.candidates, options.detector_weights, options.malignancy_weights, *options.ct]
+    read += options.weights or []
+    # a folder is checked by the format: several CTs may make one
+    console.require_file("--output", options.output, *read, may_be_folder=options.candidates is not None)
+    console.require_file("--dicom-sr", options.dicom_sr, *read)
+    console.require_folder("--explain", options.explain)
+    if options.dicom_sr is not None and options.dicom_sr.resolve() == options.output.resolve():
+        raise ValueError(f"--output and --dicom-sr are both {options.output}: name two files")
 
 
 def _format_of_output(options: argparse.Namespace) -> str:
@@ -135,6 +155,7 @@ def _predict_found(options: argparse.Namespace, views: int | None) -> int:
         raise ValueError(
             "--dicom-sr, --explain and --ras need --candidates: run luna16 detect first, and name its table"
         )
+    _check_files(options)
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]

@@ -15,20 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai import __version__
+from luna16_monai.ct.opening import find_series
 from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
 from luna16_monai.inference.occlusion import Explanation, explain, write_explanations
 from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
     Source,
+    make_structured_report,
     read_source,
     require_threshold,
-    write_structured_report,
 )
 from luna16_monai.interchange import formats
+from luna16_monai.interchange.luna16 import columns_behind
 from luna16_monai.interchange.points import DIAMETER, Points
 from luna16_monai.machine.claims import require_empty
-from luna16_monai.machine.files import sha256
+from luna16_monai.machine.files import atomic_write, sha256
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
@@ -45,6 +47,7 @@ class Wanted:
         output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
         names: of the candidates, for formats that hold them.
         diameter_mm: (n,) of the candidates, NaN where it is not known; for the report, and for formats that hold it.
+        listed: the candidates as they were listed; what is known of them stands behind our columns.
     """
 
     dicom_sr: Path | None = None
@@ -54,6 +57,7 @@ class Wanted:
     output_format: str = formats.LUNA16
     names: tuple[str, ...] = ()
     diameter_mm: NDArray[np.float64] | None = None
+    listed: Points | None = None
 
 
 def predict(
@@ -92,7 +96,7 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
-    source = _source(wanted, cts, points)
+    source = _source(wanted, cts, points, allow_symlinks)
     _check_wanted(wanted, classifiers, output, points)
     both = classifiers if malignancy is None else [*classifiers, malignancy]
     volumes = volumes_of(both, cts, allow_symlinks)
@@ -104,14 +108,18 @@ def predict(
         more["malignancy"] = scored[-1]
     explanations = _explanations(wanted, classifiers[0], points, probability, volumes[0], progress)
 
-    result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
-    result |= _write(output, table, points, {"probability": probability, **more}, wanted)
-    if source is not None and wanted.dicom_sr is not None:
+    report = None
+    if source is not None:
         told = replace(points, values=more.get("calibrated_probability", probability))
         algorithm = describe(classifiers, calibration is not None, views or classifiers[0].views, wanted.threshold)
-        result["dicom_sr"] = str(wanted.dicom_sr)
-        reported = (wanted.dicom_sr, source, told, wanted.threshold, algorithm, wanted.diameter_mm)
-        result["reported"] = write_structured_report(*reported)
+        report, reported = make_structured_report(source, told, wanted.threshold, algorithm, wanted.diameter_mm)
+
+    result: dict[str, Any] = {"output": str(output), "candidates": len(table), "series": len(table.series_uids)}
+    result |= _write(output, table, points, {"probability": probability, **more}, wanted)
+    if report is not None and wanted.dicom_sr is not None:
+        with atomic_write(wanted.dicom_sr) as stream:
+            stream.write(report)
+        result |= {"dicom_sr": str(wanted.dicom_sr), "reported": reported}
     if explanations is not None and wanted.explain is not None:
         write_explanations(wanted.explain, explanations)
         result["explained"] = len(explanations)
@@ -124,7 +132,9 @@ def _write(
     """Write the candidates with their values in the format that is wanted; return what else is said of it."""
     uids = table.row_series()
     if wanted.output_format == formats.LUNA16:
-        write_points(output, uids, table.points_xyz, values.pop("probability"), "probability", **values)
+        behind = {} if wanted.listed is None else columns_behind(wanted.listed, values)
+        probability = values.pop("probability")
+        write_points(output, uids, table.points_xyz, probability, "probability", **values, **behind)
         return {}
     if wanted.diameter_mm is not None:
         values = {**values, DIAMETER: wanted.diameter_mm}
@@ -134,14 +144,21 @@ def _write(
     return told | ({"files": [str(file) for file in files]} if files != [output] else {})
 
 
-def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable) -> Source | None:
-    """The series that the structured report is about; None where none is wanted."""
+def _source(wanted: Wanted, cts: Sequence[Path], points: PointTable, allow_symlinks: bool) -> Source | None:
+    """The series that the structured report is about, in the folder of --ct or below it; None where none is wanted."""
     if wanted.dicom_sr is None:
         return None
     require_threshold(wanted.threshold)
     if len(cts) != 1:
         raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
-    source = read_source(cts[0])
+    folder = cts[0]
+    if folder.is_dir():
+        series = find_series(folder, allow_symlinks)
+        listed = [uid for uid in points.series_uids if uid in series]
+        if len(listed) > 1:
+            raise ValueError(f"--dicom-sr is about one series, and {points.source} lists {len(listed)}: list one")
+        folder = series[listed[0]] if listed else folder
+    source = read_source(folder)
     points.require_series([source.series_uid], "the series of --dicom-sr")
     return source
 

@@ -15,6 +15,7 @@ from monai.data import set_track_meta
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
+from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
@@ -40,6 +41,7 @@ def training() -> None:
     explain_errors()
     build_on()
     check_settings(*TRAINING)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     if value_of("several_processes", False):
         distributed.start(value_of("device"))
@@ -62,6 +64,7 @@ def evaluation() -> None:
     build_on()
     take_recorded_network(value_of("init_weights"))
     check_settings(*EVALUATION)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
@@ -79,6 +82,7 @@ def inference() -> None:
     explain_errors()
     build_on()
     check_settings()
+    require_device(value_of("device", "cpu"))
     set_track_meta(False)
 
 

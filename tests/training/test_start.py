@@ -69,6 +69,15 @@ def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_pa
     assert [path.name for path in run.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_training_refuses_a_device_that_is_not_there(data, tmp_path, name):
+    with pytest.raises(RuntimeError) as caught:
+        started([CONFIGS / "train.yaml"], {**data, "device": name, "output_dir": str(tmp_path / "run")})
+    assert one_line(caught.value).startswith(f"device {name}: ")
+    assert "cpu" in one_line(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_of_several_processes_joins_them_before_it_claims_the_folder(data, tmp_path, monkeypatch):
     for name in distributed.TORCHRUN:
         monkeypatch.delenv(name, raising=False)
