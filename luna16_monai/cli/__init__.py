@@ -4,6 +4,7 @@
 - ``console``: what verbs share: options, folders, trust in a bundle, results
 - ``data``: phantom, download, doctor, prepare, verify
 - ``scoring``: evaluate, compare, report
+- ``benchmark``: benchmark
 - ``detection``: detect
 - ``prediction``: predict, review
 - ``exchange``: convert, challenge
