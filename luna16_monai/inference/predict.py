@@ -6,7 +6,7 @@ All that can be refused is refused before the network runs, and nothing is writt
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,25 @@ from luna16_monai.inference.structured_report import (
 from luna16_monai.interchange import formats
 from luna16_monai.interchange.points import DIAMETER, Points
 from luna16_monai.machine.claims import require_empty
-from luna16_monai.machine.files import sha256
+from luna16_monai.machine.files import atomic_write, sha256
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 CALIBRATED = "calibrated_probability"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page about one CT that is written beside the table.
+
+    Attributes:
+        path: of the file.
+        render: makes it of the points (LPS), the values of each by column, and what is told of the algorithm; gives the
+            page and how many candidates it shows.
+    """
+
+    path: Path
+    render: Callable[[PointTable, Mapping[str, NDArray[np.float64]], Algorithm], tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Wanted:
         explain: a folder for the explanations.
         explain_top: of how many candidates, the most probable ones.
         output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
+        page: about one CT, for readers.
     """
 
     dicom_sr: Path | None = None
@@ -53,6 +68,7 @@ class Wanted:
     explain: Path | None = None
     explain_top: int = 10
     output_format: str = formats.LUNA16
+    page: Page | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +148,7 @@ def predict(
     Returns:
         ``output``, ``candidates``, ``series``; of a detector's ``without``, the series that have none; ``dicom_sr`` and
         ``reported`` (how many candidates are in it); ``explained`` (how many there are); ``files`` and ``left_out``, as
-        `formats.write` gives them, if any.
+        `formats.write` gives them, if any; ``report``, the page's file, and ``shown``, the candidates that it shows.
 
     Raises:
         ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
@@ -152,22 +168,58 @@ def predict(
         listed, columns = listed.select(order), {name: value[order] for name, value in columns.items()}
     probability, points = columns["probability"], listed.points
     explanations = _explanations(wanted, classifiers[0], points, probability, scored.volumes[0], progress)
+    algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
+    page = _page(wanted, listed, columns, algorithm)
 
     counts = {"candidates": len(points), "series": len(points.series_uids)}
     result: dict[str, Any] = {"output": str(output), **counts}
     if listed.detection is not None:
         result["without"] = list(listed.without)
     result |= _write(output, listed, columns, wanted)
-    if source is not None and wanted.dicom_sr is not None:
-        told = replace(points, values=columns.get(CALIBRATED, probability))
-        algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
-        result["dicom_sr"] = str(wanted.dicom_sr)
-        reported = (wanted.dicom_sr, source, told, wanted.threshold, algorithm, listed.diameter_mm)
-        result["reported"] = write_structured_report(*reported)
-    if explanations is not None and wanted.explain is not None:
-        write_explanations(wanted.explain, explanations)
-        result["explained"] = len(explanations)
-    return result
+    result |= _write_report(wanted, source, listed, columns, algorithm)
+    return result | _write_explanations(wanted, explanations) | _write_page(wanted, page)
+
+
+def _write_report(
+    wanted: Wanted,
+    source: Source | None,
+    listed: Listed,
+    columns: Mapping[str, NDArray[np.float64]],
+    algorithm: Algorithm,
+) -> dict[str, Any]:
+    """Write the structured report, where it is wanted; give what is told of it."""
+    if source is None or wanted.dicom_sr is None:
+        return {}
+    told = replace(listed.points, values=columns.get(CALIBRATED, columns["probability"]))
+    reported = (wanted.dicom_sr, source, told, wanted.threshold, algorithm, listed.diameter_mm)
+    return {"dicom_sr": str(wanted.dicom_sr), "reported": write_structured_report(*reported)}
+
+
+def _page(
+    wanted: Wanted, listed: Listed, columns: Mapping[str, NDArray[np.float64]], algorithm: Algorithm
+) -> tuple[str, int]:
+    """Render the page about the CT, and count what it shows; empty where none is wanted."""
+    if wanted.page is None:
+        return "", 0
+    diameters = {} if listed.diameter_mm is None else {DIAMETER: listed.diameter_mm}
+    return wanted.page.render(listed.points, {**columns, **diameters}, algorithm)
+
+
+def _write_explanations(wanted: Wanted, explanations: Sequence[Explanation] | None) -> dict[str, Any]:
+    """Write the explanations, where they are wanted; give what is told of them."""
+    if explanations is None or wanted.explain is None:
+        return {}
+    write_explanations(wanted.explain, explanations)
+    return {"explained": len(explanations)}
+
+
+def _write_page(wanted: Wanted, page: tuple[str, int]) -> dict[str, Any]:
+    """Write the page, where one is wanted; give what is told of it."""
+    if wanted.page is None:
+        return {}
+    with atomic_write(wanted.page.path) as stream:
+        stream.write(page[0].encode())
+    return {"report": str(wanted.page.path), "shown": page[1]}
 
 
 def _columns(

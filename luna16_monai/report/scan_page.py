@@ -150,8 +150,9 @@ def _pictures(volume: Volume, point_xyz: Sequence[float]) -> dict[str, str]:
 
 def _slice_number(scan: Geometry, point_xyz: Sequence[float]) -> int:
     """Return the number of the slice nearest to a point, from 1 at the head."""
-    index = int(np.floor(scan.voxel_from_world(point_xyz)[0] + 0.5))
-    return (scan.shape_zyx[0] - index) if scan.affine[2, 0] > 0 else index + 1
+    axis = int(np.abs(scan.affine[2, :3] / scan.spacing_zyx).argmax())
+    index = int(np.floor(scan.voxel_from_world(point_xyz)[axis] + 0.5))
+    return scan.shape_zyx[axis] - index if scan.affine[2, axis] > 0 else index + 1
 
 
 def _facts(scan: Geometry, places: LungPlaces | None) -> dict[str, str]:
