@@ -37,6 +37,7 @@ def run_detect(options: argparse.Namespace) -> int:
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
 
+    console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
     detector, volumes = opened(options, options.bundle, options.weights)
     found = detector.candidates(
         volumes, options.max, options.threshold, lungs(options), console.shows_progress(options)

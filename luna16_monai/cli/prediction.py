@@ -91,6 +91,7 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
     views = 16 if options.tta else options.views
     _check_stages(options)
+    _check_files(options)
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     to_format = _format_of_output(options)
     listed, scored = None if options.candidates is None else _listed(options), None
@@ -148,7 +149,7 @@ def _listed(options: argparse.Namespace) -> Listed:
     candidates = _candidates(options)
     table = candidates.table(None)
     points = from_ras(table) if options.ras else table
-    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"))
+    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"), candidates)
 
 
 def _detected(
@@ -171,6 +172,18 @@ def _detected(
     )
     detection.warn(found)
     return listed, scored
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, or would replace what is read, before any work."""
+    read = [options.candidates, options.detector_weights, options.malignancy_weights, *options.ct]
+    read += options.weights or []
+    # a folder is checked by the format: several CTs may make one
+    console.require_file("--output", options.output, *read, may_be_folder=options.candidates is not None)
+    console.require_file("--dicom-sr", options.dicom_sr, *read)
+    console.require_folder("--explain", options.explain)
+    if options.dicom_sr is not None and options.dicom_sr.resolve() == options.output.resolve():
+        raise ValueError(f"--output and --dicom-sr are both {options.output}: name two files")
 
 
 def _format_of_output(options: argparse.Namespace) -> str:

@@ -56,10 +56,12 @@ def run_review(options: argparse.Namespace) -> int:
     if anew:
         result["predictions"] = str(predictions)
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
-    server.serve_until_stopped(lambda: console.tell(options, result, line))
-    held = server.review.decided()
-    told = f"{server.saved} decisions saved; {path} holds {held['decided']} of {held['count']}"
-    print("luna16: review has ended,", told, file=sys.stderr)
+    try:
+        server.serve_until_stopped(lambda: console.tell(options, result, line))
+    finally:
+        held = server.review.decided()
+        told = f"{server.saved} decisions saved; {path} holds {held['decided']} of {held['count']}"
+        print("luna16: review has ended,", told, file=sys.stderr)
     return console.DONE
 
 
