@@ -181,11 +181,8 @@ def predict(
     if listed.detection is not None:
         result["without"] = list(listed.without)
     result |= _write(output, listed, columns, wanted)
-    if report is not None and wanted.dicom_sr is not None:
-        with atomic_write(wanted.dicom_sr) as stream:
-            stream.write(report[0])
-        result |= {"dicom_sr": str(wanted.dicom_sr), "reported": report[1]}
-    return result | _write_explanations(wanted, explanations) | _write_page(wanted, page)
+    result |= _write_report(wanted, report) | _write_explanations(wanted, explanations)
+    return result | _write_page(wanted, page)
 
 
 def _report(
@@ -210,6 +207,15 @@ def _page(
         return "", 0
     diameters = {} if listed.diameter_mm is None else {DIAMETER: listed.diameter_mm}
     return wanted.page.render(listed.points, {**columns, **diameters}, algorithm)
+
+
+def _write_report(wanted: Wanted, report: tuple[bytes, int] | None) -> dict[str, Any]:
+    """Write the structured report, where it is wanted; give what is known of it."""
+    if report is None or wanted.dicom_sr is None:
+        return {}
+    with atomic_write(wanted.dicom_sr) as stream:
+        stream.write(report[0])
+    return {"dicom_sr": str(wanted.dicom_sr), "reported": report[1]}
 
 
 def _write_explanations(wanted: Wanted, explanations: Sequence[Explanation] | None) -> dict[str, Any]:
