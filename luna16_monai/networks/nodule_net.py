@@ -105,6 +105,8 @@ class NoduleNet(nn.Module):
         self.backbone = nn.Sequential(*blocks)
         # which blocks are trained in bfloat16, see networks.precision; scoring is float32
         self.bfloat16_blocks: tuple[bool, ...] = ()
+        # set where all but the head goes on from other weights, see networks.weights
+        self.fresh_head = False
         self.trainable_blocks: int | None = None
         features = channels[-1] * math.prod(side // 2 ** len(channels) for side in inner_zyx)
         self.head = nn.Linear(features, num_classes)
@@ -157,18 +159,21 @@ class NoduleNet(nn.Module):
 
     def _run_parts(self, features: Tensor, start: int) -> Tensor:
         """Return what the backbone's parts from a number on make of features, each block in its own precision."""
-        for number, part in list(enumerate(self.backbone))[start:]:
+        parts = list(self.backbone)
+        if not any(self.bfloat16_blocks):
+            for part in parts[start:]:
+                features = part(features)
+            return features
+        for number in range(start, len(parts)):
+            low = self.bfloat16_blocks[number // MODULES_A_BLOCK]
             with self._precision_of(number):
-                features = part(features if self._in_bfloat16(number) else features.float())
+                features = parts[number](features if low else features.float())
         return features.float()
-
-    def _in_bfloat16(self, part: int) -> bool:
-        return any(self.bfloat16_blocks) and self.bfloat16_blocks[part // MODULES_A_BLOCK]
 
     def _precision_of(self, part: int) -> contextlib.AbstractContextManager[Any]:
         if not any(self.bfloat16_blocks):
             return contextlib.nullcontext()
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16(part))
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16_blocks[part // MODULES_A_BLOCK])
 
     def train(self, mode: bool = True) -> NoduleNet:
         """Switch to training; what is frozen stays as it is in scoring, so that its statistics do not move."""

@@ -55,7 +55,9 @@ def training() -> None:
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
     seeds.seed_network(value_of("seed"))
-    load_initial_weights(value_of("network"), value_of("init_weights"))
+    first = value_of("init_weights")
+    trained = {} if first is None else RunFolder(Path(first).parent).read_network()
+    load_initial_weights(value_of("network"), first, trained.get("shape_zyx"))
     choose_precision(value_of("network"), value_of("bf16", False), value_of("device"), value_of("output_dir"))
 
 
