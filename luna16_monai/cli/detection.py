@@ -31,6 +31,21 @@ def add_detect(verbs: Verbs) -> None:
     console.add_device(verb)
 
 
+def run_detect(options: argparse.Namespace) -> int:
+    """Run ``luna16 detect``; return its exit code."""
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
+
+    found = find(options, options.bundle, options.weights, options.threshold)
+    found.write(options.output)
+    records = [read_seen(found.weights)]
+    write_seen_by_all(options.output, records)
+    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    count, series = len(found.table), len(found.table.series_uids)
+    result = {"output": str(options.output), "candidates": count, "series": series, "without": list(found.empty)}
+    return console.tell(options, result, f"detect: {count} candidates of {series} CTs in {options.output}")
+
+
 def add_max(verb: argparse.ArgumentParser) -> None:
     """Add --max: the most candidates of a CT."""
     verb.add_argument("--max", type=int, default=50, metavar="N", help="candidates of a CT; default: 50")
@@ -64,18 +79,3 @@ def find(options: argparse.Namespace, bundle: Path | None, weights: Path | None,
     )  # fmt: skip
     console.warn([*found.warnings, *(f"series {uid} has no candidate" for uid in found.empty)])
     return found
-
-
-def run_detect(options: argparse.Namespace) -> int:
-    """Run ``luna16 detect``; return its exit code."""
-    from luna16_monai.phantom.drawn import drawn_near
-    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-
-    found = find(options, options.bundle, options.weights, options.threshold)
-    found.write(options.output)
-    records = [read_seen(found.weights)]
-    write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
-    count, series = len(found.table), len(found.table.series_uids)
-    result = {"output": str(options.output), "candidates": count, "series": series, "without": list(found.empty)}
-    return console.tell(options, result, f"detect: {count} candidates of {series} CTs in {options.output}")
