@@ -25,7 +25,8 @@ from luna16_monai.cli import experiments as job_verbs
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation.submission import evaluate, validation_truth
 from luna16_monai.experiments.crossval import crossval, pool
-from luna16_monai.experiments.folds import Plan, audit_leakage
+from luna16_monai.experiments.folds import VIEWS, Plan, audit_leakage
+from luna16_monai.inference.views import NUMBERS
 from luna16_monai.machine.files import write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.results import write_results
@@ -302,6 +303,17 @@ def test_a_fold_with_two_gpus_needs_a_bundle_that_says_how(phantom_dir, store_di
     (mine / "configs" / "multi_gpu_train.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"multi_gpu_train\.yaml: name a bundle with"):
         Plan(mine, phantom_dir, store_dir, tmp_path, (0,), gpus=2)
+
+
+def test_views_are_a_setting_of_the_scoring_alone(phantom_dir, store_dir, tmp_path):
+    job = Plan(bundle_dir(), phantom_dir, store_dir, tmp_path, (0,), {"views": "16", "max_epochs": "1"}).job(0)
+    training, scoring = job.commands
+    assert "--views" not in training
+    assert scoring[scoring.index("--views") + 1] == "16"
+    assert "--max_epochs" in training
+    with pytest.raises(ValueError, match="views 3: give one of 1, 2, 4, 8, 16"):
+        Plan(bundle_dir(), phantom_dir, store_dir, tmp_path, (0,), {"views": "3"})
+    assert tuple(map(str, NUMBERS)) == VIEWS
 
 
 def test_record_tells_which_files_of_another_bundle_a_cross_validation_builds_on(phantom_dir, store_dir, tmp_path):
