@@ -5,5 +5,6 @@
 - ``weights``: reading and loading weights
 - ``folding``: batch norms folded into convolutions
 - ``backends``: device, compiled torch, OpenVINO
+- ``bfloat16``: whether training in it is right and faster here
 - ``export``: TorchScript, ONNX, OpenVINO
 """

@@ -35,6 +35,7 @@ class NoduleDetector(nn.Module):
     Attributes:
         stride_zyx: voxels of an output cell, on each axis.
         total_stride_zyx: voxels of a cell of the coarsest level: sides have to be multiples of it.
+        bfloat16: train in bfloat16 on a CPU; scoring is float32.
 
     Raises:
         ValueError: fewer than two levels, or a stem stride other than 1 or 2.
@@ -54,6 +55,7 @@ class NoduleDetector(nn.Module):
             )
         self.stem_stride_zyx = tuple(int(s) for s in stem_stride_zyx)
         self.stride_zyx = tuple(2 * s for s in self.stem_stride_zyx)
+        self.bfloat16 = False
         self.total_stride_zyx = tuple(s * 2 ** (len(channels) - 1) for s in self.stem_stride_zyx)
         # even kernels where there is a stride: the middle of a cell then stays the middle of its voxels
         kernel = [3 if s == 1 else 4 for s in self.stem_stride_zyx]
@@ -100,7 +102,8 @@ class NoduleDetector(nn.Module):
             (batch, 5, z, y, x) of the output's cells: the logit of a nodule's middle; how far it lies from the cell's
             own along z, y and x, in cells; the logarithm of the diameter in mm.
         """
-        return self.coarse(self.fine(image))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16 and self.training and image.is_cpu):
+            return self.coarse(self.fine(image))
 
 
 class _Residual(nn.Module):

@@ -6,22 +6,29 @@ would be built before the seed is set, and a ``@resume`` would be the text "fals
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from monai.data import set_track_meta
+from torch import nn
 
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.networks.bfloat16 import bfloat16_pays
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
 from luna16_monai.training import distributed, seeds, tracking
 
+logger = logging.getLogger(__name__)
+
 SHARED = ("dataset_dir", "deterministic", "init_weights", "network", "split")
-TRAINING = (*SHARED, "device", "output_dir", "resume", "seed")
+TRAINING = (*SHARED, "bf16", "device", "output_dir", "resume", "seed")
 # the last two are for MONAI, which shows them as parts of the bundle
 EVALUATION = (*SHARED, "run_dir", "dataset", "preprocessing")
 
@@ -49,6 +56,7 @@ def training() -> None:
     seeds.configure_torch(value_of("deterministic"))
     seeds.seed_network(value_of("seed"))
     load_initial_weights(value_of("network"), value_of("init_weights"))
+    choose_detector_precision(value_of("network"), value_of("bf16", False), value_of("device"))
 
 
 def evaluation() -> None:
@@ -79,6 +87,22 @@ def inference() -> None:
     build_on()
     check_settings()
     set_track_meta(False)
+
+
+def choose_detector_precision(network: nn.Module, bf16: Any, device: torch.device | str) -> None:
+    """Let a detector be trained in bfloat16 on a CPU, if ``bf16`` is true and a self-test finds it right and faster.
+
+    CUDA has ``amp``. Several processes do as they do together: where one of them finds it wrong or slow, none does it.
+
+    Raises:
+        ValueError: ``bf16`` is neither true nor false.
+    """
+    if not isinstance(bf16, bool):
+        raise ValueError(f"bf16 {bf16}: give true or false")
+    if isinstance(network, NoduleDetector) and bf16 and torch.device(device).type == "cpu":
+        pays = bfloat16_pays(network, torch.full((4, 1, 32, 64, 64), -500.0))
+        network.bfloat16 = not distributed.greatest(int(not pays))
+        logger.info("bf16: the self-test finds it %s here", "right and faster" if network.bfloat16 else "wrong or slow")
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
