@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luna16_monai.evaluation.submission import Evaluation
     from luna16_monai.store.reading import Store
     from luna16_monai.tables.points import PointTable
 
@@ -42,22 +41,19 @@ def score(output: Path, data: Path, store_dir: Path, series_uids: Sequence[str])
     truth = validation_truth(data, series_uids)
     if truth is None:
         raise FileNotFoundError(f"no annotations.csv in {data}: draw the scans anew with luna16 phantom")
-    both = evaluate(read_points(output / "both_stages.csv", "probability"), truth)
-    blobs = evaluate(blob_candidates(Store(store_dir), series_uids), truth)
-    run = RunFolder(output)
-    rows = blobs.submission
-    write_points(output / "blobs.csv", rows.row_series(), rows.points_xyz, rows.values, "probability")
-    rows = both.submission
-    write_points(run.submission_file, rows.row_series(), rows.points_xyz, rows.values, "probability")
-    detector = RunFolder(output / "detector").read_metrics().content
-    metrics = {**_told(both), "detector": dict(detector), "both_stages": both.scores, "blob": blobs.scores}
+    rows, blobs = read_points(output / "both_stages.csv", "probability"), blob_candidates(Store(store_dir), series_uids)
+    for path, one in ((RunFolder(output).submission_file, rows), (output / "blobs.csv", blobs)):
+        write_points(path, one.row_series(), one.points_xyz, one.values, "probability")
+    both = evaluate(rows, truth)
+    metrics = {
+        **both.scores,
+        "series": len(series_uids),
+        "candidates": len(rows),
+        "detector": dict(RunFolder(output / "detector").read_metrics().content),
+        "both_stages": both.scores,
+        "blob": evaluate(blobs, truth).scores,
+    }
     return dict(write_results(output, metrics, rows, rows.values, both).content)
-
-
-def _told(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores, with what a report wants to know of a run."""
-    counts = {"series": len(evaluation.truth.series_uids), "candidates": len(evaluation.submission)}
-    return {**evaluation.scores, **counts, "epoch": 1, "key_metric": "cpm"}
 
 
 def blob_candidates(store: Store, series_uids: Sequence[str]) -> PointTable:

@@ -26,6 +26,8 @@ from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 LIMIT = 50
+CLASSIFIER_WEIGHT = 0.5
+"""Where a bundle says nothing."""
 THICK_MM = 3.0
 
 Lungs = Callable[[str, Volume], LungMask]
@@ -42,6 +44,7 @@ class Candidates:
         empty: the series without any.
         warnings: sentences about the CTs.
         weights: the file that the network's weights were read from; None where it is not known.
+        classifier_weight: of a classifier behind the detector, see ``two_stages.combine``.
     """
 
     table: PointTable
@@ -49,6 +52,7 @@ class Candidates:
     empty: tuple[str, ...]
     warnings: tuple[str, ...]
     weights: Path | None = None
+    classifier_weight: float = CLASSIFIER_WEIGHT
 
     def write(self, output: Path | str) -> None:
         """Write the table of ``luna16 detect``; the file is whole or absent."""
@@ -68,6 +72,10 @@ class Detector:
         inferer: applies it to a whole box.
         device: where it runs.
         weights: the file that its weights were read from, for the record.
+        classifier_weight: what a classifier's logit counts beside the detector's, 0 to 1, see ``two_stages.combine``.
+
+    Raises:
+        ValueError: a classifier weight outside 0 to 1.
     """
 
     def __init__(
@@ -78,7 +86,11 @@ class Detector:
         inferer: TiledInferer,
         device: torch.device | str = "cpu",
         weights: Path | str | None = None,
+        classifier_weight: float = CLASSIFIER_WEIGHT,
     ) -> None:
+        if not 0 <= classifier_weight <= 1:
+            raise ValueError(f"classifier_weight {classifier_weight:g}: give a share from 0 to 1")
+        self.classifier_weight = classifier_weight
         self.weights = None if weights is None else Path(weights)
         self.network, self.inferer, self.device = network.eval(), inferer, device
         self.stride, self.multiple = tuple(stride_zyx), tuple(multiple_zyx)
@@ -135,7 +147,7 @@ class Detector:
         )
         diameter = np.concatenate([np.zeros(0), *(part.diameter_mm for part in parts)])
         empty = tuple(uid for uid, count in zip(uids, counts, strict=True) if not count)
-        return Candidates(table, diameter, empty, tuple(warnings), self.weights)
+        return Candidates(table, diameter, empty, tuple(warnings), self.weights, self.classifier_weight)
 
     def write(self, volumes: InMemoryStore, output: Path | str, limit: int = LIMIT, threshold: float = 0.0) -> None:
         """Write the table of candidates; arguments and errors as `candidates`."""

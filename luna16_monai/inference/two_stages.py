@@ -1,8 +1,6 @@
 """``luna16 predict`` without a list of candidates: detect, classify, and combine the two.
 
-The combined logit is a weighted mean of both stages' logits. Equal weights are those with which a prototype's ranks on
-real CTs were measured, classifier with 16 views: nodules moved from rank 15 to 6, 17 to 5 and 55 to 11. They were not
-fitted to the weights that are shipped.
+The combined logit is a weighted mean of both stages' logits; the weight stands in the detector's bundle.
 """
 
 from __future__ import annotations
@@ -15,10 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
-from luna16_monai.inference.detect import Candidates
+from luna16_monai.inference.detect import CLASSIFIER_WEIGHT, Candidates
 from luna16_monai.tables.points import write_points
 
-CLASSIFIER_WEIGHT = 0.5
 _LEAST = 1e-6
 
 FloatArray = NDArray[np.float64]
@@ -63,7 +60,8 @@ def predict_found(
     both = classifiers if malignancy is None else [*classifiers, malignancy]
     table = found.table
     scored = score_in_turn(both, table, volumes_of(both, cts, allow_symlinks), views)
-    probability = combine(table.values, sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers))
+    mean = sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers)
+    probability = combine(table.values, mean, found.classifier_weight)
     order = np.lexsort((-probability, table.series))
     more: dict[str, ArrayLike] = {"detection_probability": table.values[order], "diameter_mm": found.diameter_mm[order]}
     if malignancy is not None:

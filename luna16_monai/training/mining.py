@@ -89,7 +89,7 @@ class MinedNegatives:
         network.train(was_training)
         return np.concatenate(parts)
 
-    def _of_scan(self, network: NoduleDetector, uid: str) -> NDArray[np.float64]:
+    def _of_scan(self, network: NoduleDetector, uid: str) -> NDArray[np.floating]:
         scans = self.crops.scans
         volume, labels = scans.volume(uid), scans.labels(uid)
         image, start = lung_box(volume, labels.lungs, network.total_stride_zyx)

@@ -101,8 +101,8 @@ def choose_detector_precision(network: nn.Module, bf16: Any, device: torch.devic
         raise ValueError(f"bf16 {bf16}: give true or false")
     if isinstance(network, NoduleDetector) and bf16 and torch.device(device).type == "cpu":
         pays = bfloat16_pays(network, torch.full((4, 1, 32, 64, 64), -500.0))
-        network.bfloat16 = not distributed.greatest(int(not pays))
-        logger.info("bf16: the self-test finds it %s here", "right and faster" if network.bfloat16 else "wrong or slow")
+        network.in_bfloat16 = not distributed.greatest(int(not pays))
+        logger.info("bf16: the self-test finds it %s here", "right and faster" if network.in_bfloat16 else "wrong or slow")
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
