@@ -17,6 +17,8 @@ from torch import nn
 
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.machine.claims import require_empty
+from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.bfloat16 import bfloat16_pays
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.weights import load_initial_weights
@@ -46,6 +48,7 @@ def training() -> None:
     explain_errors()
     build_on()
     check_settings(*TRAINING)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     if value_of("several_processes", False):
         distributed.start(value_of("device"))
@@ -69,6 +72,7 @@ def evaluation() -> None:
     build_on()
     take_recorded_network(value_of("init_weights"))
     check_settings(*EVALUATION)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
@@ -86,6 +90,7 @@ def inference() -> None:
     explain_errors()
     build_on()
     check_settings()
+    require_device(value_of("device", "cpu"))
     set_track_meta(False)
 
 
@@ -102,7 +107,9 @@ def choose_detector_precision(network: nn.Module, bf16: Any, device: torch.devic
     if isinstance(network, NoduleDetector) and bf16 and torch.device(device).type == "cpu":
         pays = bfloat16_pays(network, torch.full((4, 1, 32, 64, 64), -500.0))
         network.in_bfloat16 = not distributed.greatest(int(not pays))
-        logger.info("bf16: the self-test finds it %s here", "right and faster" if network.in_bfloat16 else "wrong or slow")
+        logger.info(
+            "bf16: the self-test finds it %s here", "right and faster" if network.in_bfloat16 else "wrong or slow"
+        )
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
@@ -116,13 +123,9 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    used = [name for name in there if name != "validation" and not name.startswith("events.out.tfevents")]
-    if used and not resume:
-        raise FileExistsError(
-            f"output_dir {folder} is in use (it holds {', '.join(used[:5])}): continue that run with --resume true, "
-            "or name another output_dir"
-        )
+    if not resume:
+        cure = "continue that run with --resume true, or name another output_dir"
+        require_empty(folder, cure, ignored=("validation", "events.out.tfevents*"))
     folder.mkdir(parents=True, exist_ok=True)
 
 
