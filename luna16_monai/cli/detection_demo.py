@@ -32,13 +32,13 @@ def score(output: Path, data: Path, store_dir: Path, series_uids: Sequence[str])
         store_dir: its prepared volumes.
         series_uids: the held-out scans.
     """
-    from luna16_monai.evaluation.submission import evaluate, validation_truth
+    from luna16_monai.evaluation.submission import evaluate, validation_reference
     from luna16_monai.runs.folder import RunFolder
     from luna16_monai.runs.results import write_results
     from luna16_monai.store.reading import Store
     from luna16_monai.tables.points import read_points, write_points
 
-    truth = validation_truth(data, series_uids)
+    truth = validation_reference(data, series_uids)
     if truth is None:
         raise FileNotFoundError(f"no annotations.csv in {data}: draw the scans anew with luna16 phantom")
     rows, blobs = read_points(output / "both_stages.csv", "probability"), blob_candidates(Store(store_dir), series_uids)
