@@ -1,8 +1,4 @@
-"""Tell whether a network of any form is better trained in bfloat16 on this machine's CPU.
-
-Processors without the instructions for it are several times as slow in it, and oneDNN is wrong for maps two voxels deep
-on some of those that have them. So each convolution is tried on maps of the size that it has.
-"""
+"""Try a network of any form in bfloat16 on a CPU, see ``precision``: each convolution on maps of its own size."""
 
 from __future__ import annotations
 
@@ -13,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST_ERROR = 0.02
-"""Of outputs and gradients, relative to float32; bfloat16 rounds to 0.003 on average."""
-FAST_ENOUGH = 0.9
-"""Of float32's time, all convolutions together."""
-ROUNDS = 3
+from luna16_monai.networks.precision import LARGEST_ERROR, ROUNDS, SelfTest
 
 
-def bfloat16_pays(network: nn.Module, image: Tensor) -> bool:
-    """Return whether all convolutions are right in bfloat16, forward and backward, and take less time together.
+def try_convolutions(network: nn.Module, image: Tensor) -> SelfTest:
+    """Try all convolutions of a network in bfloat16, forward and backward; the network counts as one block.
 
     torch's random state stays as it is.
 
@@ -43,9 +35,9 @@ def bfloat16_pays(network: nn.Module, image: Tensor) -> bool:
             convolution._forward_hooks.clear()
             error, times = try_convolution(convolution, torch.randn(shape))
             if error > LARGEST_ERROR:
-                return False
+                return SelfTest((False,), float("inf"))
             seconds = {low: seconds[low] + times[low] for low in seconds}
-    return seconds[True] <= FAST_ENOUGH * seconds[False]
+    return SelfTest((True,), seconds[True] / seconds[False])
 
 
 def try_convolution(convolution: nn.Conv3d, images: Tensor) -> tuple[float, dict[bool, float]]:

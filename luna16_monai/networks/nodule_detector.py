@@ -35,7 +35,7 @@ class NoduleDetector(nn.Module):
     Attributes:
         stride_zyx: voxels of an output cell, on each axis.
         total_stride_zyx: voxels of a cell of the coarsest level: sides have to be multiples of it.
-        in_bfloat16: train in bfloat16 on a CPU; scoring is float32.
+        bfloat16_blocks: (True,) to train in bfloat16 on a CPU, see ``networks.bfloat16``; scoring is float32.
 
     Raises:
         ValueError: fewer than two levels, or a stem stride other than 1 or 2.
@@ -55,7 +55,7 @@ class NoduleDetector(nn.Module):
             )
         self.stem_stride_zyx = tuple(int(s) for s in stem_stride_zyx)
         self.stride_zyx = tuple(2 * s for s in self.stem_stride_zyx)
-        self.in_bfloat16 = False
+        self.bfloat16_blocks: tuple[bool, ...] = ()
         self.total_stride_zyx = tuple(s * 2 ** (len(channels) - 1) for s in self.stem_stride_zyx)
         # even kernels where there is a stride: the middle of a cell then stays the middle of its voxels
         kernel = [3 if s == 1 else 4 for s in self.stem_stride_zyx]
@@ -102,7 +102,8 @@ class NoduleDetector(nn.Module):
             (batch, 5, z, y, x) of the output's cells: the logit of a nodule's middle; how far it lies from the cell's
             own along z, y and x, in cells; the logarithm of the diameter in mm.
         """
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16 and self.training and image.is_cpu):
+        low = any(self.bfloat16_blocks) and self.training and image.is_cpu
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             return self.coarse(self.fine(image))
 
 

@@ -19,7 +19,7 @@ from luna16_monai.bundle.config import build_on, change_config, check_settings, 
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.networks.backends import require_device
-from luna16_monai.networks.bfloat16 import bfloat16_pays
+from luna16_monai.networks.bfloat16 import try_convolutions
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.networks.precision import try_bfloat16
@@ -111,20 +111,19 @@ def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, 
         output_dir: of the run; what it records is that of the run to continue.
 
     Raises:
-        ValueError: ``bf16`` is neither true nor false, or the network is none of the package.
+        ValueError: ``bf16`` is neither true nor false, or the network is neither NoduleNet nor NoduleDetector, which is
+            one block.
     """
     if not isinstance(bf16, bool):
         raise ValueError(f"bf16 {bf16}: give true or false")
     if not bf16 or torch.device(device).type != "cpu":
         return
-    if isinstance(network, NoduleDetector):
-        _choose_detector_precision(network)
-        return
-    if not isinstance(network, NoduleNet):
-        raise ValueError(
-            f"bf16 true: {type(network).__name__} is neither NoduleNet nor NoduleDetector: set it to false"
-        )
-    found = try_bfloat16(network)
+    if isinstance(network, NoduleNet):
+        found = try_bfloat16(network)
+    elif isinstance(network, NoduleDetector):
+        found = try_convolutions(network, torch.full((4, 1, 32, 64, 64), -500.0))
+    else:
+        raise ValueError(f"bf16 true: {type(network).__name__} is not made of blocks as NoduleNet is: set it to false")
     record = RunFolder(output_dir).read_record()
     before = () if record is None else record.bf16_blocks
     wanted = before or found.chosen
@@ -143,13 +142,6 @@ def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, 
         found.time_ratio,
         ", ".join(str(number) for number, right in enumerate(found.right, 1) if right) or "none",
     )
-
-
-def _choose_detector_precision(network: NoduleDetector) -> None:
-    pays = bfloat16_pays(network, torch.full((4, 1, 32, 64, 64), -500.0))
-    # several processes do as they do together
-    network.in_bfloat16 = not distributed.greatest(int(not pays))
-    logger.info("bf16: the self-test finds it %s here", "right and faster" if network.in_bfloat16 else "wrong or slow")
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from luna16_monai.cli import detection_demo
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_annotations
 from luna16_monai.tables.points import write_points
@@ -31,7 +31,7 @@ def test_blobs_are_in_order_inside_the_lungs_and_four_millimetres_apart(store_di
 def test_blobs_lie_on_nodules_as_they_are_in_the_world(store_dir, phantom_dir):
     store = Store(store_dir)
     blobs = detection_demo.blob_candidates(store, store.series_uids)
-    scores = evaluate(blobs, validation_truth(phantom_dir, store.series_uids), draws=0).scores
+    scores = evaluate(blobs, validation_reference(phantom_dir, store.series_uids), draws=0).scores
     # a point turned round or moved by a voxel's half would be on hardly any
     assert scores["sensitivity_at_candidates"]["200"] > 0.4
 

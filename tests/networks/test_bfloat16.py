@@ -19,12 +19,12 @@ def network():
 
 @pytest.mark.parametrize(
     ("error", "ratio", "expected"),
-    [(0.019, 0.89, True), (0.021, 0.89, False), (0.019, 0.91, False), (float("inf"), 0.1, False)],
+    [(0.019, 0.89, (True,)), (0.021, 0.89, (False,)), (0.019, 0.91, (False,)), (float("inf"), 0.1, (False,))],
 )
-def test_bfloat16_pays_where_all_is_right_and_faster(network, monkeypatch, error, ratio, expected):
+def test_bfloat16_is_chosen_where_all_is_right_and_faster(network, monkeypatch, error, ratio, expected):
     monkeypatch.setattr(bfloat16, "try_convolution", lambda *_: (error, {False: 1.0, True: ratio}))
     before = torch.random.get_rng_state()
-    assert bfloat16.bfloat16_pays(network, IMAGE) is expected
+    assert bfloat16.try_convolutions(network, IMAGE).chosen == expected
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -36,7 +36,7 @@ def test_every_convolution_is_tried_with_its_own_maps(network, monkeypatch):
         return 0.0, {False: 1.0, True: 0.5}
 
     monkeypatch.setattr(bfloat16, "try_convolution", note)
-    assert bfloat16.bfloat16_pays(network, IMAGE)
+    assert bfloat16.try_convolutions(network, IMAGE).chosen == (True,)
     # the stem's two, one down, the residual's two, the neck and the head
     assert tried == [
         (1, 4, (16, 16, 16)), (4, 4, (8, 8, 8)), (4, 8, (8, 8, 8)), (8, 8, (4, 4, 4)), (8, 8, (4, 4, 4)),
@@ -60,6 +60,6 @@ def test_rounding_is_no_error_but_a_wrong_result_is():
 def test_scoring_is_float32_whatever_training_is(network):
     network.eval()
     expected = network(IMAGE)
-    network.in_bfloat16 = True
+    network.bfloat16_blocks = (True,)
     assert torch.equal(network(IMAGE), expected)
     assert network.train()(IMAGE).dtype == torch.bfloat16
