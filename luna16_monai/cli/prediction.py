@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luna16_monai.cli import console, detection
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
     from luna16_monai.inference.classifier import Classifier
+    from luna16_monai.inference.predict import Listed, Scored, Wanted
     from luna16_monai.interchange.points import Points
 
 SECOND_BUNDLE = "malignancy_classification"
@@ -59,51 +61,90 @@ def run_predict(options: argparse.Namespace) -> int:
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-    from luna16_monai.tables.points import from_ras
 
     if options.tta and options.views not in (None, 16):
         raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
     views = 16 if options.tta else options.views
-    if options.candidates is None:
-        return _predict_found(options, views)
-    if options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
-        raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
+    _check_stages(options)
     _check_files(options)
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     to_format = _format_of_output(options)
-    candidates = _candidates(options)
-    table = candidates.table(None)
+    listed, scored = None if options.candidates is None else _listed(options), None
     device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    points = from_ras(table) if options.ras else table
-    names, diameters = candidates.names, candidates.values.get("diameter_mm")
     malignancy = _malignancy_classifier(options, device)
-    wanted = Wanted(
-        options.dicom_sr,
-        options.threshold,
-        options.explain,
-        options.explain_top,
-        to_format,
-        names,
-        diameters,
-        candidates,
-    )
-    result = predict(
-        classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
-        malignancy=malignancy, allow_symlinks=options.allow_symlinks,
-    )  # fmt: skip
     both = [*classifiers, *([malignancy] if malignancy else [])]
-    records = [read_seen(path) for one in both for path in one.weights]
+    wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format)
+    if listed is None:
+        listed, scored = _detected(options, classifiers, both, views, wanted)
+    result = predict(
+        classifiers, options.ct, listed, options.output, views, wanted, console.shows_progress(options),
+        malignancy=malignancy, allow_symlinks=options.allow_symlinks, scored=scored,
+    )  # fmt: skip
+    weights = [path for one in both for path in one.weights]
+    if listed.detection is not None:
+        weights += [listed.detection_weights] if listed.detection_weights else []
+    records = [read_seen(path) for path in weights]
     write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    print("luna16:", tell_seen(records, listed.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
     console.warn(result.get("left_out", []))
+    return console.tell(options, result, _told(options, result))
+
+
+def _check_stages(options: argparse.Namespace) -> None:
+    """Refuse options of the detector beside a list, and those of a list without one."""
+    if options.candidates is None:
+        if options.ras:
+            raise ValueError("--ras is about a table of candidates: add --candidates, or leave it out")
+    elif options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
+        raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
+
+
+def _told(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Return what is printed of a prediction."""
     where = Path(result["files"][0]).parent if "files" in result else options.output
-    lines = [f"predict: {len(table)} probabilities in {where}"]
+    lines = [f"predict: {result['candidates']} probabilities in {where}"]
+    if "without" in result:
+        lines = [f"predict: {result['candidates']} candidates of {result['series']} CTs in {where}"]
     if options.dicom_sr:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
     if options.explain:
         lines.append(f"  {result['explained']} explanations in {options.explain}")
-    return console.tell(options, result, "\n".join(lines))
+    return "\n".join(lines)
+
+
+def _listed(options: argparse.Namespace) -> Listed:
+    """The candidates of --candidates."""
+    from luna16_monai.inference.predict import Listed
+    from luna16_monai.tables.points import from_ras
+
+    candidates = _candidates(options)
+    table = candidates.table(None)
+    points = from_ras(table) if options.ras else table
+    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"), given=candidates)
+
+
+def _detected(
+    options: argparse.Namespace,
+    classifiers: Sequence[Classifier],
+    both: Sequence[Classifier],
+    views: int | None,
+    wanted: Wanted,
+) -> tuple[Listed, Scored]:
+    """The detector's candidates of the CTs, and their probabilities; what cannot be written is refused before."""
+    from luna16_monai.inference.classifier import volumes_of
+    from luna16_monai.inference.predict import check_wanted
+    from luna16_monai.inference.two_stages import detect_and_score
+
+    detector, volumes = detection.opened(options, options.detector, options.detector_weights)
+    links = options.allow_symlinks
+    check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids, links)
+    stores = volumes_of(both, options.ct, links, [volumes])
+    found, listed, scored = detect_and_score(
+        detector, volumes, both, stores, views, options.max, detection.lungs(options), console.shows_progress(options)
+    )
+    detection.warn(found)
+    return listed, scored
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -111,7 +152,7 @@ def _check_files(options: argparse.Namespace) -> None:
     read = [options.candidates, options.detector_weights, options.malignancy_weights, *options.ct]
     read += options.weights or []
     # a folder is checked by the format: several CTs may make one
-    console.require_file("--output", options.output, *read, may_be_folder=options.candidates is not None)
+    console.require_file("--output", options.output, *read, may_be_folder=True)
     console.require_file("--dicom-sr", options.dicom_sr, *read)
     console.require_folder("--explain", options.explain)
     if options.dicom_sr is not None and options.dicom_sr.resolve() == options.output.resolve():
@@ -142,34 +183,6 @@ def _candidates(options: argparse.Namespace) -> Points:
     points = formats.read(options.candidates, None, formats.Conventions(scans))
     console.warn([f"{options.candidates}: {note}" for note in points.notes])
     return points
-
-
-def _predict_found(options: argparse.Namespace, views: int | None) -> int:
-    """Run ``luna16 predict`` without a list; return its exit code."""
-    from luna16_monai.inference.classifier import Classifier
-    from luna16_monai.inference.two_stages import predict_found
-    from luna16_monai.phantom.drawn import drawn_near
-    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-
-    if options.dicom_sr or options.explain or options.ras:
-        raise ValueError(
-            "--dicom-sr, --explain and --ras need --candidates: run luna16 detect first, and name its table"
-        )
-    _check_files(options)
-    bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
-    device = console.device(options.device)
-    classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    malignancy = _malignancy_classifier(options, device)
-    found = detection.find(options, options.detector, options.detector_weights)
-    result = predict_found(
-        classifiers, found, options.ct, options.output, views, malignancy, options.allow_symlinks
-    )  # fmt: skip
-    both = [*classifiers, *([malignancy] if malignancy else [])]
-    records = [read_seen(path) for path in [*(w for one in both for w in one.weights), found.weights]]
-    write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
-    line = f"predict: {result['candidates']} candidates of {result['series']} CTs in {options.output}"
-    return console.tell(options, result, line)
 
 
 def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:

@@ -58,7 +58,7 @@ def _require_commas(names: Sequence[str], columns: Sequence[str], path: Path | z
         parts = {part.strip().strip('"') for name in names for part in name.split(sign)}
         if any(sign in name for name in names) and set(columns) & parts:
             raise ValueError(
-                f"{path}, line 1: the columns are parted by {what}: save the table with commas between the columns, and "
+                f"{path}, line 1: the columns are parted by {what}: save the table with commas between columns, and "
                 "points in the numbers"
             )
 
