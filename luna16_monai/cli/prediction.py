@@ -121,7 +121,7 @@ def _listed(options: argparse.Namespace) -> Listed:
     candidates = _candidates(options)
     table = candidates.table(None)
     points = from_ras(table) if options.ras else table
-    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"), given=candidates)
+    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"), candidates)
 
 
 def _detected(
@@ -237,7 +237,9 @@ def run_review(options: argparse.Namespace) -> int:
     count = len(server.review.candidates)
     result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
-    server.serve_until_stopped(lambda: console.tell(options, result, line))
-    told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
-    print("luna16: review has ended,", told, file=sys.stderr)
+    try:
+        server.serve_until_stopped(lambda: console.tell(options, result, line))
+    finally:
+        told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
+        print("luna16: review has ended,", told, file=sys.stderr)
     return console.DONE

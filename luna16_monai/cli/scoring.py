@@ -144,9 +144,9 @@ def _tables(options: argparse.Namespace) -> list[Path | None]:
 
 
 def _truth(options: argparse.Namespace) -> Any:
-    from luna16_monai.evaluation.submission import read_truth
+    from luna16_monai.evaluation.submission import read_reference
 
-    return read_truth(options.annotations, options.excluded, options.seriesuids, options.subsets)
+    return read_reference(options.annotations, options.excluded, options.seriesuids, options.subsets)
 
 
 def _told(scores: dict[str, Any]) -> str:

@@ -154,11 +154,11 @@ def _zeros_from(path: Path, offset: int) -> bool:
 
 
 def _header_text(path: Path) -> tuple[str, int]:
-    """The header's text, and where the voxels begin: behind it if it holds them, else 0."""
+    """Return the header's text, and where the voxels begin: behind it if it holds them, else 0."""
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     end = 0
-    # ElementDataFile ends a header; what follows it in a .mhd that names another file is told of by the parser
+    # ElementDataFile ends a header; what follows it in a .mhd that names another file is reported by the parser
     found = re.search(rb"^ElementDataFile[ \t]*=([^\r\n]*)\r?\n", raw, re.MULTILINE)
     is_mha = path.suffix.lower() == ".mha"
     if found is not None and found.end() <= MAX_HEADER_BYTES and (is_mha or found[1].strip().upper() == b"LOCAL"):
@@ -178,7 +178,7 @@ def _header_text(path: Path) -> tuple[str, int]:
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
-    """The header's values by key, each checked and converted."""
+    """Return the header's values by key, each checked and converted."""
     header: dict[str, Any] = {}
     skipped = 0
     # Not splitlines: it would also cut at form feeds and Unicode's own line ends.
@@ -360,11 +360,11 @@ def write_mhd(path: Path, hu: NDArray[np.int16], geometry: Geometry) -> None:
 
 
 def _written(values: NDArray[np.floating]) -> str:
-    """Numbers of a header with ten digits, which keep a point within 0.0001 mm, and no minus before a zero."""
+    """Return numbers of a header with ten digits, which keep a point within 0.0001 mm, and no minus before a zero."""
     return " ".join(f"{value + 0.0:.10g}" for value in values.round(10).tolist())
 
 
 def _orientation(direction: NDArray[np.floating]) -> str:
-    """MetaImage's letters: the side of the patient from which each index axis starts."""
+    """Return MetaImage's letters: the side of the patient from which each index axis starts."""
     axes = np.abs(direction).argmax(0)
     return "".join(("RL", "AP", "IS")[axis][int(direction[axis, i] < 0)] for i, axis in enumerate(axes.tolist()))

@@ -149,7 +149,7 @@ def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
 
 
 def _only_series(folder: Path, allow_symlinks: bool) -> Path:
-    """The folder itself where it has files and no folders; else the one folder of a series in and below it."""
+    """Return the folder itself where it has files and no folders; else the one folder of a series in and below it."""
     if not any(path.is_dir() for path in folder.iterdir()):
         return folder
     found = find_series(folder, allow_symlinks)
@@ -165,7 +165,7 @@ def has_ct_suffix(path: Path) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    """The ending that makes a file a CT, in lower case; empty where there is none."""
+    """Return the ending that makes a file a CT, in lower case; empty where there is none."""
     name = path.name.lower()
     if name.endswith(_NO_CT):
         return ""
@@ -173,7 +173,7 @@ def _suffix(path: Path) -> str:
 
 
 def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The same values in the smallest of int16, float32, float64 that holds each exactly."""
+    """Return the same values in the smallest of int16, float32, float64 that holds each exactly."""
     if voxels.dtype == np.int16:
         return voxels
     if voxels.dtype.kind == "f":

@@ -99,7 +99,7 @@ def cut_slices(
 
 
 def steps_across(scan: Geometry, point_xyz: ArrayLike, view: str) -> tuple[float, int, int]:
-    """How far one can scroll through a view's slices from a point before the scan ends.
+    """Return how far one can scroll through a view's slices from a point before the scan ends.
 
     Args:
         scan: where the CT's voxels lie.
@@ -124,7 +124,7 @@ def steps_across(scan: Geometry, point_xyz: ArrayLike, view: str) -> tuple[float
 
 
 def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """A picture, (row, column) grey, as a JPEG file."""
+    """Return a picture, (row, column) grey, as a JPEG file."""
     from PIL import Image
 
     content = io.BytesIO()

@@ -66,32 +66,31 @@ class Listed:
         points: the same in LPS.
         names: of the candidates, for formats that hold them.
         diameter_mm: (n,) of the candidates, NaN where it is not known; for the report, and for formats that hold it.
+        given: all that the list holds of them, which stands behind our columns; None for a detector's.
         detection: the bundle that found them; None for a list. The values of ``table`` are then its probabilities.
         detection_weights: the file that its weights were read from.
         classifier_weight: of the classifier's logit in the probability of both stages.
         without: series in which the detector found none.
-        given: the list; what is known of its candidates stands behind our columns.
     """
 
     table: PointTable
     points: PointTable
     names: tuple[str, ...] = ()
     diameter_mm: NDArray[np.float64] | None = None
+    given: Points | None = None
     detection: Path | None = None
     detection_weights: Path | None = None
     classifier_weight: float = 0.5
     without: tuple[str, ...] = ()
-    given: Points | None = None
 
     def select(self, rows: NDArray[np.intp]) -> Listed:
-        """Return these rows alone, in this order."""
+        """Return these rows of a detector's candidates alone, in this order."""
         return replace(
             self,
             table=self.table.select(rows),
             points=self.points.select(rows),
             names=tuple(self.names[row] for row in rows) if self.names else (),
             diameter_mm=None if self.diameter_mm is None else self.diameter_mm[rows],
-            given=None if self.given is None else self.given.select(rows),
         )
 
 
@@ -157,6 +156,7 @@ def predict(
         listed, columns = listed.select(order), {name: value[order] for name, value in columns.items()}
     probability, points = columns["probability"], listed.points
     explanations = _explanations(wanted, classifiers[0], points, probability, scored.volumes[0], progress)
+
     report = None
     if source is not None:
         told = replace(points, values=columns.get(CALIBRATED, probability))
@@ -202,8 +202,8 @@ def _write(output: Path, listed: Listed, columns: dict[str, NDArray[np.float64]]
     """Write the candidates with their values in the format that is wanted; give what else is told of it."""
     uids = listed.table.row_series()
     if wanted.output_format == formats.LUNA16:
-        more = {name: value for name, value in columns.items() if name != "probability"}
         behind = {} if listed.given is None else columns_behind(listed.given, columns)
+        more = {name: value for name, value in columns.items() if name != "probability"}
         write_points(output, uids, listed.table.points_xyz, columns["probability"], "probability", **more, **behind)
         return {}
     values = columns if listed.diameter_mm is None else {**columns, DIAMETER: listed.diameter_mm}
@@ -248,7 +248,7 @@ def check_wanted(
 
 
 def _source(wanted: Wanted, cts: Sequence[Path], series_uids: Sequence[str], allow_symlinks: bool) -> Source | None:
-    """The series that the structured report is about, in the folder of --ct or below it; None where none is wanted."""
+    """Return the series of the structured report, in the folder of --ct or below it; None where none is wanted."""
     if wanted.dicom_sr is None:
         return None
     require_threshold(wanted.threshold)
@@ -257,9 +257,9 @@ def _source(wanted: Wanted, cts: Sequence[Path], series_uids: Sequence[str], all
     folder = cts[0]
     if folder.is_dir():
         series = find_series(folder, allow_symlinks)
-        listed = sorted(set(series_uids) & series.keys())
+        listed = [uid for uid in series_uids if uid in series]
         if len(listed) > 1:
-            raise ValueError(f"--dicom-sr is about one series, and the candidates lie in {len(listed)}: list one's")
+            raise ValueError(f"--dicom-sr is about one series, and there are candidates of {len(listed)}: name one")
         folder = series[listed[0]] if listed else folder
     source = read_source(folder)
     if others := sorted(set(series_uids) - {source.series_uid}):

@@ -142,7 +142,7 @@ def make_structured_report(
 
     Args:
         source: the series.
-        table: its candidates, their values the probabilities that the report tells.
+        table: its candidates, their values the probabilities that the report states.
         threshold: between 0 and 1.
         algorithm: what found them.
         diameter_mm: (n,) of each candidate, NaN where it is not known; None: of none.
@@ -227,7 +227,7 @@ def _group(
     sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm, diameter_mm: float
 ) -> Any:
     point = table.points_xyz[row]
-    # not the code for "probability of cancer": the network tells nodules from what is none
+    # not the code for "probability of cancer": the network separates nodules from what is none
     certainty = round(100 * float(table.values[row]), 4)
     measured = [(codes.DCM.CertaintyOfFinding, certainty, codes.UCUM.Percent)]
     if not np.isnan(diameter_mm):

@@ -102,7 +102,7 @@ def write_table(path: Path, points: Points) -> None:
 
 
 def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a table that `read_points` has read."""
+    """Return the header and the rows of a table that `read_points` has read."""
     with open_table(path) as text:
         lines: Iterator[list[str]] = csv.reader(text)
         header = [name.strip() for name in next(lines)]
@@ -110,7 +110,7 @@ def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _numbers(texts: list[str]) -> tuple[FloatArray, int | None]:
-    """A column as numbers, NaN where a cell is empty; and the first row that holds something else."""
+    """Return a column as numbers, NaN where a cell is empty; and the first row that holds something else."""
     found = np.full(len(texts), np.nan)
     for row, text in enumerate(texts):
         if not text.strip():

@@ -22,7 +22,7 @@ CURES = {
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error below those of MONAI, which only tell the transform or the expression in which it happened.
+    """Return the error below those of MONAI, which only tell the transform or the expression in which it happened.
 
     Of a dead worker torch may tell a second time, wherever Python is by then, and so replace an error that says more.
     """
@@ -37,7 +37,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def one_line(error: BaseException) -> str:
-    """What to tell of an error: its root cause's message without line breaks, or its kind if it has no message."""
+    """Return the message of an error's root cause without line breaks, or its kind if it has no message."""
     error = root_cause(error)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and error.errno in CURES:
@@ -53,13 +53,13 @@ def one_line(error: BaseException) -> str:
 
 
 def is_dead_worker(error: BaseException) -> bool:
-    """Whether a loader's worker process died: torch says so, or the connection to it broke."""
+    """Return whether a loader's worker process died: torch says so, or the connection to it broke."""
     broken = isinstance(error, ConnectionError | EOFError) and _raised_in(error).startswith("multiprocessing.")
     return broken or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error))
 
 
 def _raised_in(error: BaseException) -> str:
-    """The name of the module that raised it; empty where nothing did."""
+    """Return the name of the module that raised it; empty where nothing did."""
     trace, module = error.__traceback__, ""
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")

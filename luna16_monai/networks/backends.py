@@ -49,7 +49,7 @@ def load_weights(
     backend: str = "torch",
     shape_zyx: Sequence[int] = (32, 48, 48),
 ) -> nn.Module:
-    """The network with its weights, ready to score.
+    """Return the network with its weights, ready to score.
 
     Args:
         network: gives logits.

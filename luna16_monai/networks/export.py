@@ -61,7 +61,7 @@ def export_torchscript(network: nn.Module, network_def: Mapping[str, Any], bundl
         bundle: its folder.
         output: the file.
     """
-    # it tells its arguments on standard output, where --json prints its object alone
+    # it prints its arguments on standard output, where --json prints its object alone
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         written, weights = Path(folder) / "model.ts", Path(folder) / "model.pt"

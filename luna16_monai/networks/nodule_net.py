@@ -1,4 +1,4 @@
-"""The network: a small 3-D CNN that looks at one cutout and tells nodule from non-nodule.
+"""The network: a small 3-D CNN that classifies one cutout as nodule or non-nodule.
 
 It follows the design of "Deep Learning with PyTorch" (Stevens, Antiga, Viehmann, 2020), chapter 11: a batch
 normalisation as tail, four blocks of two convolutions and a max-pool, one linear layer as head. Its blocks are

@@ -117,7 +117,7 @@ def finish_scan(
 
 
 def _random_geometry(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Geometry:
-    """A random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
+    """Return a random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
     z, y, x = shape_zyx
     origin = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)]).round(6)
     return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.eye(3))

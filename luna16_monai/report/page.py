@@ -78,7 +78,7 @@ def write_report(
 
 
 def _charts(results: Results, run: RunFolder) -> dict[str, str]:
-    """The charts that the run has data for, by name, as SVG."""
+    """Return the charts that the run has data for, by name, as SVG."""
     from luna16_monai.report import charts
 
     drawn: dict[str, str] = {}
@@ -139,5 +139,5 @@ def _line(history: Sequence[Epoch], split: str, score: str) -> tuple[list[int], 
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """A number for the page; a dash where there is none."""
+    """Return a number for the page; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,7 +1,7 @@
 """A page on this machine alone, to step through a prediction's candidates and to accept or reject them.
 
 The standard library's HTTP server behind four bars: it listens on 127.0.0.1; every address holds a token that is drawn
-at the start and told on the terminal; a ``Host`` that is not this machine's is refused, so that no web site can point
+at the start and printed on the terminal; a ``Host`` that is not this machine's is refused, so that no site can point
 a name of its own here (DNS rebinding); and no path is ever taken from a request, which can only name a candidate's
 number, a view and settings from closed lists. Rejected: a web framework, and a static page, which can save nothing.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -19,7 +18,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from socketserver import TCPServer
-from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -85,23 +83,15 @@ class ReviewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def serve_until_stopped(self, tell: Callable[[], object] = lambda: None) -> None:
-        """Serve until Ctrl-C, or until the process is asked to end.
+        """Serve until something is raised, as Ctrl-C is in the main thread, or another thread calls ``shutdown``.
 
         Args:
             tell: is called first; whoever reads what it prints may stop the server at once.
         """
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise KeyboardInterrupt
-
-        before = signal.signal(signal.SIGTERM, stop)
         try:
             tell()
             self.serve_forever()
-        except KeyboardInterrupt:
-            pass
         finally:
-            signal.signal(signal.SIGTERM, before)
             self.server_close()
 
 

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from luna16_monai.ct.folders import CTFile, find_cts
+from luna16_monai.machine.claims import require_same
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.machine.processes import run_tasks
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 Work = Callable[[CTFile], str | None]
 """Prepares a CT, and returns what a user is to know of it, if anything."""
 Execute = Callable[[Work, Sequence[CTFile]], Iterator[str | None]]
-"""Runs a function for each CT somewhere: `workers.run_tasks`, or that of a cluster."""
+"""Runs a function for each CT somewhere: `processes.run_tasks`, or that of a cluster."""
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 
 
@@ -80,7 +81,7 @@ def prepare(
             f"{len(missing)} of the series in {data_dir / 'seriesuids.csv'} have no CT, the first is {missing[0]}: "
             "download the rest, or go on without them with --allow-missing"
         )
-    # read first, so that a wrong line in it is told before the long work
+    # read first, so that a wrong line in it is reported before the long work
     candidates = read_candidates(data_dir) if _has_candidates(data_dir) else None
     _begin(store_dir, recipe)
     remove_abandoned(store_dir)
@@ -128,7 +129,7 @@ def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing
 
 
 class _Log(logging.FileHandler):
-    """A log that a full disk does not stop: the work itself tells of that."""
+    """A log that a full disk does not stop: the work itself reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing."""
@@ -205,7 +206,7 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
 
 
 def _built(recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """The recipe's transforms, built once in each process."""
+    """Return the recipe's transforms, built once in each process."""
     return _built_of(json.dumps(recipe.config), data_dir, allow_symlinks)
 
 
@@ -223,15 +224,17 @@ def _begin(store_dir: Path, recipe: Preparation) -> None:
     if (store_dir / INDEX).exists():
         index = read_index(store_dir)
         begun = any(path.name != INDEX for path in store_dir.glob("*.json"))
-        if index["recipe"] != recipe.hash and begun:
-            raise ValueError(
-                f"the store {store_dir} was made by another transform list (spacing_zyx "
-                f"{index['spacing_zyx'] or 'native'}, now {recipe.spacing_zyx or 'native'}): "
-                "name another --store, or remove this one"
-            )
+        if begun:
+            was, now = _settings(index["recipe"], index["spacing_zyx"]), _settings(recipe.hash, recipe.spacing_zyx)
+            require_same(store_dir, "store", was, now, "name another --store, or remove this one")
         if index["recipe"] == recipe.hash:
             return
     write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
+
+
+def _settings(recipe_hash: str, spacing_zyx: Sequence[float] | None) -> dict[str, Any]:
+    """Return what two calls must agree on, by the names of the error."""
+    return {"spacing_zyx": list(spacing_zyx) if spacing_zyx else "native", "transform list": recipe_hash[:12]}
 
 
 def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +250,7 @@ def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: 
 
 
 def _finished_entry(store_dir: Path, series_uid: str, recipe_hash: str) -> dict[str, Any] | None:
-    """What stands beside a finished volume; None where it is absent, damaged or of another recipe."""
+    """Return what stands beside a finished volume; None where it is absent, damaged or of another recipe."""
     entry = read_entry(store_dir / f"{series_uid}.json")
     path = store_dir / f"{series_uid}.b2nd"
     if entry is None or entry.get("recipe") != recipe_hash or entry.get("format") != FORMAT:

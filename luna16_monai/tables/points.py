@@ -25,7 +25,7 @@ from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table,
 
 
 def from_ras(table: PointTable) -> PointTable:
-    """A table whose points were RAS, as LPS: x and y change their signs."""
+    """Return a table whose points were RAS, as LPS: x and y change their signs."""
     flipped: Mapping[str, Any] = {**vars(table), "points_xyz": lps_from_ras(table.points_xyz)}
     return PointTable(**flipped)
 
@@ -62,7 +62,7 @@ class PointTable:
         return len(self.series)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> PointTable:
-        """The same table with only these rows (a mask or indices); the list of series stays as it is."""
+        """Return the same table with only these rows (a mask or indices); the list of series stays as it is."""
         return replace(
             self,
             series=self.series[rows],
@@ -84,7 +84,7 @@ class PointTable:
         return point_key(self.series_uids[self.series[row]], self.points_xyz[row].tolist())
 
     def series_codes(self, series_uids: Sequence[str]) -> NDArray[np.int32]:
-        """Each row's index into another list of series, -1 where that list lacks the row's series.
+        """Return each row's index into another list of series, -1 where that list lacks the row's series.
 
         Args:
             series_uids: distinct series, in any order.
@@ -157,7 +157,7 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
 
 
 def has_column(path: Path | zipfile.Path, column: str) -> bool:
-    """Whether the header of a table names this column."""
+    """Return whether the header of a table names this column."""
     with open_table(path) as lines:
         return column in [name.strip() for name in next(csv.reader(lines), [])]
 
@@ -207,7 +207,7 @@ def point_key(series_uid: str, point_xyz: Iterable[float]) -> Key:
 
 
 def duplicate_rows(table: PointTable) -> NDArray[np.intp]:
-    """Rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
+    """Return rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
     order, same = _runs_of_equal_points(table)
     return np.sort(order[1:][same])
 

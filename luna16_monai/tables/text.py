@@ -58,8 +58,8 @@ def _require_commas(names: Sequence[str], columns: Sequence[str], path: Path | z
         parts = {part.strip().strip('"') for name in names for part in name.split(sign)}
         if any(sign in name for name in names) and set(columns) & parts:
             raise ValueError(
-                f"{path}, line 1: the columns are parted by {what}: save the table with commas between columns, and "
-                "points in the numbers"
+                f"{path}, line 1: the columns are parted by {what}: save the table with commas between the columns, "
+                "and points in the numbers"
             )
 
 
@@ -82,7 +82,7 @@ def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
 
 
 def _is_series_uid(uid: str) -> bool:
-    """Whether this may become part of a file's name."""
+    """Return whether this may become part of a file's name."""
     return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
 
 

@@ -286,7 +286,7 @@ class Checkpoints:
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """Note a signal instead of dying of it; a second one of its kind does its usual work.
+        """Note a signal instead of ending by it; a second one of its kind has its usual effect.
 
         Not so with several processes: there the second comes by itself, from torchrun after a scheduler's.
         """

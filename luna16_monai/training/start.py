@@ -14,6 +14,7 @@ from monai.data import set_track_meta
 
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.machine.claims import require_empty
 from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
@@ -96,13 +97,9 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    used = [name for name in there if name != "validation" and not name.startswith("events.out.tfevents")]
-    if used and not resume:
-        raise FileExistsError(
-            f"output_dir {folder} is in use (it holds {', '.join(used[:5])}): continue that run with --resume true, "
-            "or name another output_dir"
-        )
+    if not resume:
+        cure = "continue that run with --resume true, or name another output_dir"
+        require_empty(folder, cure, ignored=("validation", "events.out.tfevents*"))
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -284,8 +284,14 @@ def test_review_refuses_nothing_to_show_and_a_foreign_decisions_file(predictions
     refused(capsys, [*words, "--reviewer", "An\nna"], "reviewer", "on one line")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_path, number, code, how):
     words = ["review", "--predictions", predictions, "--ct", ct, "--reviewer", "Anna", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "luna16_monai", *map(str, words)],
@@ -311,10 +317,12 @@ def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_p
     finally:
         process.kill()
     path = tmp_path / "predictions_decisions.csv"
-    assert (process.returncode, rest) == (0, "")
+    assert (process.returncode, rest) == (code, "")
     unknown, err = err.split("\n", 1)
     assert unknown.startswith("luna16: whether the weights have seen the CTs at hand is not known")
-    assert err == f"luna16: review has ended, 1 decisions saved; {path} holds 1 of 4\n"
+    ended, last = err.splitlines()
+    assert ended == f"luna16: review has ended, 1 decisions saved; {path} holds 1 of 4"
+    assert last == f"luna16: {how}; the same command goes on where it stopped"
     assert told["decisions"] == str(path)
     assert (told["candidates"], told["reviewer"]) == (4, "Anna")
     assert read_points(path, "class").points_xyz.tolist() == [list(POINTS[3])]
