@@ -6,7 +6,7 @@ All that can be refused is refused before the network runs, and nothing is writt
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,20 @@ CALIBRATED = "calibrated_probability"
 
 
 @dataclass(frozen=True)
+class Page:
+    """A page about one CT that is written beside the table.
+
+    Attributes:
+        path: of the file.
+        render: makes it of the points (LPS), the values of each by column, and what is told of the algorithm; gives the
+            page and how many candidates it shows.
+    """
+
+    path: Path
+    render: Callable[[PointTable, Mapping[str, NDArray[np.float64]], Algorithm], tuple[str, int]]
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What else is written than the table.
 
@@ -48,6 +62,7 @@ class Wanted:
         explain: a folder for the explanations.
         explain_top: of how many candidates, the most probable ones.
         output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
+        page: about one CT, for readers.
     """
 
     dicom_sr: Path | None = None
@@ -55,6 +70,7 @@ class Wanted:
     explain: Path | None = None
     explain_top: int = 10
     output_format: str = formats.LUNA16
+    page: Page | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +152,7 @@ def predict(
     Returns:
         ``output``, ``candidates``, ``series``; of a detector's ``without``, the series that have none; ``dicom_sr`` and
         ``reported`` (how many candidates are in it); ``explained`` (how many there are); ``files`` and ``left_out``, as
-        `formats.write` gives them, if any.
+        `formats.write` gives them, if any; ``report``, the page's file, and ``shown``, the candidates that it shows.
 
     Raises:
         ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
@@ -156,26 +172,67 @@ def predict(
         listed, columns = listed.select(order), {name: value[order] for name, value in columns.items()}
     probability, points = columns["probability"], listed.points
     explanations = _explanations(wanted, classifiers[0], points, probability, scored.volumes[0], progress)
-
-    report = None
-    if source is not None:
-        told = replace(points, values=columns.get(CALIBRATED, probability))
-        algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
-        report, reported = make_structured_report(source, told, wanted.threshold, algorithm, listed.diameter_mm)
+    algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
+    report = _report(source, listed, columns, wanted.threshold, algorithm)
+    page = _page(wanted, listed, columns, algorithm)
 
     counts = {"candidates": len(points), "series": len(points.series_uids)}
     result: dict[str, Any] = {"output": str(output), **counts}
     if listed.detection is not None:
         result["without"] = list(listed.without)
     result |= _write(output, listed, columns, wanted)
-    if report is not None and wanted.dicom_sr is not None:
-        with atomic_write(wanted.dicom_sr) as stream:
-            stream.write(report)
-        result |= {"dicom_sr": str(wanted.dicom_sr), "reported": reported}
-    if explanations is not None and wanted.explain is not None:
-        write_explanations(wanted.explain, explanations)
-        result["explained"] = len(explanations)
-    return result
+    result |= _write_report(wanted, report) | _write_explanations(wanted, explanations)
+    return result | _write_page(wanted, page)
+
+
+def _report(
+    source: Source | None,
+    listed: Listed,
+    columns: Mapping[str, NDArray[np.float64]],
+    threshold: float,
+    algorithm: Algorithm,
+) -> tuple[bytes, int] | None:
+    """Return the structured report and how many candidates are in it; None where it is about no series."""
+    if source is None:
+        return None
+    told = replace(listed.points, values=columns.get(CALIBRATED, columns["probability"]))
+    return make_structured_report(source, told, threshold, algorithm, listed.diameter_mm)
+
+
+def _page(
+    wanted: Wanted, listed: Listed, columns: Mapping[str, NDArray[np.float64]], algorithm: Algorithm
+) -> tuple[str, int]:
+    """Render the page about the CT, and count what it shows; empty where none is wanted."""
+    if wanted.page is None:
+        return "", 0
+    diameters = {} if listed.diameter_mm is None else {DIAMETER: listed.diameter_mm}
+    return wanted.page.render(listed.points, {**columns, **diameters}, algorithm)
+
+
+def _write_report(wanted: Wanted, report: tuple[bytes, int] | None) -> dict[str, Any]:
+    """Write the structured report, where it is wanted; give what is known of it."""
+    if report is None or wanted.dicom_sr is None:
+        return {}
+    with atomic_write(wanted.dicom_sr) as stream:
+        stream.write(report[0])
+    return {"dicom_sr": str(wanted.dicom_sr), "reported": report[1]}
+
+
+def _write_explanations(wanted: Wanted, explanations: Sequence[Explanation] | None) -> dict[str, Any]:
+    """Write the explanations, where they are wanted; give what is known of them."""
+    if explanations is None or wanted.explain is None:
+        return {}
+    write_explanations(wanted.explain, explanations)
+    return {"explained": len(explanations)}
+
+
+def _write_page(wanted: Wanted, page: tuple[str, int]) -> dict[str, Any]:
+    """Write the page, where one is wanted; give what is known of it."""
+    if wanted.page is None:
+        return {}
+    with atomic_write(wanted.page.path) as stream:
+        stream.write(page[0].encode())
+    return {"report": str(wanted.page.path), "shown": page[1]}
 
 
 def _columns(

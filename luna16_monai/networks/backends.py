@@ -153,19 +153,25 @@ def on_device(network: nn.Module, device: torch.device | str, compile: bool | st
     return network
 
 
-def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool | None = True) -> nn.Module:
     """Let batch normalisations take mean and variance over the batches of all processes (torch's SyncBatchNorm).
 
     Args:
         network: its batch normalisations are replaced in place; the names of its weights stay.
         device: where it will be trained.
-        enabled: False gives the network as it is.
+        enabled: False gives the network as it is; None replaces them on a GPU where there are more than one, as with
+            norms in the blocks: the tail alone, which scales HU, does as well with the batch of one process.
 
     Raises:
-        ValueError: the device is no GPU, for which torch has no such layer.
+        ValueError: the device is no GPU, for which torch has no such layer; or ``enabled`` is another value.
     """
+    if enabled is None:
+        norms = sum(isinstance(part, nn.BatchNorm3d) for part in network.modules())
+        enabled = norms > 1 and torch.device(device).type == "cuda"
+    if not isinstance(enabled, bool):
+        raise ValueError(f"sync_batch_norm {enabled}: give true, false, or null")
     if not enabled:
         return network
     if torch.device(device).type != "cuda":
-        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it false here")
+        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it null here")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
