@@ -42,6 +42,7 @@ def run_detect(options: argparse.Namespace) -> int:
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
 
+    console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
     if options.ray:
         # each node has a current folder of its own
         options.ct, options.output = [path.absolute() for path in options.ct], options.output.absolute()

@@ -102,7 +102,7 @@ def read_case(input_dir: Path, detect: Callable[[Path], Points] | None = None) -
         raise error(f"{input_dir}/images/*/*.mha: one CT a case is meant, found {found}: put one there")
     clinical = input_dir / CLINICAL
     if clinical.is_file():
-        read_clinical(clinical)  # the network knows no age, but a damaged case is told
+        read_clinical(clinical)  # the network knows no age, but a damaged case is refused
     locations = input_dir / LOCATIONS
     if not locations.is_file():
         if detect is None:
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             told = self.server.challenge.answer()
         except Exception as error:
-            # told to the platform and in the log, as the command would; the next case may be better
+            # sent to the platform and logged, as the command would; the next case may be better
             wrong_input = isinstance(root_cause(error), INPUT_ERRORS)
             print("luna16:", one_line(error), file=sys.stderr, flush=True)
             status = HTTPStatus.BAD_REQUEST if wrong_input else HTTPStatus.INTERNAL_SERVER_ERROR

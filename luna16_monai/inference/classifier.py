@@ -37,7 +37,7 @@ class Classifier:
         bundle: the bundle's folder.
         device: where the network runs.
         weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
-        backend: as `load_weights`.
+        backend: as `backends.load_weights`.
 
     Attributes:
         views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.

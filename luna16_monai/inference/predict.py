@@ -6,7 +6,7 @@ All that can be refused is refused before the network runs, and nothing is writt
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai import __version__
+from luna16_monai.ct.opening import find_series
 from luna16_monai.inference.classifier import Classifier, Scorer, volumes_of
 from luna16_monai.inference.combination import combine
 from luna16_monai.inference.occlusion import Explanation, explain, write_explanations
@@ -22,18 +23,33 @@ from luna16_monai.inference.structured_report import (
     THRESHOLD,
     Algorithm,
     Source,
+    make_structured_report,
     read_source,
     require_threshold,
-    write_structured_report,
 )
 from luna16_monai.interchange import formats
+from luna16_monai.interchange.luna16 import columns_behind
 from luna16_monai.interchange.points import DIAMETER, Points
 from luna16_monai.machine.claims import require_empty
-from luna16_monai.machine.files import sha256
+from luna16_monai.machine.files import atomic_write, sha256
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 CALIBRATED = "calibrated_probability"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page about one CT that is written beside the table.
+
+    Attributes:
+        path: of the file.
+        render: makes it of the points (LPS), the values of each by column, and what is told of the algorithm; gives the
+            page and how many candidates it shows.
+    """
+
+    path: Path
+    render: Callable[[PointTable, Mapping[str, NDArray[np.float64]], Algorithm], tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class Wanted:
         explain: a folder for the explanations.
         explain_top: of how many candidates, the most probable ones.
         output_format: of the output, one of ``interchange.formats``; the points are LPS in all but our own tables.
+        page: about one CT, for readers.
     """
 
     dicom_sr: Path | None = None
@@ -53,6 +70,7 @@ class Wanted:
     explain: Path | None = None
     explain_top: int = 10
     output_format: str = formats.LUNA16
+    page: Page | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +82,7 @@ class Listed:
         points: the same in LPS.
         names: of the candidates, for formats that hold them.
         diameter_mm: (n,) of the candidates, NaN where it is not known; for the report, and for formats that hold it.
+        given: all that the list holds of them, which stands behind our columns; None for a detector's.
         detection: the bundle that found them; None for a list. The values of ``table`` are then its probabilities.
         detection_weights: the file that its weights were read from.
         classifier_weight: of the classifier's logit in the probability of both stages.
@@ -74,13 +93,14 @@ class Listed:
     points: PointTable
     names: tuple[str, ...] = ()
     diameter_mm: NDArray[np.float64] | None = None
+    given: Points | None = None
     detection: Path | None = None
     detection_weights: Path | None = None
     classifier_weight: float = 0.5
     without: tuple[str, ...] = ()
 
     def select(self, rows: NDArray[np.intp]) -> Listed:
-        """Return these rows alone, in this order."""
+        """Return these rows of a detector's candidates alone, in this order."""
         return replace(
             self,
             table=self.table.select(rows),
@@ -132,7 +152,7 @@ def predict(
     Returns:
         ``output``, ``candidates``, ``series``; of a detector's ``without``, the series that have none; ``dicom_sr`` and
         ``reported`` (how many candidates are in it); ``explained`` (how many there are); ``files`` and ``left_out``, as
-        `formats.write` gives them, if any.
+        `formats.write` gives them, if any; ``report``, the page's file, and ``shown``, the candidates that it shows.
 
     Raises:
         ValueError, FileExistsError, FileNotFoundError: as those that do it; a report of several series, or an
@@ -140,7 +160,7 @@ def predict(
         ModuleNotFoundError: highdicom is missing.
     """
     wanted = wanted or Wanted()
-    source = check_wanted(wanted, classifiers, cts, output, listed.points.series_uids)
+    source = check_wanted(wanted, classifiers, cts, output, listed.points.series_uids, allow_symlinks)
     _check_boxes(wanted, listed)
     if scored is None:
         both = classifiers if malignancy is None else [*classifiers, malignancy]
@@ -152,22 +172,67 @@ def predict(
         listed, columns = listed.select(order), {name: value[order] for name, value in columns.items()}
     probability, points = columns["probability"], listed.points
     explanations = _explanations(wanted, classifiers[0], points, probability, scored.volumes[0], progress)
+    algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
+    report = _report(source, listed, columns, wanted.threshold, algorithm)
+    page = _page(wanted, listed, columns, algorithm)
 
     counts = {"candidates": len(points), "series": len(points.series_uids)}
     result: dict[str, Any] = {"output": str(output), **counts}
     if listed.detection is not None:
         result["without"] = list(listed.without)
     result |= _write(output, listed, columns, wanted)
-    if source is not None and wanted.dicom_sr is not None:
-        told = replace(points, values=columns.get(CALIBRATED, probability))
-        algorithm = describe(classifiers, calibrated, views or classifiers[0].views, wanted.threshold, listed)
-        result["dicom_sr"] = str(wanted.dicom_sr)
-        reported = (wanted.dicom_sr, source, told, wanted.threshold, algorithm, listed.diameter_mm)
-        result["reported"] = write_structured_report(*reported)
-    if explanations is not None and wanted.explain is not None:
-        write_explanations(wanted.explain, explanations)
-        result["explained"] = len(explanations)
-    return result
+    result |= _write_report(wanted, report) | _write_explanations(wanted, explanations)
+    return result | _write_page(wanted, page)
+
+
+def _report(
+    source: Source | None,
+    listed: Listed,
+    columns: Mapping[str, NDArray[np.float64]],
+    threshold: float,
+    algorithm: Algorithm,
+) -> tuple[bytes, int] | None:
+    """Return the structured report and how many candidates are in it; None where it is about no series."""
+    if source is None:
+        return None
+    told = replace(listed.points, values=columns.get(CALIBRATED, columns["probability"]))
+    return make_structured_report(source, told, threshold, algorithm, listed.diameter_mm)
+
+
+def _page(
+    wanted: Wanted, listed: Listed, columns: Mapping[str, NDArray[np.float64]], algorithm: Algorithm
+) -> tuple[str, int]:
+    """Render the page about the CT, and count what it shows; empty where none is wanted."""
+    if wanted.page is None:
+        return "", 0
+    diameters = {} if listed.diameter_mm is None else {DIAMETER: listed.diameter_mm}
+    return wanted.page.render(listed.points, {**columns, **diameters}, algorithm)
+
+
+def _write_report(wanted: Wanted, report: tuple[bytes, int] | None) -> dict[str, Any]:
+    """Write the structured report, where it is wanted; give what is known of it."""
+    if report is None or wanted.dicom_sr is None:
+        return {}
+    with atomic_write(wanted.dicom_sr) as stream:
+        stream.write(report[0])
+    return {"dicom_sr": str(wanted.dicom_sr), "reported": report[1]}
+
+
+def _write_explanations(wanted: Wanted, explanations: Sequence[Explanation] | None) -> dict[str, Any]:
+    """Write the explanations, where they are wanted; give what is known of them."""
+    if explanations is None or wanted.explain is None:
+        return {}
+    write_explanations(wanted.explain, explanations)
+    return {"explained": len(explanations)}
+
+
+def _write_page(wanted: Wanted, page: tuple[str, int]) -> dict[str, Any]:
+    """Write the page, where one is wanted; give what is known of it."""
+    if wanted.page is None:
+        return {}
+    with atomic_write(wanted.page.path) as stream:
+        stream.write(page[0].encode())
+    return {"report": str(wanted.page.path), "shown": page[1]}
 
 
 def _columns(
@@ -194,8 +259,9 @@ def _write(output: Path, listed: Listed, columns: dict[str, NDArray[np.float64]]
     """Write the candidates with their values in the format that is wanted; give what else is told of it."""
     uids = listed.table.row_series()
     if wanted.output_format == formats.LUNA16:
+        behind = {} if listed.given is None else columns_behind(listed.given, columns)
         more = {name: value for name, value in columns.items() if name != "probability"}
-        write_points(output, uids, listed.table.points_xyz, columns["probability"], "probability", **more)
+        write_points(output, uids, listed.table.points_xyz, columns["probability"], "probability", **more, **behind)
         return {}
     values = columns if listed.diameter_mm is None else {**columns, DIAMETER: listed.diameter_mm}
     scored = Points(listed.points.source, tuple(uids), listed.points.points_xyz, values, listed.names)
@@ -205,7 +271,12 @@ def _write(output: Path, listed: Listed, columns: dict[str, NDArray[np.float64]]
 
 
 def check_wanted(
-    wanted: Wanted, classifiers: Sequence[Classifier], cts: Sequence[Path], output: Path, series_uids: Sequence[str]
+    wanted: Wanted,
+    classifiers: Sequence[Classifier],
+    cts: Sequence[Path],
+    output: Path,
+    series_uids: Sequence[str],
+    allow_symlinks: bool = False,
 ) -> Source | None:
     """Refuse an output that cannot be written, and explanations that cannot be made, or be mixed with older ones.
 
@@ -215,11 +286,12 @@ def check_wanted(
         cts: the CTs.
         output: the table.
         series_uids: of the candidates.
+        allow_symlinks: take CTs that are linked into place.
 
     Returns:
         The series that the structured report is about; None where none is wanted.
     """
-    source = _source(wanted, cts, series_uids)
+    source = _source(wanted, cts, series_uids, allow_symlinks)
     formats.check_output(output, wanted.output_format, series_uids)
     if wanted.explain is None:
         return source
@@ -232,14 +304,21 @@ def check_wanted(
     return source
 
 
-def _source(wanted: Wanted, cts: Sequence[Path], series_uids: Sequence[str]) -> Source | None:
-    """The series that the structured report is about; None where none is wanted."""
+def _source(wanted: Wanted, cts: Sequence[Path], series_uids: Sequence[str], allow_symlinks: bool) -> Source | None:
+    """Return the series of the structured report, in the folder of --ct or below it; None where none is wanted."""
     if wanted.dicom_sr is None:
         return None
     require_threshold(wanted.threshold)
     if len(cts) != 1:
         raise ValueError(f"--dicom-sr is about one series, and --ct names {len(cts)} CTs: give one DICOM folder")
-    source = read_source(cts[0])
+    folder = cts[0]
+    if folder.is_dir():
+        series = find_series(folder, allow_symlinks)
+        listed = [uid for uid in series_uids if uid in series]
+        if len(listed) > 1:
+            raise ValueError(f"--dicom-sr is about one series, and there are candidates of {len(listed)}: name one")
+        folder = series[listed[0]] if listed else folder
+    source = read_source(folder)
     if others := sorted(set(series_uids) - {source.series_uid}):
         raise ValueError(f"series {others[0]} is not the series of --dicom-sr: does this table belong to these scans?")
     return source

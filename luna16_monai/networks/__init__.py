@@ -4,6 +4,7 @@
 - ``nodule_detector``: the detector
 - ``weights``: reading and loading weights
 - ``folding``: batch norms folded into convolutions
+- ``precision``: bfloat16 on a CPU, where it is right
 - ``backends``: device, compiled torch, OpenVINO
 - ``export``: TorchScript, ONNX, OpenVINO
 """

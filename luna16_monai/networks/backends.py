@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,9 +16,31 @@ from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
 from luna16_monai.networks.nodule_detector import NoduleDetector
-from luna16_monai.networks.weights import load_state, read_weights
+from luna16_monai.networks.weights import load_state, read_state
 
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 BACKENDS = ("auto", "torch", "openvino")
+
+
+def require_device(device: torch.device | str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ValueError: it is neither a CPU nor a CUDA device, or is not there; the message says which ones are.
+    """
+    name = str(device)
+    if not DEVICE.fullmatch(name):
+        raise ValueError(f"device {name}: there are cpu, cuda and cuda:N: name one of them")
+    found = torch.device(name)
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "torch finds no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
+            raise ValueError(f"device {name}: {why}, so there is cpu alone: name that one")
+        if (found.index or 0) >= count:
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise ValueError(f"device {name}: there is {there}, and cpu: name one of them")
+    return found
 
 
 def load_weights(
@@ -27,7 +50,7 @@ def load_weights(
     backend: str = "torch",
     shape_zyx: Sequence[int] = (32, 48, 48),
 ) -> nn.Module:
-    """The network with its weights, ready to score.
+    """Return the network with its weights, ready to score.
 
     Args:
         network: gives logits.
@@ -63,7 +86,7 @@ def _loaded(network: nn.Module, path: Path | str, device: torch.device | str, ba
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
-    load_state(network, read_weights(path), f"the weights {path}")
+    load_state(network, read_state(path), f"the weights {path}")
     return backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino"))
 
 
@@ -198,19 +221,25 @@ def on_device(network: nn.Module, device: torch.device | str, compile: bool | st
     return network
 
 
-def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool | None = True) -> nn.Module:
     """Let batch normalisations take mean and variance over the batches of all processes (torch's SyncBatchNorm).
 
     Args:
         network: its batch normalisations are replaced in place; the names of its weights stay.
         device: where it will be trained.
-        enabled: False gives the network as it is.
+        enabled: False gives the network as it is; None replaces them on a GPU where there are more than one, as with
+            norms in the blocks: the tail alone, which scales HU, does as well with the batch of one process.
 
     Raises:
-        ValueError: the device is no GPU, for which torch has no such layer.
+        ValueError: the device is no GPU, for which torch has no such layer; or ``enabled`` is another value.
     """
+    if enabled is None:
+        norms = sum(isinstance(part, nn.BatchNorm3d) for part in network.modules())
+        enabled = norms > 1 and torch.device(device).type == "cuda"
+    if not isinstance(enabled, bool):
+        raise ValueError(f"sync_batch_norm {enabled}: give true, false, or null")
     if not enabled:
         return network
     if torch.device(device).type != "cuda":
-        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it false here")
+        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it null here")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -79,7 +79,7 @@ class InMemoryStore:
         return tuple(sorted(self.cts))
 
     def volume(self, uid: str) -> Volume:
-        """A CT on the recipe's grid.
+        """Return a CT on the recipe's grid.
 
         Raises:
             KeyError: none of the CTs is this series.
