@@ -101,8 +101,8 @@ def inference() -> None:
 def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, output_dir: Path | str) -> None:
     """Let those blocks of the network be trained in bfloat16 for which a self-test finds it right and faster.
 
-    On a CPU alone; CUDA has ``amp``. A run that goes on keeps the blocks that its record names. Several processes take
-    the blocks that are right on all of them.
+    On a CPU alone; CUDA has ``amp``. A detector is trained in it as a whole or not at all. A run that goes on keeps the
+    blocks that its record names. Several processes take the blocks that are right on all of them.
 
     Args:
         network: is changed, not copied.
