@@ -53,6 +53,8 @@ class NoduleDetector(nn.Module):
                 f"a detector of {len(channels)} levels and stem stride {tuple(stem_stride_zyx)}: give two channels or "
                 "more, and strides of 1 or 2"
             )
+        # TorchScript reads no names of the module
+        self.window_hu: tuple[float, float] = (LOW_HU, HIGH_HU)
         self.stem_stride_zyx = tuple(int(s) for s in stem_stride_zyx)
         self.stride_zyx = tuple(2 * s for s in self.stem_stride_zyx)
         self.bfloat16_blocks: tuple[bool, ...] = ()
@@ -77,7 +79,8 @@ class NoduleDetector(nn.Module):
 
     def fine(self, image: Tensor) -> Tensor:
         """Return the first level of (batch, 1, z, y, x) HU; it looks no farther than 4 voxels."""
-        scaled = image.float().clamp(LOW_HU, HIGH_HU).sub((LOW_HU + HIGH_HU) / 2).div((HIGH_HU - LOW_HU) / 2)
+        low, high = self.window_hu
+        scaled = image.float().clamp(low, high).sub((low + high) / 2).div((high - low) / 2)
         return self.stem(scaled)
 
     def coarse(self, first: Tensor) -> Tensor:
