@@ -12,5 +12,4 @@
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
 - ``demo``: demo
-- ``detection_demo``: what demo scores of the detector
 """
