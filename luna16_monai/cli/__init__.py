@@ -5,7 +5,9 @@
 - ``data``: phantom, download, doctor, prepare, verify
 - ``scoring``: evaluate, compare, report
 - ``detection``: detect
-- ``prediction``: predict, review
+- ``prediction``: predict
+- ``pages``: the page of ``predict --report``
+- ``reviewing``: review
 - ``exchange``: convert, challenge
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune

@@ -92,6 +92,7 @@ def run_demo(options: argparse.Namespace) -> int:
     require("report", "luna16 demo", "matplotlib", "jinja2")
     plan, suffix = (LONG, "_200") if options.long else (SHORT, "")
     output = options.output or console.folder("LUNA16_RUNS", "runs") / "demo"
+    console.require_folder("--output", output)
     data, store = console.folder("LUNA16_DATA", "data/phantom"), console.folder("LUNA16_STORE", "data/store")
     demo = _Demo(plan, output, data.with_name(data.name + suffix), store.with_name(store.name + suffix), options)
     if options.malignancy is None:

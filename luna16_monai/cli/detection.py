@@ -11,7 +11,8 @@ from luna16_monai.cli import console
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
-    from luna16_monai.inference.detect import Candidates
+    from luna16_monai.inference.detect import Candidates, Detector, Lungs
+    from luna16_monai.store.in_memory import InMemoryStore
 
 BUNDLE = "nodule_detection"
 
@@ -36,7 +37,12 @@ def run_detect(options: argparse.Namespace) -> int:
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
 
-    found = find(options, options.bundle, options.weights, options.threshold)
+    console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
+    detector, volumes = opened(options, options.bundle, options.weights)
+    found = detector.candidates(
+        volumes, options.max, options.threshold, lungs(options), console.shows_progress(options)
+    )  # fmt: skip
+    warn(found)
     found.write(options.output)
     records = [read_seen(found.weights)]
     write_seen_by_all(options.output, records)
@@ -59,23 +65,29 @@ def add_lungs(verb: argparse.ArgumentParser) -> None:
     lungs.add_argument("--no-lung-mask", action="store_true", help="search the whole scan")
 
 
-def find(options: argparse.Namespace, bundle: Path | None, weights: Path | None, threshold: float = 0.0) -> Candidates:
-    """Return the candidates of the CTs of --ct, and print what is to be known of these.
+def lungs(options: argparse.Namespace) -> Lungs:
+    """Return what gives the lungs of a CT, by --lung-mask and --no-lung-mask."""
+    from luna16_monai.inference.detect import lungs_from
+
+    return lungs_from(options.lung_mask, options.no_lung_mask)
+
+
+def opened(options: argparse.Namespace, bundle: Path | None, weights: Path | None) -> tuple[Detector, InMemoryStore]:
+    """Return a detector, and the CTs of --ct as it takes them.
 
     Args:
-        options: of a verb with --ct, --max, the lungs, --trust-bundle, --allow-symlinks and --device.
+        options: of a verb with --ct, --trust-bundle, --allow-symlinks and --device.
         bundle: that detects; None takes the one that comes with the package.
         weights: a model.pt; None takes the bundle's own.
-        threshold: the least probability.
     """
     from luna16_monai.bundle.folders import bundle_dir
-    from luna16_monai.inference.detect import lungs_from, read_detector
+    from luna16_monai.inference.detect import read_detector
 
     folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
     detector, prepare = read_detector(folder, console.device(options.device), weights)
-    found = detector.candidates(
-        prepare(options.ct, options.allow_symlinks), options.max, threshold,
-        lungs_from(options.lung_mask, options.no_lung_mask), console.shows_progress(options),
-    )  # fmt: skip
+    return detector, prepare(options.ct, options.allow_symlinks)
+
+
+def warn(found: Candidates) -> None:
+    """Print what is to be known of the CTs: warnings, and which have no candidate."""
     console.warn([*found.warnings, *(f"series {uid} has no candidate" for uid in found.empty)])
-    return found

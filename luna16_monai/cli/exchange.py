@@ -40,6 +40,8 @@ def run_convert(options: argparse.Namespace) -> int:
         if name is not None and name not in formats.FORMATS:
             raise ValueError(f"{name!r} is no format: name one of {', '.join(formats.FORMATS)}")
     is_table = options.input.is_file() and not options.input.name.lower().endswith(".json")
+    # a folder is checked by the format: several CTs may make one
+    console.require_file("--output", options.output, options.input, *(options.ct or ()), may_be_folder=True)
     if from_format == formats.LIDC or (from_format == formats.LUNA25 and is_table and not options.output.suffix):
         return _convert_to_data_folder(options, from_format)
     if options.masks:
@@ -108,6 +110,7 @@ def run_challenge(options: argparse.Namespace) -> int:
     from luna16_monai.inference.challenge import Challenge, ChallengeServer, port_of
     from luna16_monai.inference.classifier import Classifier
 
+    console.require_folder("--output", options.output)
     port = port_of(os.environ)
     bundle = console.bundle(options.bundle or bundle_dir("malignancy_classification"), options.trust_bundle)
     classifier = Classifier(bundle, console.device(options.device), options.weights or (), options.backend)

@@ -29,6 +29,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from luna16_monai.interchange.formats import Conventions, read_as_table
     from luna16_monai.runs.results import write_results
 
+    _check_results(options)
     truth = _truth(options)
     submission, notes = read_as_table(options.submission, "probability", Conventions(ras=options.ras))
     evaluation = evaluate(submission, truth, options.bootstrap, options.seed)
@@ -38,6 +39,21 @@ def run_evaluate(options: argparse.Namespace) -> int:
         )
     console.warn([*notes, *evaluation.scores["warnings"], *_seen(options, truth.series_uids)])
     return console.tell(options, evaluation.scores, _told(evaluation.scores))
+
+
+def _check_results(options: argparse.Namespace) -> None:
+    """Refuse an output folder in which a table that is read, or another one of a data set, would be lost."""
+    from luna16_monai.runs.folder import RunFolder
+    from luna16_monai.tables.luna16 import find_table
+
+    if options.output is None:
+        return
+    run = RunFolder(options.output)
+    files = [run.metrics_file, run.candidates_file, run.nodules_file, run.series_file]
+    names = [path.name for path in files]
+    console.require_folder("--output", options.output, names, options.submission, *_tables(options))
+    if options.output.is_dir() and find_table(options.output, "annotations") is not None:
+        raise ValueError(f"--output {options.output} is a data folder, whose tables would be lost: name another one")
 
 
 def _seen(options: argparse.Namespace, series_uids: Sequence[str]) -> list[str]:
@@ -69,6 +85,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
     if len(options.submission) != 2:
         raise ValueError(f"--submission is given {len(options.submission)} times: compare takes it twice")
+    console.require_folder("--output", options.output, ["comparison.json"], *options.submission, *_tables(options))
     truth = _truth(options)
     one, other = (evaluate(read_as_table(path, "probability")[0], truth, draws=0) for path in options.submission)
     result = {
@@ -101,6 +118,8 @@ def run_report(options: argparse.Namespace) -> int:
     from luna16_monai.runs.folder import RunFolder
 
     output = options.output or RunFolder(options.run_dir).report_file
+    read = [path for path in options.run_dir.glob("*") if path.suffix.lower() != ".html"]
+    console.require_file("--output", output, *read)
     result = write_report(options.run_dir, output, console.store_folder(options))
     return console.tell(
         options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)"
@@ -119,10 +138,15 @@ def _add_reference(verb: argparse.ArgumentParser) -> None:
     console.add_seed(verb)
 
 
-def _truth(options: argparse.Namespace) -> Any:
-    from luna16_monai.evaluation.submission import read_truth
+def _tables(options: argparse.Namespace) -> list[Path | None]:
+    """The tables of a reference standard that were named."""
+    return [options.annotations, options.excluded, options.seriesuids, options.subsets]
 
-    return read_truth(options.annotations, options.excluded, options.seriesuids, options.subsets)
+
+def _truth(options: argparse.Namespace) -> Any:
+    from luna16_monai.evaluation.submission import read_reference
+
+    return read_reference(options.annotations, options.excluded, options.seriesuids, options.subsets)
 
 
 def _told(scores: dict[str, Any]) -> str:

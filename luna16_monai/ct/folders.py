@@ -113,7 +113,7 @@ def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict
 
 
 def places(data_dir: Path) -> list[tuple[Path, int | None]]:
-    """The folders in which CTs may lie, and the subset of each; a subset may lie in a folder of its own name."""
+    """Return the folders in which CTs may lie, and the subset of each; a subset may lie in a folder of its own name."""
     places: list[tuple[Path, int | None]] = [(data_dir, None)]
     for k in SUBSETS:
         name = subset_folder(k)

@@ -34,16 +34,25 @@ class CT:
         path: its file or folder.
         geometry: where the voxels lie.
         load: reads the voxels as stored, (z, y, x).
+        data_path: the file with its voxels, where the header is another one.
     """
 
     path: Path
     geometry: Geometry
     load: Callable[[], NDArray[Any]]
+    data_path: Path | None = None
 
     @property
     def name(self) -> str:
         """The name of its file or folder, for messages."""
         return self.path.name
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it consists of: header and voxels, or those of a DICOM series."""
+        if self.path.is_dir():
+            return dicom.slice_files(self.path)
+        return [self.path] if self.data_path in (None, self.path) else [self.path, self.data_path]
 
     def read(self) -> NDArray[Any]:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
@@ -81,7 +90,7 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
-        return CT(path, image.geometry, image.read)
+        return CT(path, image.geometry, image.read, image.data_path)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
         return CT(path, *_open_nifti(path))
@@ -135,7 +144,7 @@ def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
 
 
 def _only_series(folder: Path, allow_symlinks: bool) -> Path:
-    """The folder itself where it has files and no folders; else the one folder of a series in and below it."""
+    """Return the folder itself where it has files and no folders; else the one folder of a series in and below it."""
     if not any(path.is_dir() for path in folder.iterdir()):
         return folder
     found = find_series(folder, allow_symlinks)
@@ -151,12 +160,12 @@ def has_ct_suffix(path: Path) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    """The ending that makes a file a CT, in lower case; empty where there is none."""
+    """Return the ending that makes a file a CT, in lower case; empty where there is none."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The same values in the smallest of int16, float32, float64 that holds each exactly."""
+    """Return the same values in the smallest of int16, float32, float64 that holds each exactly."""
     if voxels.dtype == np.int16:
         return voxels
     if voxels.dtype.kind == "f":

@@ -80,12 +80,12 @@ def sensitivity_by_rank(
 
 
 def diameter_error(marks: Marks, nodules: Findings, diameter_mm: FloatArray) -> dict[str, float | int] | None:
-    """Return how far the told diameters are off, over the nodules found; None where none is.
+    """Return how far the listed diameters are off, over the nodules found; None where none is.
 
     Args:
         marks: the candidates.
         nodules: the annotations; those without a diameter are left out.
-        diameter_mm: (n,) what the list tells of each mark.
+        diameter_mm: (n,) the list's diameter of each mark.
 
     Returns:
         ``median`` and ``p90`` of the absolute error of the most probable mark on each nodule, mm; ``nodules``.
@@ -109,5 +109,5 @@ def _with_nodules(nodules_of: FloatArray, n_scans: int, draws: int, seed: int) -
 
 
 def _keyed(values: FloatArray) -> dict[str, Any]:
-    """Values by the number of candidates; (5,) or (5, 2)."""
+    """Return values by the number of candidates; (5,) or (5, 2)."""
     return {str(number): value for number, value in zip(NUMBERS, values.tolist(), strict=True)}

@@ -20,7 +20,7 @@ _ELEMENTS_PER_CHUNK = 2_000_000
 
 
 def roc_auc(probability: ArrayLike, label: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
-    """The area under the ROC curve: how often a positive stands above a negative, ties counting half.
+    """Return the area under the ROC curve: how often a positive stands above a negative, ties counting half.
 
     Args:
         probability: (n,).

@@ -1,4 +1,4 @@
-"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is told about it.
+"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is reported about it.
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
 excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it
@@ -111,7 +111,7 @@ class Evaluation:
     scores: dict[str, Any]
 
 
-def read_truth(
+def read_reference(
     annotations: Path, excluded: Path | None, series_uids: Path, subsets: Path | None = None
 ) -> ReferenceStandard:
     """Read LUNA16's tables from the files named.
@@ -139,7 +139,7 @@ def read_truth(
 
 
 def read_subsets(path: Path) -> dict[str, int | None]:
-    """LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
+    """Return LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
 
     Raises:
         ValueError: a column is missing, or a subset is no whole number.
@@ -160,13 +160,13 @@ def read_subsets(path: Path) -> dict[str, int | None]:
     return subsets
 
 
-def validation_truth(
+def validation_reference(
     dataset_dir: Path | str,
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
 ) -> ReferenceStandard | None:
-    """What a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
+    """Return what a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
         dataset_dir: the data folder; without ``annotations_excluded`` the score is marked as such.
@@ -262,7 +262,7 @@ def _fallen_by_ties(match: Match) -> list[str]:
 
 
 def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """The difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
+    """Return the difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
 
     Raises:
         ValueError: fewer than one draw.

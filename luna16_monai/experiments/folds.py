@@ -79,11 +79,11 @@ class Plan:
         return self.bundle / "configs"
 
     def fold_dir(self, fold: int) -> Path:
-        """The output folder of a fold's training; its scored subset lies in ``test`` below it."""
+        """Return the output folder of a fold's training; its scored subset lies in ``test`` below it."""
         return self.output / f"fold_{fold}"
 
     def job(self, fold: int) -> Job:
-        """A fold as a job: train, then score the subset that was kept out."""
+        """Return a fold as a job: train, then score the subset that was kept out."""
         folder = self.fold_dir(fold)
         settings = {"validation_stride": str(INNER_STRIDE), **self.settings}
         data = {"dataset_dir": str(self.data_dir), "store_dir": str(self.store_dir)}
@@ -121,7 +121,7 @@ class Plan:
         )
 
     def record(self) -> dict[str, Any]:
-        """What two calls must agree on to go on with each other's folds; no folder of the machine."""
+        """Return what two calls must agree on to go on with each other's folds; no folder of the machine."""
         return {
             "bundle": self.bundle.name,
             "settings": dict(sorted(self.settings.items())),
@@ -132,7 +132,7 @@ class Plan:
 
 
 def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patients) -> dict[str, Any]:
-    """What each fold was trained, chosen and scored on, as its runs wrote it down themselves.
+    """Return what each fold was trained, chosen and scored on, as its runs wrote it down themselves.
 
     Args:
         plan: its folds are finished.

@@ -86,7 +86,7 @@ def read_case(input_dir: Path) -> tuple[Path, Points]:
         raise FileNotFoundError(f"{locations} is missing, and nodules of a bare CT are not looked for: add that list")
     clinical = input_dir / CLINICAL
     if clinical.is_file():
-        read_clinical(clinical)  # the network knows no age, but a damaged case is told
+        read_clinical(clinical)  # the network knows no age, but a damaged case is refused
     scans = Scans.open(images)
     points = read_multiple_points(locations, scans)
     scans.require(points)
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             told = self.server.challenge.answer()
         except Exception as error:
-            # told to the platform and in the log, as the command would; the next case may be better
+            # sent to the platform and logged, as the command would; the next case may be better
             wrong_input = isinstance(root_cause(error), INPUT_ERRORS)
             print("luna16:", one_line(error), file=sys.stderr, flush=True)
             status = HTTPStatus.BAD_REQUEST if wrong_input else HTTPStatus.INTERNAL_SERVER_ERROR

@@ -37,7 +37,7 @@ class Classifier:
         bundle: the bundle's folder.
         device: where the network runs.
         weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
-        backend: as `load_weights`.
+        backend: as `backends.load_weights`.
 
     Attributes:
         views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.
@@ -89,6 +89,11 @@ class Classifier:
     def volumes(self, paths: Sequence[Path], allow_symlinks: bool = False) -> InMemoryStore:
         """CTs, as the bundle's recipe makes them."""
         return InMemoryStore(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
+
+    @property
+    def way(self) -> tuple[str, str]:
+        """By what two bundles are known to prepare a CT alike; as `InMemoryStore.way`."""
+        return str(self.recipe.resolve()), str(self.config["spacing_zyx"])
 
     @property
     def recipe(self) -> Path:
@@ -157,45 +162,59 @@ class Classifier:
 
 
 def volumes_of(
-    classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
+    classifiers: Sequence[Classifier],
+    paths: Sequence[Path],
+    allow_symlinks: bool = False,
+    opened: Sequence[InMemoryStore] = (),
 ) -> list[InMemoryStore]:
-    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
-    shared: dict[tuple[str, str], InMemoryStore] = {}
+    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs.
+
+    Args:
+        classifiers: the bundles.
+        paths: the CTs.
+        allow_symlinks: take CTs that are linked into place.
+        opened: the same CTs, as somebody has opened them already.
+    """
+    shared = {one.way: one for one in opened}
     for one in classifiers:
-        way = _way(one)
-        if way not in shared:
-            shared[way] = one.volumes(paths, allow_symlinks)
-    return [shared[_way(one)] for one in classifiers]
+        if one.way not in shared:
+            shared[one.way] = one.volumes(paths, allow_symlinks)
+    return [shared[one.way] for one in classifiers]
 
 
-def _way(one: Classifier) -> tuple[str, str]:
-    """By what two bundles are known to prepare a CT alike."""
-    return str(one.recipe.resolve()), str(one.config["spacing_zyx"])
+class Scorer:
+    """Scores points of CTs with several bundles; each CT is prepared once for all that share their volumes.
+
+    Args:
+        classifiers: the bundles.
+        volumes: of each bundle, see `volumes_of`.
+        views: as `Classifier.probabilities`.
+    """
+
+    def __init__(
+        self, classifiers: Sequence[Classifier], volumes: Sequence[InMemoryStore], views: int | None = None
+    ) -> None:
+        self.classifiers, self.volumes, self.views = tuple(classifiers), tuple(volumes), views
+        self._built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
+
+    def __call__(self, table: PointTable) -> list[NDArray[np.float64]]:
+        """Return (n,) probabilities of each classifier, series by series.
+
+        Raises:
+            ValueError: a point's series is not among the CTs, or it lies outside its scan.
+        """
+        for prepared in dict.fromkeys(self.volumes):
+            prepared.require_inside(table)
+        scored = [np.empty(len(table)) for _ in self.classifiers]
+        for code in np.unique(table.series):
+            rows = np.flatnonzero(table.series == code)
+            for one, preprocessing, result in zip(self.classifiers, self._built, scored, strict=True):
+                result[rows] = one.score_rows(table, rows, preprocessing, self.views)
+        return scored
 
 
 def score_in_turn(
     classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[InMemoryStore], views: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Score points with several bundles; each CT is prepared once for all that share their volumes.
-
-    Args:
-        classifiers: the bundles.
-        table: the points.
-        volumes: of each bundle, see `volumes_of`.
-        views: as `Classifier.probabilities`.
-
-    Returns:
-        (n,) for each classifier.
-
-    Raises:
-        ValueError: a point's series is not among the CTs, or it lies outside its scan.
-    """
-    for prepared in dict.fromkeys(volumes):
-        prepared.require_inside(table)
-    built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
-    scored = [np.empty(len(table)) for _ in classifiers]
-    for code in np.unique(table.series):
-        rows = np.flatnonzero(table.series == code)
-        for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
-            result[rows] = one.score_rows(table, rows, preprocessing, views)
-    return scored
+    """Return (n,) probabilities of each of several bundles; see `Scorer`."""
+    return Scorer(classifiers, volumes, views)(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
-from luna16_monai.networks.weights import load_state, read_weights
+from luna16_monai.networks.weights import load_state, read_state
 
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 BACKENDS = ("auto", "torch", "openvino")
+
+
+def require_device(device: torch.device | str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ValueError: it is neither a CPU nor a CUDA device, or is not there; the message says which ones are.
+    """
+    name = str(device)
+    if not DEVICE.fullmatch(name):
+        raise ValueError(f"device {name}: there are cpu, cuda and cuda:N: name one of them")
+    found = torch.device(name)
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "torch finds no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
+            raise ValueError(f"device {name}: {why}, so there is cpu alone: name that one")
+        if (found.index or 0) >= count:
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise ValueError(f"device {name}: there is {there}, and cpu: name one of them")
+    return found
 
 
 def load_weights(
@@ -26,7 +49,7 @@ def load_weights(
     backend: str = "torch",
     shape_zyx: Sequence[int] = (32, 48, 48),
 ) -> nn.Module:
-    """The network with its weights, ready to score.
+    """Return the network with its weights, ready to score.
 
     Args:
         network: gives logits.
@@ -46,7 +69,7 @@ def load_weights(
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
-    load_state(network, read_weights(path), f"the weights {path}")
+    load_state(network, read_state(path), f"the weights {path}")
     if backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino")):
         return OpenVinoNetwork(network.eval(), shape_zyx)
     return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]

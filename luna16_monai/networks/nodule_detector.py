@@ -2,7 +2,7 @@
 
 CenterNet's output (Zhou et al., 2019, arXiv 1904.07850) in 3-D, on a pyramid: stem, two coarser levels, and up again to
 every fourth voxel. No instance or group norm, whose statistics would depend on the tile. Rejected: a stem that keeps
-the z resolution, which has twice the cost and could not be told apart in an equal time.
+the z resolution, which has twice the cost and scored the same in an equal time.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Residual(nn.Module):
 def _convolution(
     width_in: int, width: int, kernel: int | Sequence[int] = 3, stride: int | Sequence[int] = 1
 ) -> Convolution:
-    """A convolution without bias, batch norm, ReLU; same padding for odd kernels, half of it for even ones."""
+    """Return a convolution without bias, batch norm, ReLU; same padding for odd kernels, half of it for even ones."""
     sizes = [kernel] * 3 if isinstance(kernel, int) else list(kernel)
     return Convolution(
         3, width_in, width, strides=stride, kernel_size=kernel, padding=tuple((k - 1) // 2 for k in sizes),

@@ -1,4 +1,4 @@
-"""The network: a small 3-D CNN that looks at one cutout and tells nodule from non-nodule.
+"""The network: a small 3-D CNN that classifies one cutout as nodule or non-nodule.
 
 It follows the design of "Deep Learning with PyTorch" (Stevens, Antiga, Viehmann, 2020), chapter 11: a batch
 normalisation as tail, four blocks of two convolutions and a max-pool, one linear layer as head. Its blocks are
@@ -48,6 +48,11 @@ class NoduleNet(nn.Module):
 
     # constant for TorchScript, which then compiles one of the two returns
     __constants__ = ("return_probabilities",)
+
+    # whether each block is trained in bfloat16, see networks.precision; scoring is float32
+    bfloat16_blocks: tuple[bool, ...] = ()
+    # set where all but the head goes on from other weights, see networks.weights
+    fresh_head = False
 
     def __init__(
         self,
@@ -103,10 +108,6 @@ class NoduleNet(nn.Module):
                 nn.ReLU(),
             ]
         self.backbone = nn.Sequential(*blocks)
-        # which blocks are trained in bfloat16, see networks.precision; scoring is float32
-        self.bfloat16_blocks: tuple[bool, ...] = ()
-        # set where all but the head goes on from other weights, see networks.weights
-        self.fresh_head = False
         self.trainable_blocks: int | None = None
         features = channels[-1] * math.prod(side // 2 ** len(channels) for side in inner_zyx)
         self.head = nn.Linear(features, num_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,10 @@ from luna16_monai.networks.folding import unfolded_state
 from luna16_monai.networks.nodule_net import NoduleNet
 
 logger = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
+"""Under which keys other programs keep a network's weights."""
+PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
@@ -32,10 +37,62 @@ def read_weights(file: Path | str | BinaryIO, name: str | None = None) -> Any:
     except OSError:
         raise
     except Exception as error:  # of a damaged file the unpickler may raise anything
-        raise ValueError(
-            f"{name or file} holds no plain weights, or is damaged ({type(error).__name__}): name a file that this "
-            "program wrote"
-        ) from error
+        raise ValueError(_no_weights(file, str(name or file), type(error).__name__)) from error
+
+
+def _no_weights(file: Path | str | BinaryIO, name: str, error: str) -> str:
+    """What a file is that holds no plain weights."""
+    start = b""
+    if isinstance(file, Path | str):
+        with Path(file).open("rb") as stream:
+            start = stream.read(512)
+    if start.startswith(b"version https://git-lfs"):
+        return f"{name} is a Git LFS pointer, not the weights themselves: fetch these with git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return f"{name} is a web page, not the weights: download the file itself"
+    if start.startswith(b"PK") and _is_torchscript(Path(str(file))):
+        return f"{name} is a TorchScript program, an export: name the model.pt that it was made from"
+    return f"{name} holds no plain weights, or is damaged ({error}): name a file that this program wrote"
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """Read the weights of a network, as this program or another one wrote them.
+
+    Taken are a bare state dict, and one inside ``{"state_dict": ...}`` or another of `WRAPPERS`; where all names begin
+    with ``module.`` or ``_orig_mod.``, as parallel or compiled networks have them, that is dropped.
+
+    Raises:
+        ValueError: as `read_weights`; or the file is a checkpoint of a run, or holds no weights.
+    """
+    content = read_weights(path)
+    if isinstance(content, Mapping) and {"network", "optimizer", "iteration"} <= content.keys():
+        beside = Path(path).parent.parent / "model.pt"
+        which = str(beside) if beside.is_file() else "the run's model.pt"
+        raise ValueError(f"{path} is a checkpoint of a run, to go on from with --resume true: name {which} instead")
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and _is_state(content.get(wrapper)):
+            logger.info("%s: the weights under %r are taken", path, wrapper)
+            content = content[wrapper]
+            break
+    if not _is_state(content):
+        raise ValueError(f"{path} holds no weights of a network, tensors by name: name a run's model.pt")
+    state: dict[str, Tensor] = dict(content)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
 def load_state(network: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
@@ -78,7 +135,7 @@ def load_initial_weights(network: torch.nn.Module, path: str | None, shape_zyx: 
         return
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
-    weights = unfolded_state(network, read_weights(path))
+    weights = unfolded_state(network, read_state(path))
     own = network.state_dict()
     others = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
     carried, grows = None, False

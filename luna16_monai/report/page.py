@@ -78,13 +78,16 @@ def write_report(
 
 
 def _charts(results: Results, run: RunFolder) -> dict[str, str]:
-    """The charts that the run has data for, by name, as SVG."""
+    """Return the charts that the run has data for, by name, as SVG."""
     from luna16_monai.report import charts
 
     drawn: dict[str, str] = {}
     if results.match is not None:
         drawn["froc"] = charts.froc_chart(results.match)
         drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
+    if results.metrics.content.get("sensitivity_at_candidates"):
+        ranks = [results.metrics.content.get(f"sensitivity_at_candidates{end}") for end in ("", "_ci95")]
+        drawn["ranks"] = charts.rank_chart(*ranks)
     label = results.label
     positives = "malignant nodules" if "malignancy" in results.metrics else "nodules"
     if label is not None and 0 < label.sum() < label.size:
@@ -139,5 +142,5 @@ def _line(history: Sequence[Epoch], split: str, score: str) -> tuple[list[int], 
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """A number for the page; a dash where there is none."""
+    """Return a number for the page; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

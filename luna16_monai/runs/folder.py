@@ -157,7 +157,7 @@ class RunRecord:
     keeps_memory: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of the file; what is not told is left out."""
+        """Return the content of the file; what is not known is left out."""
         content = asdict(self)
         content["data"] = {key: value for key, value in content["data"].items() if value is not None}
         if not self.seen_series:
@@ -278,7 +278,7 @@ class RunFolder:
             ) from error
 
     def read_record(self) -> RunRecord | None:
-        """Return what the run says of itself; None where it says nothing.
+        """Return the run's record; None where there is none.
 
         Raises:
             ValueError: the file is damaged.
@@ -294,7 +294,7 @@ class RunFolder:
             ) from error
 
     def read_network(self) -> dict[str, Any]:
-        """Return what the run says of its network; nothing where it says nothing.
+        """Return what the run records of its network; nothing without a record.
 
         Returns:
             ``network_def``, the arguments of ``NoduleNet``, without the norms, which ``model.pt`` holds folded; and
@@ -320,7 +320,7 @@ class RunFolder:
             ) from error
 
     def write_record(self, record: RunRecord) -> None:
-        """Write what the run says of itself."""
+        """Write the run's record."""
         write_json(self.record_file, record.as_json())
 
     def seen_series(self) -> tuple[str, ...]:
@@ -390,7 +390,7 @@ class RunFolder:
 
 
 def _finite(value: Any) -> Any:
-    """The same content with None for numbers that JSON does not know."""
+    """Return the same content with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

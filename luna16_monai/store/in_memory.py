@@ -29,6 +29,7 @@ class InMemoryStore:
 
     Attributes:
         cts: the opened CT of each series; none is opened again.
+        way: the recipe and the spacing: CTs in two stores of one way are prepared alike.
         wrong: why a series that lies beside others in a folder can't be read.
 
     Raises:
@@ -56,6 +57,7 @@ class InMemoryStore:
                         "name one of them, or rename a file"
                     )
                 self.cts[uid] = found
+        self.way = (str(Path(recipe).resolve()), str(spacing_zyx))
         self.transform = Preparation.read(Path(recipe), spacing_zyx).build()
         for step in getattr(self.transform, "transforms", ()):
             if isinstance(step, LoadImaged):
@@ -70,7 +72,7 @@ class InMemoryStore:
         return tuple(sorted(self.cts))
 
     def volume(self, uid: str) -> Volume:
-        """A CT on the recipe's grid.
+        """Return a CT on the recipe's grid.
 
         Raises:
             KeyError: none of the CTs is this series.

@@ -166,7 +166,7 @@ def _check_series_uids(uids: Sequence[str], path: Path | zipfile.Path) -> None:
 
 
 def read_series_list(data_dir: Path) -> tuple[str, ...] | None:
-    """The series that a data folder's ``seriesuids.csv`` lists, sorted; None without that table."""
+    """Return the series that a data folder's ``seriesuids.csv`` lists, sorted; None without that table."""
     path = find_table(data_dir, "seriesuids")
     return None if path is None else read_series_uids(path)
 

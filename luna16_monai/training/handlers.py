@@ -109,7 +109,7 @@ class Progress:
         name: what is running.
         seconds: between two lines.
         scores: what the epoch's line shows.
-        best: whether it also tells that the epoch is the best so far.
+        best: whether it also says that the epoch is the best so far.
     """
 
     def __init__(

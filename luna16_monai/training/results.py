@@ -31,7 +31,7 @@ from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs import folder
 from luna16_monai.runs.results import write_results
-from luna16_monai.runs.seen import Seen, read_seen, write_seen
+from luna16_monai.runs.seen import Seen, read_seen, write_seen, write_seen_by_all
 from luna16_monai.training.metrics import CandidateScores
 
 SPLITS = ("train", "validation")
@@ -53,6 +53,8 @@ class ResultFiles:
         draws: of the bootstrap.
         seed: of the draws, and of the folds of the calibration.
         more: each gives a part of metrics.json, see `Part`; they come last.
+        weights: that gave the probabilities, where they lie elsewhere; what they were trained on is written beside the
+            submission too. None for those of ``output_dir``.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class ResultFiles:
         draws: int = 1000,
         seed: int = 0,
         more: Sequence[Part] = (),
+        weights: str | None = None,
     ) -> None:
         self.folder, self.scores, self.candidates = folder.RunFolder(output_dir), scores, candidates
-        self.draws, self.seed, self.more = draws, seed, more
+        self.draws, self.seed, self.more, self.weights = draws, seed, more, weights
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -93,6 +96,8 @@ class ResultFiles:
             **self._parts(numbers, probability),
         }
         self.folder.write_submission(rows, probability, calibrated)
+        if self.weights is not None:
+            write_seen_by_all(self.folder.submission_file, [read_seen(self.weights)])
         subsets = None if truth is None else truth.subsets
         write_results(self.folder.path, metrics, rows, probability, evaluation, label, calibrated, subsets)
 

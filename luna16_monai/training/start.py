@@ -17,6 +17,8 @@ from torch import nn
 
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.machine.claims import require_empty
+from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.networks.precision import try_bfloat16
 from luna16_monai.networks.weights import load_initial_weights
@@ -46,6 +48,7 @@ def training() -> None:
     explain_errors()
     build_on()
     check_settings(*TRAINING)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     if value_of("several_processes", False):
         distributed.start(value_of("device"))
@@ -71,6 +74,7 @@ def evaluation() -> None:
     build_on()
     take_recorded_network(value_of("init_weights"))
     check_settings(*EVALUATION)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
@@ -88,6 +92,7 @@ def inference() -> None:
     explain_errors()
     build_on()
     check_settings()
+    require_device(value_of("device", "cpu"))
     set_track_meta(False)
 
 
@@ -144,13 +149,9 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    used = [name for name in there if name != "validation" and not name.startswith("events.out.tfevents")]
-    if used and not resume:
-        raise FileExistsError(
-            f"output_dir {folder} is in use (it holds {', '.join(used[:5])}): continue that run with --resume true, "
-            "or name another output_dir"
-        )
+    if not resume:
+        cure = "continue that run with --resume true, or name another output_dir"
+        require_empty(folder, cure, ignored=("validation", "events.out.tfevents*"))
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.networks.weights import grown_head, load_initial_weights, load_state, read_weights
+from luna16_monai.networks.weights import grown_head, load_initial_weights, load_state, read_state, read_weights
 
 
 class Small(nn.Module):
@@ -43,6 +43,54 @@ def test_read_weights_names_an_open_file_as_it_was_told():
 def test_read_weights_tells_that_no_file_is_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.pt"):
         read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "network", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_read_state_takes_what_other_programs_write(first, tmp_path, wrapper, prefix):
+    state = {prefix + name: value for name, value in read_weights(first).items()}
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "other.pt")
+    found = read_state(tmp_path / "other.pt")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "backbone.weight": [[1], [2]],
+        "head.weight": [[3, 4], [5, 6]],
+    }
+
+
+def test_read_state_keeps_a_part_that_is_called_module(tmp_path):
+    """It is no prefix where another part stands beside it."""
+    torch.save({"module.weight": torch.zeros(1), "head.weight": torch.zeros(1)}, tmp_path / "model.pt")
+    assert list(read_state(tmp_path / "model.pt")) == ["module.weight", "head.weight"]
+
+
+def test_read_state_names_what_is_no_weights(first, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = run / "checkpoints" / "iteration_4.pt"
+    torch.save({"network": {"weight": torch.zeros(1)}, "optimizer": {}, "iteration": 4}, checkpoint)
+    with pytest.raises(ValueError, match=r"iteration_4\.pt is a checkpoint of a run, .*: name the run's model\.pt"):
+        read_state(checkpoint)
+    (run / "model.pt").touch()
+    with pytest.raises(ValueError, match=rf"name {run / 'model.pt'} instead"):
+        read_state(checkpoint)
+    contents = {
+        "lfs.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
+        "page.pt": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the weights"),
+        "old_page.pt": (b"<HTML><body>Sign in</body></html>", "is a web page, not the weights"),
+        "empty.pt": (b"", "holds no plain weights, or is damaged"),
+        "cut.pt": (first.read_bytes()[:200], "holds no plain weights, or is damaged"),
+    }
+    for name, (content, message) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} {message}"):
+            read_state(tmp_path / name)
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "export.ts"))
+    with pytest.raises(ValueError, match=r"export\.ts is a TorchScript program, an export: name the model\.pt"):
+        read_state(tmp_path / "export.ts")
+    for what in ({}, {"a": 1}, [torch.zeros(1)], torch.zeros(1), {"state_dict": {}}):
+        torch.save(what, tmp_path / "what.pt")
+        with pytest.raises(ValueError, match=r"what\.pt holds no weights of a network"):
+            read_state(tmp_path / "what.pt")
 
 
 def test_load_initial_weights_replaces_all_of_the_same_size(first):

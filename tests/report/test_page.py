@@ -15,7 +15,7 @@ from browser import MISSING, PROGRAM, Browser
 
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation.calibration import Calibration, calibrate, operating_points
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.machine.files import write_json
 from luna16_monai.report.gallery import choose_examples
 from luna16_monai.report.page import write_report
@@ -35,7 +35,7 @@ def write_run(folder: Path, data_dir: Path, points: PointTable, labels: np.ndarr
     random = np.random.default_rng(seed)
     series = sorted({points.series_uids[code] for code in points.series})
     subsets = dict.fromkeys(series, 1)
-    truth = validation_truth(data_dir, series, subsets)
+    truth = validation_reference(data_dir, series, subsets)
     assert truth is not None
     probability = Calibration(1, 0).apply(1 / (1 + np.exp(-random.normal(2.5 * labels - 2, 1.2))))
     scored = evaluate(replace(points, values=probability), truth, draws=50)

@@ -295,7 +295,7 @@ def test_claim_refuses_a_used_folder(tmp_path: Path) -> None:
     (tmp_path / "new" / "events.out.tfevents.1.host.2.0").touch()
     claim(tmp_path / "new", resume=False)
     (tmp_path / "new" / "model.pt").touch()
-    with pytest.raises(FileExistsError, match=r"is in use \(it holds model.pt\).*--resume true"):
+    with pytest.raises(FileExistsError, match=r"is not empty \(it holds model.pt\).*--resume true"):
         claim(tmp_path / "new", resume=False)
     claim(tmp_path / "new", resume=True)
 

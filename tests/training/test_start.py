@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import create_workflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.data import get_track_meta, set_track_meta
 
 from luna16_monai.bundle.folders import bundle_dir
@@ -67,8 +67,17 @@ def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_pa
     settings = {**data, "output_dir": str(run), "resume": "false", "network_def": {"_target_": "no.such.network"}}
     with pytest.raises(RuntimeError) as caught:
         started([CONFIGS / "train.yaml"], settings)
-    assert one_line(caught.value).startswith(f"output_dir {run} is in use (it holds model.pt)")
+    assert one_line(caught.value).startswith(f"{run} is not empty (it holds model.pt): continue that run")
     assert [path.name for path in run.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_training_refuses_a_device_that_is_not_there(data, tmp_path, name):
+    with pytest.raises(RuntimeError) as caught:
+        started([CONFIGS / "train.yaml"], {**data, "device": name, "output_dir": str(tmp_path / "run")})
+    assert one_line(caught.value).startswith(f"device {name}: ")
+    assert "cpu" in one_line(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_of_several_processes_joins_them_before_it_claims_the_folder(data, tmp_path, monkeypatch):
@@ -145,3 +154,31 @@ def test_evaluation_takes_the_network_of_a_run_from_before(data, tmp_path):
     assert flow.parser["shape_zyx"] == [16, 24, 24]
     weights = torch.load(run / "model.pt", weights_only=True)
     assert torch.equal(flow.network_def.state_dict()["head.weight"], weights["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["nodule_classification", "malignancy_classification", "nodule_detection"])
+def test_training_refuses_a_setting_that_nothing_reads_in_each_bundle(data, tmp_path, name):
+    settings = {**data, "output_dir": str(tmp_path / "run"), "learning_rat": 0.1}
+    with pytest.raises(RuntimeError) as caught:
+        started([bundle_dir(name) / "configs" / "train.yaml"], settings)
+    assert one_line(caught.value).startswith("learning_rat is no setting of this bundle")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["nodule_classification", "malignancy_classification"])
+def test_evaluation_after_its_training_is_that_file_alone(name):
+    """As `luna16 crossval` names the files: train.yaml, overlays, evaluate.yaml."""
+    folder, given = bundle_dir(name) / "configs", {"init_weights": "w.pt", "run_dir": "run", "output_dir": "out"}
+    alone, after = (
+        dict(whole([folder / file for file in files], given).parser.config)
+        for files in (["evaluate.yaml"], ["train.yaml", "evaluate.yaml"])
+    )
+    assert {key for key in {**alone, **after} if alone.get(key) != after.get(key)} == set()
+
+
+def whole(files: list[Path], settings: dict[str, Any]) -> Any:
+    """A scoring after its first steps; nothing of it is built."""
+    flow = ConfigWorkflow(list(map(str, files)), workflow_type="infer", logging_file=False, **settings)
+    flow.parser["initialize"] = ["$start.build_on()"]
+    flow.initialize()
+    return flow
