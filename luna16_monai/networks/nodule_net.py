@@ -49,7 +49,7 @@ class NoduleNet(nn.Module):
     # constant for TorchScript, which then compiles one of the two returns
     __constants__ = ("return_probabilities",)
 
-    # whether each block is trained in bfloat16, see networks.precision; scoring is float32
+    # which blocks are trained in bfloat16, see networks.precision; scoring is float32
     bfloat16_blocks: tuple[bool, ...] = ()
     # set where all but the head goes on from other weights, see networks.weights
     fresh_head = False
