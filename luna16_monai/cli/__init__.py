@@ -12,4 +12,5 @@
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
 - ``demo``: demo
+- ``detection_demo``: what demo scores of the detector
 """
