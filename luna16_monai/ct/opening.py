@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
-from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.nifti import open_nifti
 from luna16_monai.ct.nrrd import open_nrrd
 from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
@@ -90,13 +90,13 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     if path.is_dir():
         folder = _only_series(path, allow_symlinks)
         return CT(folder, *dicom.open_series(folder, data_dir or path, allow_symlinks))
-    suffix = _suffix(path)
+    suffix = ct_suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
         return CT(path, image.geometry, image.read, image.data_path)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
-        return CT(path, *_open_nifti(path))
+        return CT(path, *open_nifti(path))
     if suffix == ".nrrd":
         return CT(path, *open_nrrd(path))
     if dicom.is_dicom(path):
@@ -118,7 +118,7 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
     """
     if path.is_dir():
         return dicom.series_uid(_only_series(path, allow_symlinks), allow_symlinks)
-    return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+    return path.name[: -len(ct_suffix(path))] if ct_suffix(path) else path.stem
 
 
 def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
@@ -161,10 +161,10 @@ def _only_series(folder: Path, allow_symlinks: bool) -> Path:
 
 def has_ct_suffix(path: Path) -> bool:
     """Return whether a file's name ends as a CT's does."""
-    return bool(_suffix(path))
+    return bool(ct_suffix(path))
 
 
-def _suffix(path: Path) -> str:
+def ct_suffix(path: Path) -> str:
     """Return the ending that makes a file a CT, in lower case; empty where there is none."""
     name = path.name.lower()
     if name.endswith(_NO_CT):

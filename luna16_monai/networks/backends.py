@@ -122,7 +122,7 @@ class OpenVinoNetwork(nn.Module):
         openvino = import_openvino()
         # one call at a time, which is to have all cores
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = openvino.compile_model(_converted(openvino, network, shape_zyx), "CPU", hints)
+        self.compiled = openvino.compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch."""
@@ -195,7 +195,8 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
-def _converted(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:
+def openvino_model(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:
+    """Return the network as OpenVINO's model, which gives probabilities, for batches of any size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = openvino.convert_model(

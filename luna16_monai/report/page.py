@@ -14,7 +14,7 @@ from luna16_monai import __version__
 from luna16_monai.geometry.slices import SIDE_MM
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, _pictures, choose_examples
+from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, choose_examples, pictures_of
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import Results, read_results
 
@@ -47,7 +47,7 @@ def write_report(
     run = RunFolder(run_dir)
     record = run.read_record()
     examples = choose_examples(results, per_kind)
-    pictures = _pictures(examples, store_dir)
+    pictures = pictures_of(examples, store_dir)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("luna16_monai", "resources"),
         autoescape=True,
