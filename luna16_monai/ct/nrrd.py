@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, check_voxels, inflate, right_angles
+from luna16_monai.ct.checks import DAMAGED, check_voxels, inflate, right_angles, voxel_bytes
 from luna16_monai.geometry.grid import Geometry
 
 MAX_HEADER_BYTES = 1 << 16
@@ -80,15 +80,15 @@ def open_nrrd(path: Path) -> tuple[Geometry, Callable[[], NDArray[Any]]]:
     dtype = np.dtype(code).newbyteorder("<" if endian == "little" else ">")
     sizes = fields["sizes"].split()
     if len(sizes) != 3 or not all(re.fullmatch(r"[1-9]\d{0,9}", size, re.ASCII) for size in sizes):
-        raise ValueError(f"{name}: sizes {fields['sizes'][:60]!r} are not three whole numbers: {_DAMAGED}")
+        raise ValueError(f"{name}: sizes {fields['sizes'][:60]!r} are not three whole numbers: {DAMAGED}")
     x, y, z = map(int, sizes)
     stored = path.stat().st_size - offset
     check_voxels((z, y, x), dtype, stored if ENCODINGS[encoding] else None, name)
-    expected = _voxel_bytes((z, y, x), dtype)
+    expected = voxel_bytes((z, y, x), dtype)
     if not ENCODINGS[encoding] and stored != expected:
         raise ValueError(
             f"{name} is too {'short' if stored < expected else 'long'}: {stored} bytes of voxels, its header says "
-            f"{expected}: {_DAMAGED}"
+            f"{expected}: {DAMAGED}"
         )
     geometry = _geometry(fields, (x, y, z), name)
     return geometry, partial(_load, path, offset, ENCODINGS[encoding], dtype, (z, y, x))
@@ -103,23 +103,23 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
         raise ValueError(f"{name} is no NRRD file: fetch or save it anew")
     end = re.search(rb"\r?\n\r?\n", raw)
     if end is None:
-        raise ValueError(f"{name}: no empty line ends the header within {MAX_HEADER_BYTES} bytes: {_DAMAGED}")
+        raise ValueError(f"{name}: no empty line ends the header within {MAX_HEADER_BYTES} bytes: {DAMAGED}")
     try:
         text = raw[: end.start()].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: byte {error.start} of the header is no text: {_DAMAGED}") from error
+        raise ValueError(f"{name}: byte {error.start} of the header is no text: {DAMAGED}") from error
     fields: dict[str, str] = {}
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n")[1:], start=2):
         if line.startswith("#"):
             continue
         key, colon, value = line.partition(":")
         if not colon or not line.isprintable():
-            raise ValueError(f"{name} line {number} is not of the form 'field: value': {_DAMAGED}")
+            raise ValueError(f"{name} line {number} is not of the form 'field: value': {DAMAGED}")
         if value.startswith("="):
             continue  # a note of the program that wrote it
         key = key.strip().lower()
         if key in fields:
-            raise ValueError(f"{name} line {number}: {key[:40]} appears twice: {_DAMAGED}")
+            raise ValueError(f"{name} line {number}: {key[:40]} appears twice: {DAMAGED}")
         fields[key] = value.strip()
     return fields, end.end()
 
@@ -136,7 +136,7 @@ def _geometry(fields: dict[str, str], shape_xyz: tuple[int, int, int], name: str
     origin = _vectors(fields, "space origin", 1, name)[0] * signs
     spacing = np.linalg.norm(axes, axis=1)
     if not np.all(spacing > 0):
-        raise ValueError(f"{name}: a space direction has no length: {_DAMAGED}")
+        raise ValueError(f"{name}: a space direction has no length: {DAMAGED}")
     right = right_angles((axes / spacing[:, None]).T, shape_xyz)
     if right is None:
         raise ValueError(f"{name} is sheared: its space directions are not at right angles: resample it")
@@ -154,7 +154,7 @@ def _vectors(fields: dict[str, str], field: str, count: int, name: str) -> NDArr
     except ValueError:
         vectors = np.zeros(0)
     if vectors.shape != (count, 3) or not np.isfinite(vectors).all():
-        raise ValueError(f"{name}: {field} {fields[field][:60]!r} are not {count} times three numbers: {_DAMAGED}")
+        raise ValueError(f"{name}: {field} {fields[field][:60]!r} are not {count} times three numbers: {DAMAGED}")
     return vectors
 
 
@@ -165,7 +165,7 @@ def _load(
     with path.open("rb") as file:
         file.seek(offset)
         if gzipped:
-            flat = inflate(file, _voxel_bytes(shape_zyx, dtype), path.name, gzip=True).view(dtype)
+            flat = inflate(file, voxel_bytes(shape_zyx, dtype), path.name, gzip=True).view(dtype)
         else:
             flat = np.fromfile(file, dtype, math.prod(shape_zyx))
             if flat.size != math.prod(shape_zyx):
