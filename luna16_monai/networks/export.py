@@ -20,7 +20,7 @@ from torch import nn
 
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.networks.backends import OUTPUTS, WithProbabilities, _converted, import_openvino
+from luna16_monai.networks.backends import OUTPUTS, WithProbabilities, import_openvino, openvino_model
 
 
 def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, kind: str, output: Path) -> None:
@@ -130,7 +130,7 @@ def export_openvino(network: nn.Module, shape_zyx: Sequence[int], output: Path) 
     openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / output.name
-        openvino.save_model(_converted(openvino, network, shape_zyx), written, compress_to_fp16=False)
+        openvino.save_model(openvino_model(openvino, network, shape_zyx), written, compress_to_fp16=False)
         _copy(written.with_suffix(".bin"), output.with_suffix(".bin"))
         _copy(written, output)
 

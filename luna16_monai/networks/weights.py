@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luna16_monai.networks.folding import unfolded_state
+from luna16_monai.networks.nodule_net import NoduleNet
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +113,19 @@ def load_state(network: torch.nn.Module, state: Mapping[str, Any], what: str) ->
         raise ValueError(f"{what} belong to another network: {reason}") from error
 
 
-def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
+def load_initial_weights(network: torch.nn.Module, path: str | None, shape_zyx: Sequence[int] | None = None) -> None:
     """Start from the weights in a file; None leaves the network as it is.
 
-    A head of another size, as for other classes or a larger cutout, stays as it was initialised; the log says so.
-    Weights whose batch norms were folded go into a network with norms too, whose norms then begin as the identity.
+    A head for other classes stays as it was initialised. That for a larger cutout takes over the weights where the
+    cells of its features are those of the smaller cutout, see `grown_head`, and otherwise stays as it was initialised
+    too; the log says which. Weights whose batch norms were folded go into a network with norms too, whose norms then
+    begin as the identity.
+
+    Args:
+        network: takes them. A `NoduleNet` whose head starts fresh although the classes are the same has ``fresh_head``
+            set.
+        path: of a model.pt.
+        shape_zyx: voxels of the cutouts that the weights were trained on; None where that is not known.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -127,7 +137,43 @@ def load_initial_weights(network: torch.nn.Module, path: str | None) -> None:
         raise FileNotFoundError(f"init_weights {path}: no such file: name a model.pt, or null to start fresh")
     weights = unfolded_state(network, read_state(path))
     own = network.state_dict()
-    fresh = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
-    load_state(network, {**weights, **{key: own[key] for key in fresh}}, f"init_weights {path}")
-    if fresh:
+    others = [key for key in own if key.startswith("head.") and key in weights and weights[key].shape != own[key].shape]
+    carried, grows = None, False
+    if isinstance(network, NoduleNet) and (grows := others == ["head.weight"]) and shape_zyx is not None:
+        carried = grown_head(network, weights["head.weight"], shape_zyx)
+    heads = {key: own[key] for key in others} if carried is None else {"head.weight": carried}
+    load_state(network, {**weights, **heads}, f"init_weights {path}")
+    if carried is not None:
+        logger.info("init_weights: the head of the smaller cutout is carried over to its cells, all from %s", path)
+    elif others:
         logger.info("init_weights: the head has another size and starts fresh, all else goes on from %s", path)
+        if isinstance(network, NoduleNet):
+            network.fresh_head = grows
+
+
+def grown_head(network: NoduleNet, weight: Tensor, shape_zyx: Sequence[int]) -> Tensor | None:
+    """Return the weight of a head for a larger cutout that reads the smaller cutout's cells as its head did.
+
+    A candidate lies in the middle of its cutout, so the smaller one begins half the difference inside the larger one.
+    Where that is a whole number of cells on each axis, a cell of the smaller one's features sees in the larger one what
+    it saw before, but for its border: there the smaller one saw zeros. The weights of the other cells are zero.
+
+    Args:
+        network: of the larger cutout.
+        weight: (classes, features) of the smaller cutout's head.
+        shape_zyx: voxels of the smaller cutout.
+
+    Returns:
+        (classes, features); None where the cells do not fit, as from 16 x 24 x 24 to 32 x 48 x 48.
+    """
+    channels = network.arguments["channels"]
+    cell = 2 ** len(channels) * (2 if network.two_scales else 1)
+    large_zyx = network.arguments["spatial_shape_zyx"]
+    shifts = [large // 2 - small // 2 for large, small in zip(large_zyx, shape_zyx, strict=True)]
+    old, new = ([side // cell for side in sides] for sides in (shape_zyx, large_zyx))
+    if any(shift % cell or shift < 0 for shift in shifts) or weight.shape[1] != channels[-1] * math.prod(old):
+        return None
+    grown = torch.zeros(len(weight), channels[-1], *new)
+    z, y, x = (slice(shift // cell, shift // cell + side) for shift, side in zip(shifts, old, strict=True))
+    grown[:, :, z, y, x] = weight.reshape(len(weight), channels[-1], *old)
+    return grown.flatten(1)
