@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
 MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
+DETECTION = ROOT / "bundles" / "nodule_detection" / "configs"
+OTHERS = {"malignancy": MALIGNANCY, "detection": DETECTION}
 FILES = ("train.yaml", "evaluate.yaml", "inference.yaml")
 PAGES = sorted(
     [
@@ -296,6 +298,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
     found["demo"] = ["output", "data", "store", *KEYS]
     found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
+    found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     return found
 
 
@@ -342,16 +345,16 @@ def top(path: Path) -> dict[str, Any]:
     "file",
     [
         *sorted(path.name for path in CONFIGS.glob("*.yaml")),
-        *sorted(f"malignancy: {path.name}" for path in MALIGNANCY.glob("*.yaml")),
+        *(f"{name}: {path.name}" for name, configs in OTHERS.items() for path in sorted(configs.glob("*.yaml"))),
     ],
 )
 def test_configuration_page_has_every_setting_and_its_default(file):
     told = {key.strip("`"): default for key, (default, _) in table(text(DOCS / "configuration.md"), file).items()}
-    if file.startswith("malignancy: "):
-        same = file.removeprefix("malignancy: ")
+    other, _, same = file.rpartition(": ")
+    if other:
         below = top(CONFIGS / same)
         # only what differs from the bundle that it lies over is told again
-        settings = {key: value for key, value in top(MALIGNANCY / same).items() if below.get(key, ...) != value}
+        settings = {key: value for key, value in top(OTHERS[other] / same).items() if below.get(key, ...) != value}
     else:
         settings = top(CONFIGS / file)
     assert list(told) == list(settings)

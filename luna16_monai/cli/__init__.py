@@ -5,9 +5,12 @@
 - ``data``: phantom, download, doctor, prepare, verify
 - ``scoring``: evaluate, compare, report
 - ``detection``: detect
-- ``prediction``: predict, review
+- ``prediction``: predict
+- ``pages``: the page of ``predict --report``
+- ``reviewing``: review
 - ``exchange``: convert, challenge
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
 - ``demo``: demo
+- ``detection_demo``: what demo scores of the detector
 """

@@ -95,7 +95,7 @@ def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict
         ValueError: a header that cannot be trusted.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
+        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha, .nii(.gz) or .nrrd file, or a folder")
     if path.is_dir() and holds_ct_files(path):
         return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
     if not path.is_dir():

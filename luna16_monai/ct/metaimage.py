@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import DAMAGED, check_file, check_voxels, inflate, right_angles, voxel_bytes
+from luna16_monai.ct.checks import DAMAGED, after_zeros, check_file, check_voxels, inflate, right_angles, voxel_bytes
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.machine.files import atomic_write
 
@@ -138,13 +138,19 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     if header.get("HeaderSize") == "-1" and not compressed and stored > expected:
         # ITK: what is too much lies at the start
         offset, stored = offset + stored - expected, expected
-    # what follows a compressed stream is looked at when it is read: zero bytes may
-    if stored != expected and not (compressed and stored > expected):
+    # zero bytes may follow a compressed stream, as tapes and some disks leave them
+    if stored != expected and not (compressed and stored > expected and _zeros_from(data_path, offset + expected)):
         raise ValueError(
             f"{data_path.name} is too {'short' if stored < expected else 'long'}: {stored} bytes, its header says "
             f"{expected} (DimSize {x} {y} {z}, {header['ElementType']}): {DAMAGED}"
         )
     return MetaImage(path, data_path, offset, stored, compressed, dtype, _geometry(header, name))
+
+
+def _zeros_from(path: Path, offset: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return not after_zeros(b"", file)
 
 
 def _header_text(path: Path) -> tuple[str, int]:
@@ -190,7 +196,8 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {DAMAGED}")
         check = _KEYS.get(key)
         if check is None:
-            if key.lower() in _MEANT:
+            # ITK also takes a colon for the equals sign
+            if key.partition(":")[0].rstrip().lower() in _MEANT:
                 raise ValueError(
                     f"{where}: key {key[:60]!r} is not read, and would change the voxels or their place: write the CT "
                     "anew with SimpleITK"

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luna16_monai.interchange.documents import read_json
 from luna16_monai.interchange.grand_challenge import HOLDS as POINT_HOLDS
 from luna16_monai.interchange.grand_challenge import as_multiple_points, is_multiple_points, read_multiple_points
-from luna16_monai.interchange.luna16 import read_table, write_table
+from luna16_monai.interchange.luna16 import read_cells, read_table, write_table
 from luna16_monai.interchange.luna25 import ANSWER, is_training_table, read_training_table
 from luna16_monai.interchange.monai_boxes import HOLDS as BOX_HOLDS
 from luna16_monai.interchange.monai_boxes import as_data_list, is_data_list, read_boxes
@@ -151,27 +152,46 @@ def read_as_table(
     return points.table(value_column), points.notes
 
 
+def read_diameters(path: Path, conventions: Conventions | None = None) -> NDArray[np.float64] | None:
+    """Return the diameter of each point in mm, (n,), NaN where it is not known; None where none is.
+
+    Args:
+        path, conventions: as `read_as_table`.
+    """
+    if format_of(path) != LUNA16:
+        points = read(path, None, conventions)
+        return points.value(DIAMETER) if points.knows(DIAMETER) else None
+    if not has_column(path, DIAMETER):
+        return None
+    diameters = read_points(path, DIAMETER).values
+    return np.where(diameters > 0, diameters, np.nan)
+
+
 def read_candidates(path: Path) -> Points:
-    """Read our own table of candidates: points, and diameters where the table has them, else nothing of its columns.
+    """Read our own table of candidates: points, diameters where the table has them, and its other columns as text.
 
     Raises:
         ValueError: as `read_points`.
     """
     bare = read_points(path, None)
     values = {DIAMETER: read_points(path, DIAMETER).values} if has_column(path, DIAMETER) else {}
-    return Points(str(path), tuple(bare.row_series()), bare.points_xyz, values, (), bare.lines, "line")
+    uids, cells = tuple(bare.row_series()), read_cells(path)
+    return Points(str(path), uids, bare.points_xyz, values, (), bare.lines, "line", (), cells)
 
 
 def check_output(path: Path, format_: str, series_uids: Sequence[str]) -> None:
     """Refuse an output that could not be written, before the work is done.
 
     Raises:
-        ValueError: the format is only read.
+        ValueError: the format is only read, or a folder stands where a file is to be written.
         FileExistsError: the folder for several CTs is not empty.
     """
     if format_ == LIDC:
         raise ValueError("format lidc is only read: name another one")
-    if format_ in ONE_CT_A_FILE and len(set(series_uids)) > 1:
+    if format_ not in ONE_CT_A_FILE or len(set(series_uids)) <= 1:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, where a file is to be written: name a file in it as --output")
+    else:
         require_empty(_folder_for(path, format_), f"{format_} has one file a CT: name another --output, or empty it")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
 
 DEAD_WORKER = "a worker process of the data loader died"
 _NO_ROOM = "free some space, or name a folder on another disk"
+_MORE_SHM = "enlarge it (docker run --shm-size 2g), or do without such processes by --num_workers 0"
 _NO_WAY_IN = "name another folder, or change its permissions"
 CURES = {
     errno.ENOSPC: _NO_ROOM,
@@ -13,6 +15,9 @@ CURES = {
     errno.EROFS: _NO_WAY_IN,
     errno.EACCES: _NO_WAY_IN,
     errno.EPERM: _NO_WAY_IN,
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name another path: a part of this one is a file",
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 
 
@@ -42,6 +47,8 @@ def one_line(error: BaseException) -> str:
     if "\nOriginal Traceback" in text:
         # a loader's worker hands its error over as a printed traceback, which begins with the root cause
         text = text.split("\n\nThe above exception")[0].strip().splitlines()[-1].split(": ", 1)[-1]
+    if re.search(r"shared memory.*no space left|out of shared memory", text, re.IGNORECASE | re.DOTALL):
+        text = f"no room in shared memory (/dev/shm) for what the loader's processes hand over: {_MORE_SHM}"
     return " ".join(text.split()) or type(error).__name__
 
 

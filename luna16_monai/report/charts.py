@@ -92,6 +92,23 @@ def froc_chart(match: Match, draws: int = 1000, seed: int = 0) -> str:
         return _svg(figure, "froc")
 
 
+def rank_chart(at: Mapping[str, float], ci95: Mapping[str, Sequence[float]] | None) -> str:
+    """Sensitivity by the number of candidates of a scan that are looked at, with its 95 % intervals."""
+    places = range(len(at))
+    with _chart() as (figure, axes):
+        if ci95:
+            for place, number in enumerate(at):
+                axes.plot([place, place], ci95[number], color=ONE, alpha=0.35, linewidth=6)
+        axes.plot(places, list(at.values()), "o-", color=ONE, markersize=7, linewidth=1.6, clip_on=False)
+        axes.set_xticks(places, list(at))
+        axes.set_xlim(-0.4, len(at) - 0.6)
+        axes.grid(visible=False, axis="x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("candidates of a scan, the most probable ones")
+        axes.set_ylabel("sensitivity")
+        return _svg(figure, "ranks")
+
+
 def diameter_chart(by_diameter: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the sensitivity by diameter: a dot at one false positive a scan, a line from 1/8 to 8."""
     bins = {name: entry for name, entry in by_diameter.items() if entry["nodules"]}

@@ -139,6 +139,9 @@ class RunRecord:
         seen_series: all series that its weights have seen: its own training series and, as far as their identifiers
             are known, those of its first weights, of the weights before them, and so on.
         network_def: the arguments of ``NoduleNet``; None of another network.
+        bf16_blocks: whether each block of the network was trained in bfloat16 on a CPU; empty where that was not asked
+            for.
+        keeps_memory: whether the C library kept freed memory; None in an older record.
     """
 
     settings: Mapping[str, Any]
@@ -150,6 +153,8 @@ class RunRecord:
     data: DataRecord
     seen_series: tuple[str, ...] = ()
     network_def: Mapping[str, Any] | None = None
+    bf16_blocks: tuple[bool, ...] = ()
+    keeps_memory: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of the file; what is not known is left out."""
@@ -157,8 +162,9 @@ class RunRecord:
         content["data"] = {key: value for key, value in content["data"].items() if value is not None}
         if not self.seen_series:
             del content["seen_series"]
-        if self.network_def is None:
-            del content["network_def"]
+        for name in ("network_def", "bf16_blocks", "keeps_memory"):
+            if content[name] in (None, ()):
+                del content[name]
         return content
 
     @classmethod
@@ -181,6 +187,8 @@ class RunRecord:
             data=DataRecord(**{"name": "unknown", "kind": "unknown", **data}),
             seen_series=tuple(content.get("seen_series", data["train_series"] or ())),
             network_def=content.get("network_def"),
+            bf16_blocks=tuple(map(bool, content.get("bf16_blocks", ()))),
+            keeps_memory=content.get("keeps_memory"),
         )
 
 

@@ -26,12 +26,17 @@ from luna16_monai.machine.claims import require_same
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.machine.processes import run_tasks
+from luna16_monai.store import source
 from luna16_monai.store.index import FORMAT, INDEX, read_entry, read_index
 from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import find_table, read_candidates, read_series_list
 
-Execute = Callable[[Callable[[CTFile], None], Sequence[CTFile]], Iterator[None]]
+logger = logging.getLogger(__name__)
+
+Work = Callable[[CTFile], str | None]
+"""Prepares a CT, and returns what a user is to know of it, if anything."""
+Execute = Callable[[Work, Sequence[CTFile]], Iterator[str | None]]
 """Runs a function for each CT somewhere: `processes.run_tasks`, or that of a cluster."""
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 
@@ -95,15 +100,21 @@ def _prepare_all(
     cts: Sequence[CTFile],
     store_dir: Path,
     recipe: Preparation,
-    work: Callable[[CTFile], None],
+    work: Work,
     execute: Execute,
     progress: bool,
 ) -> None:
     """Prepare the CTs that are not finished, under a bar."""
-    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
+    entries = {ct.series_uid: _finished_entry(store_dir, ct.series_uid, recipe.hash) for ct in cts}
+    todo = [ct for ct in cts if (e := entries[ct.series_uid]) is None or source.compare(ct.ct, e) != source.State.SAME]
+    if any(entries[ct.series_uid] is not None for ct in todo):
+        # until what has changed is made anew, this is no whole store
+        write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
     with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
-        for _ in execute(work, todo):
+        for said in execute(work, todo):
             bar.update()
+            if said:
+                logger.warning("%s", said)
 
 
 def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing: Sequence[str]) -> None:
@@ -129,7 +140,7 @@ class _Log(logging.FileHandler):
             super().close()
 
 
-def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
+def _logged(ct: CTFile, work: Work, log_dir: Path) -> str | None:
     """Prepare a CT and add to its log."""
     log_dir.mkdir(parents=True, exist_ok=True)
     handler = _Log(log_dir / f"{ct.series_uid}.log", encoding="utf-8")
@@ -144,8 +155,9 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
 
     try:
         note(f"{ct.path.name} on {platform.node()}")
-        work(ct)
-        note("finished")
+        said = work(ct)
+        note("finished" if said is None else f"finished; {said}")
+        return said
     except Exception as error:
         note(f"failed: {one_line(error)}")
         raise
@@ -154,10 +166,16 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
         handler.close()
 
 
-def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> None:
+def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> str | None:
     if multiprocessing.parent_process() is not None:
         # one of several workers: their threads would only wait for each other
         torch.set_num_threads(1)
+    files = source.identify(ct.ct)
+    before = _finished_entry(store_dir, ct.series_uid, recipe.hash)
+    changed = [] if before is None else source.changed_files(files, before)
+    if before is not None and not changed:
+        write_json(store_dir / f"{ct.series_uid}.json", {**before, source.KEY: files})
+        return None
     volume = prepare_volume(ct.ct, _built(recipe, data_dir, allow_symlinks))
     # one thread, for the same bytes at every call: two runs at once then agree on the checksum
     content = blosc2.asarray(
@@ -174,6 +192,7 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
         "format": FORMAT,
         "series_uid": ct.series_uid,
         "source": ct.path.name,
+        source.KEY: files,
         "recipe": recipe.hash,
         "geometry": volume.geometry.to_dict(),
         "scan": volume.scan.to_dict(),
@@ -181,6 +200,9 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     write_json(store_dir / f"{ct.series_uid}.json", entry)
+    if not changed:
+        return None
+    return f"series {ct.series_uid}: {', '.join(changed)} has changed since it was prepared: it was prepared again"
 
 
 def _built(recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:

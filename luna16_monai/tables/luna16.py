@@ -22,7 +22,7 @@ SAME_NODULE_MM = 0.01
 """Two nodules are not so near each other."""
 SERIES_COLUMNS = {"seriesuid", "seriesuids", "seriesinstanceuid", "seriesinstanceuids"}
 """What the header of a list of series calls them, letters alone."""
-FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".dcm")
+FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".nrrd", ".dcm")
 DICOM_UID = re.compile(r"\d+(\.\d+)+")
 
 

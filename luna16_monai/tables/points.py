@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,7 +168,8 @@ def write_points(
     points_xyz: ArrayLike,
     values: ArrayLike,
     value_column: str,
-    **more: ArrayLike,
+    /,
+    **more: ArrayLike | Sequence[object],
 ) -> None:
     """Write a table in LUNA16's columns; the file is whole or absent.
 
@@ -177,10 +179,10 @@ def write_points(
         points_xyz: (n, 3) world LPS in mm, written with 6 decimals.
         values: (n,) numbers.
         value_column: the last column's name.
-        more: further columns, (n,) each.
+        more: further columns, (n,) each, under any name; a list is written as it is.
     """
     points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
-    columns = [np.asarray(column).tolist() for column in (values, *more.values())]
+    columns = [c if isinstance(c, list | tuple) else np.asarray(c).tolist() for c in (values, *more.values())]
     rows = zip(series_uids, points, *columns, strict=True)
     write_csv(
         path,
@@ -240,7 +242,9 @@ def _parse_rows(
         rows = [row for row in rows if row]
     if not set(map(len, rows)) <= {len(header)}:
         line, row = next((line, row) for line, row in zip(lines, rows, strict=True) if len(row) != len(header))
-        raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: mend it")
+        commas = len(row) > len(header) and all(part.strip().lstrip("+-").isdigit() for part in row[-2:])
+        cure = "write the numbers with points where they have decimal commas" if commas else "mend it"
+        raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: {cure}")
     uid_position, *number_positions = positions
     uids = [row[uid_position].strip() for row in rows]
     for uid in dict.fromkeys(uids):
@@ -258,10 +262,9 @@ def _parse_rows(
             numbers[:, target] = np.nan
         if not np.isfinite(numbers[:, target]).all():
             line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_finite(text))
-            raise ValueError(
-                f"{path}, line {line}: {header[position]} is {text[:40]!r}, not a finite number: "
-                "mend or remove the line"
-            )
+            comma = re.fullmatch(r"\s*[-+]?\d+,\d+\s*", text)
+            cure = f"write {text.strip().replace(',', '.')}, with a point" if comma else "mend or remove the line"
+            raise ValueError(f"{path}, line {line}: {header[position]} is {text[:40]!r}, not a finite number: {cure}")
     series = np.fromiter((codes[uid] for uid in uids), np.int32, len(uids))
     return series, numbers, np.array(lines, np.int32)
 

@@ -132,8 +132,9 @@ class Checkpoints:
                 if not is_dead_worker(error):
                     raise
                 # without its cause: what the broken connection says would only mislead
+                shm = " in /dev/shm (docker run --shm-size 2g)" if "shared memory" in str(error) else ""
                 raise RuntimeError(
-                    f"{DEAD_WORKER}, perhaps for want of memory; the state is saved up to iteration "
+                    f"{DEAD_WORKER}, perhaps for want of memory{shm}; the state is saved up to iteration "
                     f"{self.saved_iteration}: go on with --resume true, and a smaller num_workers or cache_gb"
                 ) from None
         if self.signal is not None:

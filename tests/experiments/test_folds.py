@@ -9,7 +9,8 @@ import pytest
 from small_crossval import TINY, plan
 
 from luna16_monai.bundle.folders import bundle_dir
-from luna16_monai.experiments.folds import Plan, audit_leakage
+from luna16_monai.experiments.folds import VIEWS, Plan, audit_leakage
+from luna16_monai.inference.views import NUMBERS
 from luna16_monai.machine.files import write_json
 from luna16_monai.tables.lidc import Patients
 
@@ -98,3 +99,14 @@ def test_record_tells_which_files_of_another_bundle_a_cross_validation_builds_on
         "nodule_classification/evaluate.yaml",
     }
     assert second["nodule_classification/train.yaml"] == first["train.yaml"] != second["train.yaml"]
+
+
+def test_views_are_a_setting_of_the_scoring_alone(phantom_dir, store_dir, tmp_path):
+    job = Plan(bundle_dir(), phantom_dir, store_dir, tmp_path, (0,), {"views": "16", "max_epochs": "1"}).job(0)
+    training, scoring = job.commands
+    assert "--views" not in training
+    assert scoring[scoring.index("--views") + 1] == "16"
+    assert "--max_epochs" in training
+    with pytest.raises(ValueError, match="views 3: give one of 1, 2, 4, 8, 16"):
+        Plan(bundle_dir(), phantom_dir, store_dir, tmp_path, (0,), {"views": "3"})
+    assert tuple(map(str, NUMBERS)) == VIEWS

@@ -56,6 +56,16 @@ def check(kind: str, path: Path, network: NoduleNet, image: torch.Tensor) -> Non
         np.testing.assert_allclose(found[1], probabilities, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_export_takes_weights_as_other_programs_wrap_them(trained, tmp_path, kind):
+    """As DistributedDataParallel names them, in a dict of more."""
+    state = torch.load(trained[0], weights_only=True)
+    wrapped, output = tmp_path / "wrapped.pt", tmp_path / "a.out"
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, wrapped)
+    assert main(["export", "--format", kind, "--output", str(output), "--weights", str(wrapped)]) == 0
+    check(kind, output, trained[1], torch.rand((2, 1, *SHAPE)) * 2000 - 1000)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino"])
 def test_exports_equal_torch_on_random_cutouts(exported, trained, kind, batch):
