@@ -280,6 +280,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
             *("--ct", folder / "ct" / "a.mhd", "--candidates", folder / "points.csv", "--device", "cpu"),
             *("--backend", "torch", "--output", folder / "out.csv"),
         ],
+        "benchmark": ["--cutouts", cutouts(folder / "cutouts"), "--device", "cpu", "--bootstrap", 20],
         "convert": ["--input", folder / "submission.csv", "--output", folder / "points.json", "--to", "slicer"],
         "challenge": ["--input", challenge_case(folder / "case"), "--output", folder, "--device", "cpu"],
         "export": ["--format", "torchscript", "--output", folder / "model.ts"],
@@ -300,6 +301,15 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
     found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     return found
+
+
+def cutouts(folder: Path) -> Path:
+    """Two labelled cutouts of two patients."""
+    folder.mkdir()
+    voxels = np.concatenate([random_hu(seed, (20, 20, 20)).ravel() for seed in (0, 1)])
+    np.savez(folder / "a.npz", vox=voxels, shape=[[20] * 3] * 2, spacing=[[2.0] * 3] * 2, center=[[9.5] * 3] * 2)
+    (folder / "a.csv").write_text("patient,label\nA,1\nB,0\n", encoding="utf-8")
+    return folder
 
 
 def challenge_case(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 - ``main``: collects the verbs, runs one, prints errors
 - ``console``: what verbs share: options, folders, trust in a bundle, results
 - ``data``: phantom, download, doctor, prepare, verify
-- ``scoring``: evaluate, compare, report
+- ``scoring``: evaluate, compare, benchmark, report
 - ``detection``: detect
 - ``prediction``: predict
 - ``pages``: the page of ``predict --report``
@@ -12,5 +12,4 @@
 - ``bundles``: export, bundle
 - ``experiments``: crossval, tune
 - ``demo``: demo
-- ``detection_demo``: what demo scores of the detector
 """

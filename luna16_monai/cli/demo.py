@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luna16_monai.cli import console, detection_demo
+from luna16_monai.cli import console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,6 +197,7 @@ class _Demo:
 
     def detect_nodules(self, output: Path) -> dict[str, Any]:
         """Train the detector, and score it with and without the nodule run behind it; return what --json prints."""
+        from luna16_monai.experiments import detection_demo
         from luna16_monai.runs.folder import RunFolder
 
         started = time.monotonic()

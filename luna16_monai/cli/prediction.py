@@ -74,7 +74,14 @@ def predict_anew(options: argparse.Namespace, output: Path) -> None:
         options: of that verb.
         output: the table that is written; there is no file yet.
     """
-    apart = {"candidates": None, "output": output, "format": None, "ras": False, "dicom_sr": None, "report": None}
+    apart: dict[str, Any] = {
+        "candidates": None,
+        "output": output,
+        "format": None,
+        "ras": False,
+        "dicom_sr": None,
+        "report": None,
+    }
     apart |= {"threshold": 0.5, "explain": None, "explain_top": 10}
     result = predicted(argparse.Namespace(**{**vars(options), **apart}))
     print(f"luna16: {result['candidates']} candidates of {result['series']} CTs in {output}", file=sys.stderr)

@@ -8,6 +8,7 @@
 - ``dicom``: DICOM series
 - ``dicom_slice``: one slice of a DICOM series
 - ``dicom_pixels``: its voxels in HU
+- ``spots``: bright spots in the lungs
 - ``units``: whether voxels are HU
 - ``checks``: sizes and voxels checked before they are trusted
 - ``lungs``: the lungs in a CT

@@ -2,6 +2,7 @@
 
 - ``challenge``: cases of a challenge, one by one or by HTTP
 - ``classifier``: a bundle's network, points to probabilities
+- ``benchmark``: weights on labelled cutouts
 - ``views``: test-time flips and turns
 - ``detect``: candidates of bare CTs, the work of ``luna16 detect``
 - ``detect_many``: the same on a data folder, in several processes, on where it was stopped

@@ -85,9 +85,9 @@ def _charts(results: Results, run: RunFolder) -> dict[str, str]:
     if results.match is not None:
         drawn["froc"] = charts.froc_chart(results.match)
         drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
-    if results.metrics.content.get("sensitivity_at_candidates"):
-        ranks = [results.metrics.content.get(f"sensitivity_at_candidates{end}") for end in ("", "_ci95")]
-        drawn["ranks"] = charts.rank_chart(*ranks)
+    ranks = results.metrics.content.get("sensitivity_at_candidates")
+    if ranks:
+        drawn["ranks"] = charts.rank_chart(ranks, results.metrics.content.get("sensitivity_at_candidates_ci95"))
     label = results.label
     positives = "malignant nodules" if "malignancy" in results.metrics else "nodules"
     if label is not None and 0 < label.sum() < label.size:

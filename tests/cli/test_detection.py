@@ -169,7 +169,7 @@ def test_predict_without_a_list_writes_all_that_one_with_a_list_does(series, wei
     assert told["Diameter"] == pytest.approx(float(found[0]["diameter_mm"]), abs=0.006)
     assert told["Certainty of Finding"] == pytest.approx(100 * float(found[0]["probability"]), abs=1e-3)
     text = (tmp_path / "a.dcm").read_bytes()
-    assert b"by detection and classification, the latter with 0.5 of its logit" in text
+    assert b"by detection and classification, the latter with 0.3 of its logit" in text
     assert sha256(weights).encode() in text
     (explained,) = rows(tmp_path / "explained" / "explanations.csv")
     assert [explained[key] for key in ("coordX", "coordY", "coordZ")] == [
@@ -193,7 +193,7 @@ def test_predict_without_a_list_takes_its_share_from_the_bundle(series, weights,
     bundle = tmp_path / "mine"
     shutil.copytree("bundles/nodule_detection", bundle)
     file = bundle / "configs" / "inference.yaml"
-    file.write_text(file.read_text().replace("classifier_weight: 0.5", "classifier_weight: 0.0"))
+    file.write_text(file.read_text().replace("classifier_weight: 0.3", "classifier_weight: 0.0"))
     assert two_stages(series, weights, tmp_path / "a.csv", "--detector", bundle, "--trust-bundle") == 0
     for row in rows(tmp_path / "a.csv"):
         assert float(row["probability"]) == pytest.approx(float(row["detection_probability"]), rel=1e-5)

@@ -1,11 +1,9 @@
-"""The search of many CTs goes on where it was stopped, under the same settings alone."""
+"""Finished CTs beside the table: what is joined, refused and removed. No network runs here; see tests/cli."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -14,44 +12,67 @@ from luna16_monai.inference.detect_many import Search, detect_many, forget, part
 from luna16_monai.machine.files import write_json
 
 SEARCH = Search(bundle_dir("nodule_detection"))
-DETECTOR: Any = SimpleNamespace(weights=None)
-VOLUMES: Any = SimpleNamespace(wrong={}, series_uids=("a", "b"), cts={"a": "CT a", "b": "CT b"})
 
 
-def searching(output: Path, asked: list[str], stop_at: str = "") -> Callable[..., Iterator[None]]:
-    """Write one candidate of each CT, until one is reached."""
+def search(output, finish, uids=("a", "b"), **settings):
+    """Candidates of CTs, each of which ``finish`` searches."""
+    volumes = SimpleNamespace(series_uids=uids, cts=dict.fromkeys(uids), wrong={})
 
-    def execute(_: object, todo: Sequence[tuple[str, object]]) -> Iterator[None]:
-        for uid, _ct in todo:
-            if uid == stop_at:
-                raise KeyboardInterrupt
-            asked.append(uid)
-            told = {"points_xyz": [[1.0, 2.0, 3.0]], "probability": [0.5], "diameter_mm": [4.0], "warnings": [uid]}
-            write_json(parts_of(output) / f"{uid}.json", {"series_uid": uid, **told})
-            yield
+    def execute(work, items):
+        for uid, _ in items:
+            finish(uid)
+            yield None
 
-    return execute
+    one = Search(SEARCH.bundle, **settings)
+    return detect_many(one, SimpleNamespace(weights=None), volumes, output, execute=execute)
 
 
-def test_detect_many_goes_on_with_the_cts_that_are_left(tmp_path):
-    output, first, second = tmp_path / "out.csv", [], []
-    with pytest.raises(KeyboardInterrupt):
-        detect_many(SEARCH, DETECTOR, VOLUMES, output, execute=searching(output, first, stop_at="b"))
-    found = detect_many(SEARCH, DETECTOR, VOLUMES, output, execute=searching(output, second))
-    assert (first, second) == (["a"], ["b"])
-    assert (found.table.row_series(), found.warnings) == (["a", "b"], ("a", "b"))
-    assert found.table.points_xyz.tolist() == [[1, 2, 3]] * 2
-    assert parts_of(output) == tmp_path / "out.csv.parts"
+def finishes(output, calls):
+    """Writes two candidates of series a and none of b, as a worker would."""
+
+    def finish(uid):
+        calls.append(uid)
+        n = 2 if uid == "a" else 0
+        found = {"points_xyz": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]][:n], "probability": [0.75, 0.5][:n]}
+        found |= {"diameter_mm": [6.0, 7.0][:n], "warnings": [f"about {uid}"], "series_uid": uid}
+        write_json(parts_of(output) / f"{uid}.json", found)
+
+    return finish
+
+
+def test_finished_cts_are_joined_and_not_searched_again(tmp_path):
+    output, calls = tmp_path / "a.csv", []
+    for _ in range(2):
+        found = search(output, finishes(output, calls))
+        assert found.table.series_uids == ("a", "b")
+        assert found.table.series.tolist() == [0, 0]
+        assert found.table.values.tolist() == [0.75, 0.5]
+        assert found.diameter_mm.tolist() == [6.0, 7.0]
+        assert (found.empty, found.warnings) == (("b",), ("about a", "about b"))
+    assert calls == ["a", "b"]
     forget(output)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_detect_many_refuses_other_settings_and_a_damaged_part(tmp_path):
-    output = tmp_path / "out.csv"
-    detect_many(SEARCH, DETECTOR, VOLUMES, output, execute=searching(output, []))
-    other = Search(SEARCH.bundle, limit=7)
-    with pytest.raises(ValueError, match=r"holds a search of other settings \(max 50 instead of 7\)"):
-        detect_many(other, DETECTOR, VOLUMES, output, execute=searching(output, []))
-    (parts_of(output) / "b.json").write_text("{")
-    with pytest.raises(ValueError, match=r"b.json is damaged .*: remove it, and run luna16 detect again"):
-        detect_many(SEARCH, DETECTOR, VOLUMES, output, execute=searching(output, []))
+def test_finished_cts_of_other_settings_are_refused(tmp_path):
+    output = tmp_path / "a.csv"
+    search(output, finishes(output, []))
+    with pytest.raises(ValueError, match=r"holds a search with other lungs \(found, now none\)"):
+        search(output, finishes(output, []), whole=True)
+
+
+def test_a_damaged_finished_ct_is_refused(tmp_path):
+    output = tmp_path / "a.csv"
+    search(output, finishes(output, []))
+    (parts_of(output) / "a.json").write_text("{]")
+    with pytest.raises(ValueError, match=r"a\.json is damaged .* remove it, and run luna16 detect again"):
+        search(output, finishes(output, []))
+
+
+def test_a_ct_that_is_gone_at_the_end_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="series a was removed from"):
+        search(tmp_path / "a.csv", lambda uid: None)
+
+
+def test_parts_lie_beside_the_table():
+    assert parts_of(Path("runs/found.csv")) == Path("runs/found.csv.parts")

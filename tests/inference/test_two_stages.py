@@ -1,44 +1,59 @@
-"""The detector's candidates are classified CT by CT, and come out as one table."""
+"""Candidates are scored CT by CT, and both keep their order. The command is tested in tests/cli/test_detection.py."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
-import pytest
 
 from luna16_monai.detection.peaks import Found
-from luna16_monai.inference import two_stages
 from luna16_monai.inference.detect import Candidates
+from luna16_monai.inference.two_stages import detect_and_score
 
 
-def found(uid: str, *probabilities: float) -> Candidates:
-    n = len(probabilities)
-    return Candidates.of(uid, Found(np.full((n, 3), n, float), np.array(probabilities), np.full(n, 6.0)))
+class Volumes:
+    series_uids = ("a", "b", "c")
+
+    def require_inside(self, table):
+        pass
 
 
-class TwiceAndHalf:
-    """Scores of two classifiers: twice the detector's probability, and half of it."""
+class Detector:
+    bundle, weights, classifier_weight = Path("bundle"), Path("model.pt"), 0.25
 
-    def __init__(self, classifiers: object, stores: object, views: object) -> None:
-        self.calls: list[tuple[str, ...]] = []
+    def __init__(self, log):
+        self.log = log
 
-    def __call__(self, table: object) -> list[np.ndarray]:
-        return [table.values * 2, table.values / 2]  # type: ignore[attr-defined]
+    def each(self, volumes, limit, lungs, progress):
+        for uid, n in (("a", 2), ("b", 0), ("c", 1)):
+            self.log.append(f"detect {uid}")
+            points = np.arange(3.0 * n).reshape(n, 3)
+            yield Candidates.of(uid, Found(points, np.linspace(0.9, 0.5, n), np.full(n, 6.0)), (), self.weights)
 
 
-def test_detect_and_score_joins_cts_in_the_order_of_the_series(monkeypatch):
-    monkeypatch.setattr(two_stages, "Scorer", TwiceAndHalf)
-    parts = [found("a", 0.4, 0.2), found("b"), found("c", 0.3)]
-    detector = SimpleNamespace(each=lambda *_, **__: parts, weights=None, bundle=None, classifier_weight=0.5)
-    volumes = SimpleNamespace(series_uids=("a", "b", "c"))
-    candidates, listed, scored = two_stages.detect_and_score(detector, volumes, [1, 2], [3, 4])  # type: ignore[list-item, arg-type]
-    assert candidates.table.row_series() == ["a", "a", "c"]
-    assert candidates.table.values.tolist() == [0.4, 0.2, 0.3]
-    assert listed.without == ("b",)
-    assert listed.diameter_mm is not None
-    assert listed.diameter_mm.tolist() == [6, 6, 6]
-    assert [values.tolist() for values in scored.values] == [
-        pytest.approx([0.8, 0.4, 0.6]),
-        pytest.approx([0.2, 0.1, 0.15]),
-    ]
+class Classifier:
+    """The probability is a hundredth of x, plus a share of its own."""
+
+    def __init__(self, log, share):
+        self.log, self.share = log, share
+
+    def preprocessing(self, volumes):
+        return None
+
+    def score_rows(self, table, rows, preprocessing, views):
+        self.log.append(f"score {table.series_uids[table.series[rows[0]]]} with {views}")
+        return table.points_xyz[rows, 0] / 100 + self.share
+
+
+def test_each_ct_is_scored_right_after_it_was_searched():
+    log, volumes = [], Volumes()
+    classifiers = [Classifier(log, 0.1), Classifier(log, 0.2)]
+    found, listed, scored = detect_and_score(Detector(log), volumes, classifiers, [volumes, volumes], 4)
+    assert log == [
+        "detect a", "score a with 4", "score a with 4", "detect b", "detect c", "score c with 4", "score c with 4"
+    ]  # fmt: skip
+    assert listed.table.row_series() == ["a", "a", "c"]
+    np.testing.assert_allclose(scored.values, [[0.1, 0.13, 0.1], [0.2, 0.23, 0.2]])
+    assert listed.table.values.tolist() == [0.9, 0.5, 0.9]
+    assert (found.empty, listed.without, listed.classifier_weight) == (("b",), ("b",), 0.25)
+    assert (listed.detection, listed.detection_weights) == (Path("bundle"), Path("model.pt"))

@@ -1,4 +1,4 @@
-"""Handlers of a training: what stops it."""
+"""Handlers of a training: what stops it, and the warm-up of a fresh head."""
 
 from __future__ import annotations
 

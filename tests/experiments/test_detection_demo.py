@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from luna16_monai.cli import detection_demo
 from luna16_monai.evaluation.submission import evaluate, validation_reference
+from luna16_monai.experiments import detection_demo
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_annotations
 from luna16_monai.tables.points import write_points
