@@ -17,7 +17,7 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo demo-malignancy phantom-baselines phantom-malignancy bench compare-networks test test-all test-newest asked-python notebooks check docs dist clean-demo setup
+.PHONY: demo demo-malignancy demo-detection phantom-baselines phantom-malignancy bench compare-networks test test-all test-newest asked-python notebooks check docs dist clean-demo setup
 
 demo: $(READY)
 	$(BIN)/luna16 demo --output $(DEMO)
@@ -25,6 +25,10 @@ demo: $(READY)
 # the second bundle: malignant against benign nodules, fine-tuned from the demo's network (which is made if need be)
 demo-malignancy: $(READY)
 	$(BIN)/luna16 demo --output $(DEMO) --malignancy $(DEMO)-malignancy
+
+# the detector on the demo's scans, alone and with the demo's network behind it, beside a plain blob detector
+demo-detection: $(READY)
+	$(BIN)/luna16 demo --output $(DEMO) --detection $(DEMO)-detection
 
 # 200 synthetic scans, 40 minutes in all: how hard the phantom is, and where the bundle's weights come from
 phantom-baselines: $(READY)
@@ -84,7 +88,7 @@ dist: $(READY)
 	$(BIN)/twine check --strict dist/*
 
 clean-demo:
-	rm -rf $(DEMO) $(DEMO)-malignancy
+	rm -rf $(DEMO) $(DEMO)-malignancy $(DEMO)-detection
 
 setup: $(READY)
 

@@ -25,8 +25,9 @@ from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli.demo import cutouts
 from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.baselines import score_baselines
-from luna16_monai.evaluation.submission import compare, evaluate, read_truth
+from luna16_monai.evaluation.submission import compare, evaluate, read_reference
 from luna16_monai.machine.files import write_json
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.points import read_points, write_points
 
@@ -95,7 +96,7 @@ def add_trees(data: Path, store_dir: Path, output: Path) -> dict[str, Path]:
     scores = score_baselines(train_cutouts, split.train.labels, held_out, store.index["spacing_zyx"])
     table = split.validation.table
     uids = table.row_series()
-    paths = {TREES[name]: output / name / "submission.csv" for name in scores}
+    paths = {TREES[name]: RunFolder(output / name).submission_file for name in scores}
     for path, probability in zip(paths.values(), scores.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_points(path, uids, table.points_xyz, probability, "probability")
@@ -123,9 +124,9 @@ def main() -> None:
         samples = max(round(speeds[name] * options.minutes * 60 / BATCH), 2) * BATCH
         train(data, store, folders[name], network, samples)
         told[name] = (f"{parameters(network):,}", f"{samples:,}", f"{speeds[name]:.1f}")
-        submissions[name] = folders[name] / "submission.csv"
-    series = options.output / "the_designs" / "seriesuids.csv"
-    truth = read_truth(data / "annotations.csv", data / "annotations_excluded.csv", series)
+        submissions[name] = RunFolder(folders[name]).submission_file
+    series = RunFolder(options.output / "the_designs").series_file
+    truth = read_reference(data / "annotations.csv", data / "annotations_excluded.csv", series)
     submissions |= add_trees(data, store, options.output)
     scored = {name: evaluate(read_points(path, "probability"), truth) for name, path in submissions.items()}
     first = next(iter(scored.values()))

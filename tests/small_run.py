@@ -104,7 +104,7 @@ def candidates(count: int) -> CandidateList:
 
 
 def build(
-    output_dir: Path, resume: bool = False, workers: int = 0, interval: int = 3, device: str = "cpu"
+    output_dir: Path, resume: bool = False, workers: int = 0, interval: int = 3, device: str = "cpu", bf16: bool = False
 ) -> Checkpoints:
     """The whole run, ready to start; what it sees goes to seen.txt beside the output folder. On CUDA with amp.
 
@@ -115,7 +115,8 @@ def build(
     set_track_meta(False)
     claim(output_dir, resume)
     seeds.seed_network(SEED)
-    network = NoduleNet(SHAPE, channels=(2, 4), norm="BATCH", dropout=0.3, return_probabilities=False)
+    network = NoduleNet(SHAPE, channels=(2, 4), norm="BATCH", dropout=0.3, return_probabilities=False, two_scales=bf16)
+    network.bfloat16_blocks = (bf16, False)  # the second's maps are two voxels deep
     network = network.to(device)
     wrapped = torch.nn.parallel.DistributedDataParallel(network) if world_size > 1 else network
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)

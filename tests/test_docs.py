@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
 MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
+DETECTION = ROOT / "bundles" / "nodule_detection" / "configs"
+OTHERS = {"malignancy": MALIGNANCY, "detection": DETECTION}
 FILES = ("train.yaml", "evaluate.yaml", "inference.yaml")
 PAGES = sorted(
     [
@@ -278,6 +280,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
             *("--ct", folder / "ct" / "a.mhd", "--candidates", folder / "points.csv", "--device", "cpu"),
             *("--backend", "torch", "--output", folder / "out.csv"),
         ],
+        "benchmark": ["--cutouts", cutouts(folder / "cutouts"), "--device", "cpu", "--bootstrap", 20],
         "convert": ["--input", folder / "submission.csv", "--output", folder / "points.json", "--to", "slicer"],
         "challenge": ["--input", challenge_case(folder / "case"), "--output", folder, "--device", "cpu"],
         "export": ["--format", "torchscript", "--output", folder / "model.ts"],
@@ -296,7 +299,17 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
     found["demo"] = ["output", "data", "store", *KEYS]
     found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
+    found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     return found
+
+
+def cutouts(folder: Path) -> Path:
+    """Two labelled cutouts of two patients."""
+    folder.mkdir()
+    voxels = np.concatenate([random_hu(seed, (20, 20, 20)).ravel() for seed in (0, 1)])
+    np.savez(folder / "a.npz", vox=voxels, shape=[[20] * 3] * 2, spacing=[[2.0] * 3] * 2, center=[[9.5] * 3] * 2)
+    (folder / "a.csv").write_text("patient,label\nA,1\nB,0\n", encoding="utf-8")
+    return folder
 
 
 def challenge_case(folder: Path) -> Path:
@@ -342,16 +355,16 @@ def top(path: Path) -> dict[str, Any]:
     "file",
     [
         *sorted(path.name for path in CONFIGS.glob("*.yaml")),
-        *sorted(f"malignancy: {path.name}" for path in MALIGNANCY.glob("*.yaml")),
+        *(f"{name}: {path.name}" for name, configs in OTHERS.items() for path in sorted(configs.glob("*.yaml"))),
     ],
 )
 def test_configuration_page_has_every_setting_and_its_default(file):
     told = {key.strip("`"): default for key, (default, _) in table(text(DOCS / "configuration.md"), file).items()}
-    if file.startswith("malignancy: "):
-        same = file.removeprefix("malignancy: ")
+    other, _, same = file.rpartition(": ")
+    if other:
         below = top(CONFIGS / same)
         # only what differs from the bundle that it lies over is told again
-        settings = {key: value for key, value in top(MALIGNANCY / same).items() if below.get(key, ...) != value}
+        settings = {key: value for key, value in top(OTHERS[other] / same).items() if below.get(key, ...) != value}
     else:
         settings = top(CONFIGS / file)
     assert list(told) == list(settings)

@@ -314,8 +314,8 @@ def test_bundle_refuses_a_number_sign_that_monai_cannot_hold():
     with pytest.raises(RuntimeError) as caught:
         ConfigParser(config).get_parsed_content("initialize")
     assert one_line(caught.value) == (
-        "dataset_dir is /data/ä scan ::1 (it's), where every # was turned into :: by MONAI, whose settings cannot hold "
-        "it: give a folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
+        "dataset_dir is /data/ä scan ::1 (it's), where MONAI turns every # into ::, so that no setting can hold one: "
+        "give a folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
     )
 
 

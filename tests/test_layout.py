@@ -1,4 +1,4 @@
-"""Lengths and docstrings of the package's modules; import-linter (``make check``) holds the layers."""
+"""Lengths, docstrings and test files of the package's modules; import-linter (``make check``) holds the layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "luna16_monai"
+PACKAGE, TESTS = Path(__file__).parents[1] / "luna16_monai", Path(__file__).parent
 MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 LINES, FUNCTION_LINES, MODULES_OF_A_PACKAGE = 400, 60, 12
 
@@ -32,6 +32,20 @@ def test_package_lists_its_modules_and_holds_nothing_else(package):
     modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
     assert modules == {line.split("``")[1] for line in docstring.splitlines() if line.startswith("- ``")}
     assert len(modules) <= MODULES_OF_A_PACKAGE
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "/" in name and not name.endswith("__init__.py")])
+def test_module_has_a_test_file_of_its_name(module):
+    package, name = module.split("/")
+    assert (TESTS / package / f"test_{name}").is_file()
+
+
+def test_no_test_file_imports_another():
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[-1].startswith("test_")], path.name
 
 
 def test_no_module_is_a_drawer_for_everything():

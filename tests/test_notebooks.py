@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 from luna16_monai.evaluation.calibration import calibrate
 from luna16_monai.evaluation.match import MarkStatus
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.runs.results import write_results
 from luna16_monai.store.reading import Store
@@ -83,7 +83,7 @@ def test_explore_tells_what_lies_in_the_data(phantom_dir, store_dir):
 def runs_dir(phantom_dir, store_dir, tmp_path) -> Path:
     """Runs with one that says 0.9 to all positives and 0.1 to the others of three scans, but for one false alarm."""
     series = Store(store_dir).series_uids[:3]
-    truth = validation_truth(phantom_dir, series)
+    truth = validation_reference(phantom_dir, series)
     assert truth is not None
     given = read_candidates(phantom_dir)
     table = given.select(given.series_codes(series) >= 0)

@@ -201,7 +201,9 @@ def test_prediction_on_a_dicom_folder_holds_no_text_of_its_files(named_dicom, tm
     done = run(
         *("luna16_monai", "predict", "--ct", folder, "--candidates", tmp_path / "candidates.csv", "--device", "cpu"),
         *("--weights", tmp_path / "model.pt", "--output", output / "predictions.csv", "--json"),
+        *("--report", output / "page.html", "--threshold", 0),
     )
+    assert UID in (output / "page.html").read_text(encoding="utf-8")
     assert len((output / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 2
     assert_without([CANARY], output, done.stdout, "-" + done.stderr)
 

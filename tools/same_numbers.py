@@ -3,7 +3,8 @@
 ``python tools/same_numbers.py --work DIR --output now.json [--against before.json]`` draws a phantom, prepares it,
 trains both bundles, predicts and evaluates, each by the command that a user would type, on one thread. The record holds
 a checksum of every tensor, table and voxel, and the figures of ``metrics.json`` as they stand there. For a change that
-must not alter results: record before it, compare after it, on one machine.
+must not alter results: record before it, compare after it, on one machine. Nothing of the package is imported, and the
+names of files stand here as other programs know them, so that one script records any version.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def command(run_id: str, configs: Sequence[Path], settings: Mapping[str, str], processes: int = 1) -> tuple[str, ...]:
-    """A call of ``monai.bundle run``, as a user would type it; through torchrun where it takes several processes."""
+    """Return a call of ``monai.bundle run`` as a user would type it; of several processes, through torchrun."""
     files = str(configs[0]) if len(configs) == 1 else "[" + ",".join(f"'{path}'" for path in configs) + "]"
     words = [sys.executable, "-W", "ignore"]
     if processes > 1:

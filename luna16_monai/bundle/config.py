@@ -32,7 +32,7 @@ WORDS = {"true": True, "false": False, "null": None}
 
 
 def running_config() -> dict[str, Any]:
-    """The config that is being evaluated, as written: files, overlays and overrides together, nothing built.
+    """Return the config that is being evaluated, as written: files, overlays and overrides together, nothing built.
 
     Called in a ``$`` expression of the config itself.
 
@@ -93,7 +93,7 @@ def change_config(change: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def root() -> str:
-    """The folder of the bundle whose config is running, the one that its ``configs`` lie in.
+    """Return the folder of the bundle whose config is running, the one that its ``configs`` lie in.
 
     Called in a ``$`` expression of the config itself, so a copy of the bundle finds its own files, from any folder.
 
@@ -114,7 +114,7 @@ def value_of(key: str, otherwise: Any = None) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    """The plain top-level settings of the config that is being evaluated, with ``network_def`` as written.
+    """Return the plain top-level settings of the config that is being evaluated, with ``network_def`` as written.
 
     Of a path only the last part is told, so that a record of a run holds no folder of the machine.
 
@@ -181,12 +181,12 @@ def check_settings(*fetched: str) -> None:
 
 
 def _references(config: Any) -> set[str]:
-    """The top-level keys that a part of a config refers to."""
+    """Return the top-level keys that a part of a config refers to."""
     return set(re.findall(r"@([A-Za-z_]\w*)", json.dumps(config, default=str)))
 
 
 def _read_words(value: Any) -> Any:
-    """The same config with ``true``, ``false`` and ``null`` for the words."""
+    """Return the same config with ``true``, ``false`` and ``null`` for the words."""
     if isinstance(value, dict):
         return {key: _read_words(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -16,7 +16,7 @@ DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def called_names(config: Any) -> list[str]:
-    """What a config would call or evaluate, once each, in its order.
+    """Return what a config would call or evaluate, once each, in its order.
 
     Each ``_target_``, each ``$`` expression, each macro, which may bring in another file, and each text with dots as a
     Python name has them: some transforms import what is so named, as ``LoadImage`` does its reader.
@@ -33,12 +33,12 @@ def called_names(config: Any) -> list[str]:
 
 
 def is_packaged(path: Path) -> bool:
-    """Whether a file belongs to a bundle that comes with the package."""
+    """Return whether a file belongs to a bundle that comes with the package."""
     return path.resolve().is_relative_to(bundle_dir().parent.resolve())
 
 
 def bundle_dir(name: str = "nodule_classification") -> Path:
-    """The folder of a bundle that comes with the package: installed with it, or in the source tree.
+    """Return the folder of a bundle that comes with the package: installed with it, or in the source tree.
 
     Raises:
         FileNotFoundError: there is no such bundle.

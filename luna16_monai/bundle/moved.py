@@ -116,7 +116,7 @@ NAMES = {
         "setup.fetching": "Archive",
     },
     "evaluation": {
-        "evaluation.submission": "Evaluation read_truth read_subsets validation_truth evaluate compare",
+        "evaluation.submission": "Evaluation read_subsets evaluate compare",
         "evaluation.calibration": "calibrate",
     },
     "export": {
@@ -189,7 +189,11 @@ NAMES = {
 RENAMED = {
     "decisions.candidate_key": "tables.points.point_key",
     "evaluation.Truth": "evaluation.submission.ReferenceStandard",
+    "evaluation.read_truth": "evaluation.submission.read_reference",
     "evaluation.thresholds": "evaluation.calibration.operating_points",
+    # renamed once more when there were packages; the oldest name comes last, which is that of before
+    "evaluation.submission.validation_truth": "evaluation.submission.validation_reference",
+    "evaluation.validation_truth": "evaluation.submission.validation_reference",
     "explanation.require_empty": "machine.claims.require_empty",
     "handlers.read_history": "runs.folder.RunFolder.read_history",
     "handlers.trained_series": "runs.folder.RunFolder.seen_series",

@@ -176,7 +176,7 @@ def _at(config: Any, key: str) -> Any:
 
 
 def _target(config: Any, place: str) -> Any:
-    """What the mapping calls that holds a place."""
+    """Return what the mapping calls that holds a place."""
     part, _ = _part(config, place)
     return part.get(TARGET) if isinstance(part, dict) else None
 
@@ -193,7 +193,7 @@ def _references(config: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 @cache
 def _configs(folder: Path) -> list[dict[str, Any]]:
-    """The nodule bundle's train.yaml, on which others build, and what the folder holds; later ones win."""
+    """Return the nodule bundle's train.yaml, on which others build, and what the folder holds; later ones win."""
     files = [bundle_dir() / "configs" / CONFIGS[0], *(folder / name for name in CONFIGS)]
     return [read_whole(file) for file in files if file.is_file()]
 

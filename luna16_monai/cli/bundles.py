@@ -28,9 +28,10 @@ def run_export(options: argparse.Namespace) -> int:
     from luna16_monai.networks.export import export
     from luna16_monai.runs.seen import copy_seen
 
+    console.require_file("--output", options.output, options.weights)
     bundle = console.bundle(options.bundle, options.trust_bundle)
     classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
-    export(classifier.networks[0], classifier.config, bundle, classifier.weights[0], options.format, options.output)
+    export(classifier.networks[0], classifier.config, bundle, options.format, options.output)
     copy_seen(classifier.weights[0], options.output)
     result = {"format": options.format, "output": str(options.output), "bytes": options.output.stat().st_size}
     return console.tell(options, result, f"export: {options.format} in {options.output}")
@@ -48,5 +49,6 @@ def run_bundle(options: argparse.Namespace) -> int:
     """Run ``luna16 bundle``; return its exit code."""
     from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 
+    console.require_folder("--output", options.output)
     copy_bundle(bundle_dir(options.name), options.output)
     return console.tell(options, {"output": str(options.output)}, f"bundle: {options.name} in {options.output}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def add_seed(verb: argparse.ArgumentParser) -> None:
 
 def add_device(verb: argparse.ArgumentParser) -> None:
     """Add --device, see `device`."""
-    verb.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
+    verb.add_argument("--device", type=device_name, default="auto", metavar="auto|cpu|cuda|cuda:N")
 
 
 def add_ct(verb: argparse.ArgumentParser, required: bool = True) -> None:
@@ -123,6 +124,54 @@ def existing(path: Path) -> Path:
     return path
 
 
+def require_file(option: str, path: Path | None, *inputs: Path | None, may_be_folder: bool = False) -> None:
+    """Check, before any work, that a file can be written without losing what is read.
+
+    Args:
+        option: that names it, for the message.
+        path: the file; None: nothing to check.
+        inputs: what the verb reads; None where an option is not given.
+        may_be_folder: the verb makes a folder of that name, and checks it.
+
+    Raises:
+        ValueError: the path is a folder, lies below a file, or is one of the inputs.
+    """
+    if path is None:
+        return
+    if path.is_dir() and not may_be_folder:
+        raise ValueError(f"{option} {path} is a folder: name a file in it, such as {path / 'results.csv'}")
+    _require_folder(option, path.parent)
+    for given in inputs:
+        if given is not None and given.exists() and path.exists() and path.samefile(given):
+            raise ValueError(f"{option} {path} is read as {given}, which would be lost: name another file")
+
+
+def require_folder(option: str, path: Path | None, names: Sequence[str] = (), *inputs: Path | None) -> None:
+    """Check, before any work, that files can be written into a folder without losing what is read.
+
+    Args:
+        option: that names it, for the message.
+        path: the folder, there or not; None: nothing to check.
+        names: of the files that are written there.
+        inputs: as `require_file`.
+
+    Raises:
+        ValueError: the path is a file, lies below one, or one of the files is one of the inputs.
+    """
+    if path is None:
+        return
+    _require_folder(option, path)
+    for name in names:
+        require_file(option, path / name, *inputs, may_be_folder=True)
+
+
+def _require_folder(option: str, path: Path) -> None:
+    """Refuse a folder that is a file, or lies below one."""
+    there = next((one for one in (path, *path.parents) if one.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"{option}: {there} is a file, where a folder is needed: name another path")
+
+
 def bundle(path: Path | None, trusted: bool) -> Path:
     """Return a bundle's folder, by default the nodule bundle's.
 
@@ -141,12 +190,25 @@ def bundle(path: Path | None, trusted: bool) -> Path:
 
 
 def device(name: str) -> str:
-    """Return the device that --device names; ``auto`` is CUDA where it is available, else the CPU."""
-    if name != "auto":
-        return name
+    """Return the device that --device names; ``auto`` is CUDA where it is available, else the CPU.
+
+    Raises:
+        ValueError: it is not there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from luna16_monai.networks.backends import require_device
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(require_device(name))
+
+
+def device_name(text: str) -> str:
+    """Return the word after --device, if it is the name of a device, there or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: name auto, cpu, cuda or cuda:N")
+    return text
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def add_phantom(verbs: Verbs) -> None:
 def run_phantom(options: argparse.Namespace) -> int:
     """Run ``luna16 phantom``; return its exit code."""
     output = options.output or console.folder("LUNA16_DATA", "data/phantom")
+    console.require_folder("--output", output)
     common = {"seed": options.seed, "progress": console.shows_progress(options), "workers": options.workers}
     if options.scans is not None:
         common["scans"] = options.scans
@@ -70,6 +71,7 @@ def run_download(options: argparse.Namespace) -> int:
     if options.patient:
         raise ValueError("--patient is about LIDC-IDRI: add --lidc, or leave it out")
     output = options.output or console.folder("LUNA16_DATA", "data/luna16")
+    console.require_folder("--output", output)
     result = download(output, options.subset, options.base_url, console.shows_progress(options), options.keep_archives)
     return console.tell(
         options, result, f"download: {result['series']} CTs of {len(result['subsets'])} subsets in {output}"
@@ -88,6 +90,7 @@ def _download_lidc(options: argparse.Namespace) -> int:
     if odd := [name for name, value in given.items() if value is not None]:
         raise ValueError(f"--lidc with {odd[0]}, which is about LUNA16's archives: leave one of them out")
     output = options.output or console.folder("LUNA16_DATA", "data/lidc")
+    console.require_folder("--output", output)
     result = download_lidc(output, options.patient, console.shows_progress(options))
     line = f"download: {result['series']} series in {output}, {result['fetched']} of them fetched"
     return console.tell(options, result, line)
@@ -141,6 +144,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     if options.config is not None:
         require_trust(options.config, recipe.config, options.trust_bundle)
     data, store_dir = console.data_folder(options), console.store_folder(options)
+    console.require_folder("--store", store_dir)
     execute = None
     if options.ray:
         from luna16_monai.machine.cluster import run_tasks

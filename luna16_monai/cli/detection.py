@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from luna16_monai.cli import console
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
-    from luna16_monai.inference.detect import Candidates
+    from luna16_monai.inference.detect import Candidates, Detector, Lungs
+    from luna16_monai.store.in_memory import InMemoryStore
 
 BUNDLE = "nodule_detection"
 
@@ -28,7 +30,46 @@ def add_detect(verbs: Verbs) -> None:
     verb.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
     add_lungs(verb)
     console.add_symlinks(verb)
+    verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     console.add_device(verb)
+    console.add_workers(verb, "CTs at once; default: 1")
+    console.add_ray(verb)
+
+
+def run_detect(options: argparse.Namespace) -> int:
+    """Run ``luna16 detect``; return its exit code."""
+    from luna16_monai.inference.detect_many import Search, detect_many, forget
+    from luna16_monai.phantom.drawn import drawn_near
+    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
+
+    console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
+    if options.ray:
+        # each node has a current folder of its own
+        options.ct, options.output = [path.absolute() for path in options.ct], options.output.absolute()
+    detector, volumes = opened(options, options.bundle, options.weights)
+    if len(volumes.series_uids) > 1:
+        search = Search(
+            detector.bundle, console.device(options.device), options.weights, options.max, options.threshold,
+            options.lung_mask, options.no_lung_mask, options.backend,
+        ).absolute()  # fmt: skip
+        execute = None
+        if options.ray:
+            from luna16_monai.machine.cluster import run_tasks
+
+            execute = partial(run_tasks, address=options.ray, dashboard=options.dashboard)
+        shown = console.shows_progress(options)
+        found = detect_many(search, detector, volumes, options.output, options.workers or 1, shown, execute)
+    else:
+        found = detector.candidates(volumes, options.max, options.threshold, lungs(options))
+    warn(found)
+    found.write(options.output)
+    forget(options.output)
+    records = [read_seen(found.weights)]
+    write_seen_by_all(options.output, records)
+    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    count, series = len(found.table), len(found.table.series_uids)
+    result = {"output": str(options.output), "candidates": count, "series": series, "without": list(found.empty)}
+    return console.tell(options, result, f"detect: {count} candidates of {series} CTs in {options.output}")
 
 
 def add_max(verb: argparse.ArgumentParser) -> None:
@@ -44,38 +85,29 @@ def add_lungs(verb: argparse.ArgumentParser) -> None:
     lungs.add_argument("--no-lung-mask", action="store_true", help="search the whole scan")
 
 
-def find(options: argparse.Namespace, bundle: Path | None, weights: Path | None, threshold: float = 0.0) -> Candidates:
-    """Return the candidates of the CTs of --ct, and print what is to be known of these.
+def lungs(options: argparse.Namespace) -> Lungs:
+    """Return what gives the lungs of a CT, by --lung-mask and --no-lung-mask."""
+    from luna16_monai.inference.detect import lungs_from
+
+    return lungs_from(options.lung_mask, options.no_lung_mask)
+
+
+def opened(options: argparse.Namespace, bundle: Path | None, weights: Path | None) -> tuple[Detector, InMemoryStore]:
+    """Return a detector, and the CTs of --ct as it takes them.
 
     Args:
-        options: of a verb with --ct, --max, the lungs, --trust-bundle, --allow-symlinks and --device.
+        options: of a verb with --ct, --trust-bundle, --allow-symlinks and --device.
         bundle: that detects; None takes the one that comes with the package.
         weights: a model.pt; None takes the bundle's own.
-        threshold: the least probability.
     """
     from luna16_monai.bundle.folders import bundle_dir
-    from luna16_monai.inference.detect import lungs_from, read_detector
+    from luna16_monai.inference.detect import read_detector
 
     folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
-    detector, prepare = read_detector(folder, console.device(options.device), weights)
-    found = detector.candidates(
-        prepare(options.ct, options.allow_symlinks), options.max, threshold,
-        lungs_from(options.lung_mask, options.no_lung_mask), console.shows_progress(options),
-    )  # fmt: skip
+    detector, prepare = read_detector(folder, console.device(options.device), weights, options.backend)
+    return detector, prepare(options.ct, options.allow_symlinks)
+
+
+def warn(found: Candidates) -> None:
+    """Print what is to be known of the CTs: warnings, and which have no candidate."""
     console.warn([*found.warnings, *(f"series {uid} has no candidate" for uid in found.empty)])
-    return found
-
-
-def run_detect(options: argparse.Namespace) -> int:
-    """Run ``luna16 detect``; return its exit code."""
-    from luna16_monai.phantom.drawn import drawn_near
-    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-
-    found = find(options, options.bundle, options.weights, options.threshold)
-    found.write(options.output)
-    records = [read_seen(found.weights)]
-    write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
-    count, series = len(found.table), len(found.table.series_uids)
-    result = {"output": str(options.output), "candidates": count, "series": series, "without": list(found.empty)}
-    return console.tell(options, result, f"detect: {count} candidates of {series} CTs in {options.output}")

@@ -37,6 +37,7 @@ def run_crossval(options: argparse.Namespace) -> int:
     from luna16_monai.runs.folder import RunFolder
     from luna16_monai.store.reading import Store
 
+    console.require_folder("--output", options.output)
     bundle = _trained_bundle(options)
     store_dir = console.store_folder(options)
     folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
@@ -73,6 +74,7 @@ def run_tune(options: argparse.Namespace) -> int:
     from luna16_monai.experiments.search import Search, TunePlan
     from luna16_monai.experiments.tune import read_trials, tune
 
+    console.require_folder("--output", options.output)
     bundle = _trained_bundle(options)
     plan = TunePlan(
         bundle,

@@ -20,7 +20,17 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from luna16_monai import __version__
-from luna16_monai.cli import bundles, data, demo, detection, exchange, experiments, prediction, scoring
+from luna16_monai.cli import (
+    bundles,
+    data,
+    demo,
+    detection,
+    exchange,
+    experiments,
+    prediction,
+    reviewing,
+    scoring,
+)
 from luna16_monai.cli.console import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
 from luna16_monai.machine.errors import one_line, root_cause
 
@@ -32,9 +42,10 @@ VERBS = (
     data.add_prepare,
     scoring.add_evaluate,
     scoring.add_compare,
+    scoring.add_benchmark,
     detection.add_detect,
     prediction.add_predict,
-    prediction.add_review,
+    reviewing.add_review,
     exchange.add_convert,
     exchange.add_challenge,
     bundles.add_export,

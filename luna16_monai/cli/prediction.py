@@ -1,17 +1,19 @@
-"""The verbs that run a network on CTs, or show what it gave: ``predict`` and ``review``."""
+"""The verb that runs the networks on CTs: ``predict``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from luna16_monai.cli import console, detection
+from luna16_monai.cli import console, detection, pages
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
     from luna16_monai.inference.classifier import Classifier
+    from luna16_monai.inference.predict import Listed, Scored, Wanted
     from luna16_monai.interchange.points import Points
 
 SECOND_BUNDLE = "malignancy_classification"
@@ -23,14 +25,27 @@ def add_predict(verbs: Verbs) -> None:
     console.add_ct(verb)
     text = "seriesuid, coordX, coordY, coordZ; or any format of convert; default: they are detected"
     verb.add_argument("--candidates", type=Path, metavar="FILE", help=text)
+    add_stages(verb)
+    text = ".csv, .json (grand-challenge) or .mrk.json (Slicer)"
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help=text)
+    verb.add_argument("--format", metavar="F", help="of the output, as convert --to; default: what its suffix says")
+    console.add_symlinks(verb)
+    verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
+    verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
+    verb.add_argument("--report", type=Path, metavar="HTML", help="a page about one CT, for readers")
+    text = "of the reports; calibrated where known; default: 0.5"
+    verb.add_argument("--threshold", type=float, default=0.5, metavar="P", help=text)
+    verb.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
+    verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
+
+
+def add_stages(verb: argparse.ArgumentParser) -> None:
+    """Add what chooses the networks and how they are run: the detector, the classifiers, the malignancy bundle."""
     detection.add_max(verb)
     detection.add_lungs(verb)
     verb.add_argument("--detector", type=Path, metavar="DIR", help="without a list; default: the detection bundle")
     text = "a run's model.pt, for the detector; default: its bundle's own"
     verb.add_argument("--detector-weights", type=Path, metavar="FILE", help=text)
-    text = ".csv, .json (grand-challenge) or .mrk.json (Slicer)"
-    verb.add_argument("--output", type=Path, required=True, metavar="FILE", help=text)
-    verb.add_argument("--format", metavar="F", help="of the output, as convert --to; default: what its suffix says")
     text = "default: the nodule bundle; several are averaged"
     verb.add_argument("--bundle", type=Path, nargs="+", metavar="DIR", help=text)
     console.add_trust(verb)
@@ -40,62 +55,143 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--malignancy", nargs="?", const="", metavar="DIR", help=text)
     verb.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
-    console.add_symlinks(verb)
-    verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     verb.add_argument("--tta", action="store_true", help="average over 16 flips and quarter turns: --views 16")
     text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
     verb.add_argument("--views", type=int, metavar="N", help=text)
     console.add_device(verb)
-    verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
-    text = "of the report; calibrated where known; default: 0.5"
-    verb.add_argument("--threshold", type=float, default=0.5, metavar="P", help=text)
-    verb.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
-    verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
 
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``luna16 predict``; return its exit code."""
+    result = predicted(options)
+    return console.tell(options, result, _told(options, result))
+
+
+def predict_anew(options: argparse.Namespace, output: Path) -> None:
+    """Run ``luna16 predict`` without a list, for another verb with --ct, --allow-symlinks and `add_stages`.
+
+    Args:
+        options: of that verb.
+        output: the table that is written; there is no file yet.
+    """
+    apart: dict[str, Any] = {
+        "candidates": None,
+        "output": output,
+        "format": None,
+        "ras": False,
+        "dicom_sr": None,
+        "report": None,
+    }
+    apart |= {"threshold": 0.5, "explain": None, "explain_top": 10}
+    result = predicted(argparse.Namespace(**{**vars(options), **apart}))
+    print(f"luna16: {result['candidates']} candidates of {result['series']} CTs in {output}", file=sys.stderr)
+
+
+def predicted(options: argparse.Namespace) -> dict[str, Any]:
+    """Predict as the options say; return what is told of it."""
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-    from luna16_monai.tables.points import from_ras
 
     if options.tta and options.views not in (None, 16):
         raise ValueError(f"--tta with --views {options.views}: --tta is --views 16; give one of them")
     views = 16 if options.tta else options.views
-    if options.candidates is None:
-        return _predict_found(options, views)
-    if options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
-        raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
+    _check_stages(options)
+    _check_files(options)
     bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
     to_format = _format_of_output(options)
-    candidates = _candidates(options)
-    table = candidates.table(None)
+    listed, scored = None if options.candidates is None else _listed(options), None
     device = console.device(options.device)
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    points = from_ras(table) if options.ras else table
-    names, diameters = candidates.names, candidates.values.get("diameter_mm")
     malignancy = _malignancy_classifier(options, device)
-    wanted = Wanted(
-        options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, names, diameters
-    )
-    result = predict(
-        classifiers, options.ct, table, points, options.output, views, wanted, console.shows_progress(options),
-        malignancy=malignancy, allow_symlinks=options.allow_symlinks,
-    )  # fmt: skip
     both = [*classifiers, *([malignancy] if malignancy else [])]
-    records = [read_seen(path) for one in both for path in one.weights]
+    page = None if options.report is None else pages.page_about(options)
+    wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, page)
+    if listed is None:
+        listed, scored = _detected(options, classifiers, both, views, wanted)
+    result = predict(
+        classifiers, options.ct, listed, options.output, views, wanted, console.shows_progress(options),
+        malignancy=malignancy, allow_symlinks=options.allow_symlinks, scored=scored,
+    )  # fmt: skip
+    weights = [path for one in both for path in one.weights]
+    if listed.detection is not None:
+        weights += [listed.detection_weights] if listed.detection_weights else []
+    records = [read_seen(path) for path in weights]
     write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, table.series_uids, drawn_near(options.ct)), file=sys.stderr)
+    print("luna16:", tell_seen(records, listed.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
     console.warn(result.get("left_out", []))
+    return result
+
+
+def _check_stages(options: argparse.Namespace) -> None:
+    """Refuse options of the detector beside a list, and those of a list without one."""
+    if options.candidates is None:
+        if options.ras:
+            raise ValueError("--ras is about a table of candidates: add --candidates, or leave it out")
+    elif options.detector or options.detector_weights or options.lung_mask or options.no_lung_mask:
+        raise ValueError("--candidates with an option of the detector: leave --candidates out, or the other")
+
+
+def _told(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Return what is printed of a prediction."""
     where = Path(result["files"][0]).parent if "files" in result else options.output
-    lines = [f"predict: {len(table)} probabilities in {where}"]
+    lines = [f"predict: {result['candidates']} probabilities in {where}"]
+    if "without" in result:
+        lines = [f"predict: {result['candidates']} candidates of {result['series']} CTs in {where}"]
     if options.dicom_sr:
         lines.append(f"  {result['reported']} candidates from {options.threshold:g} on in {options.dicom_sr}")
+    if options.report:
+        lines.append(f"  {result['shown']} candidates from {options.threshold:g} on in {options.report}")
     if options.explain:
         lines.append(f"  {result['explained']} explanations in {options.explain}")
-    return console.tell(options, result, "\n".join(lines))
+    return "\n".join(lines)
+
+
+def _listed(options: argparse.Namespace) -> Listed:
+    """The candidates of --candidates."""
+    from luna16_monai.inference.predict import Listed
+    from luna16_monai.tables.points import from_ras
+
+    candidates = _candidates(options)
+    table = candidates.table(None)
+    points = from_ras(table) if options.ras else table
+    return Listed(table, points, candidates.names, candidates.values.get("diameter_mm"), candidates)
+
+
+def _detected(
+    options: argparse.Namespace,
+    classifiers: Sequence[Classifier],
+    both: Sequence[Classifier],
+    views: int | None,
+    wanted: Wanted,
+) -> tuple[Listed, Scored]:
+    """The detector's candidates of the CTs, and their probabilities; what cannot be written is refused before."""
+    from luna16_monai.inference.classifier import volumes_of
+    from luna16_monai.inference.predict import check_wanted
+    from luna16_monai.inference.two_stages import detect_and_score
+
+    detector, volumes = detection.opened(options, options.detector, options.detector_weights)
+    links = options.allow_symlinks
+    check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids, links)
+    stores = volumes_of(both, options.ct, links, [volumes])
+    found, listed, scored = detect_and_score(
+        detector, volumes, both, stores, views, options.max, detection.lungs(options), console.shows_progress(options)
+    )
+    detection.warn(found)
+    return listed, scored
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, or would replace what is read, before any work."""
+    read = [options.candidates, options.detector_weights, options.malignancy_weights, *options.ct]
+    read += options.weights or []
+    # a folder is checked by the format: several CTs may make one
+    console.require_file("--output", options.output, *read, may_be_folder=True)
+    console.require_file("--dicom-sr", options.dicom_sr, *read)
+    console.require_folder("--explain", options.explain)
+    if options.dicom_sr is not None and options.dicom_sr.resolve() == options.output.resolve():
+        raise ValueError(f"--output and --dicom-sr are both {options.output}: name two files")
 
 
 def _format_of_output(options: argparse.Namespace) -> str:
@@ -124,33 +220,6 @@ def _candidates(options: argparse.Namespace) -> Points:
     return points
 
 
-def _predict_found(options: argparse.Namespace, views: int | None) -> int:
-    """Run ``luna16 predict`` without a list; return its exit code."""
-    from luna16_monai.inference.classifier import Classifier
-    from luna16_monai.inference.two_stages import predict_found
-    from luna16_monai.phantom.drawn import drawn_near
-    from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
-
-    if options.dicom_sr or options.explain or options.ras:
-        raise ValueError(
-            "--dicom-sr, --explain and --ras need --candidates: run luna16 detect first, and name its table"
-        )
-    bundles = [console.bundle(path, options.trust_bundle) for path in options.bundle or [None]]
-    device = console.device(options.device)
-    classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
-    malignancy = _malignancy_classifier(options, device)
-    found = detection.find(options, options.detector, options.detector_weights)
-    result = predict_found(
-        classifiers, found, options.ct, options.output, views, malignancy, options.allow_symlinks
-    )  # fmt: skip
-    both = [*classifiers, *([malignancy] if malignancy else [])]
-    records = [read_seen(path) for path in [*(w for one in both for w in one.weights), found.weights]]
-    write_seen_by_all(options.output, records)
-    print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
-    line = f"predict: {result['candidates']} candidates of {result['series']} CTs in {options.output}"
-    return console.tell(options, result, line)
-
-
 def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifier | None:
     """The second bundle, where it is asked for."""
     from luna16_monai.bundle.folders import bundle_dir
@@ -165,45 +234,3 @@ def _malignancy_classifier(options: argparse.Namespace, device: str) -> Classifi
     )
     weights = [options.malignancy_weights] if options.malignancy_weights else ()
     return Classifier(bundle, device, weights, options.backend)
-
-
-def add_review(verbs: Verbs) -> None:
-    """Add ``luna16 review``."""
-    text = "serve a page on this machine to step through a prediction"
-    verb = console.add_verb(verbs, "review", run_review, text)
-    verb.add_argument(
-        "--predictions", type=Path, required=True, metavar="FILE", help="what predict wrote, in any format"
-    )
-    console.add_ct(verb)
-    verb.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
-    verb.add_argument("--decisions", type=Path, metavar="CSV", help="default: beside the predictions")
-    verb.add_argument("--reviewer", metavar="NAME", help="default: your login name")
-    verb.add_argument("--least", type=float, default=0.0, metavar="P", help="leave less probable ones out")
-    console.add_symlinks(verb)
-    verb.add_argument("--ras", action="store_true", help="the predictions are RAS, not LPS as LUNA16's")
-
-
-def run_review(options: argparse.Namespace) -> int:
-    """Run ``luna16 review``; return its exit code."""
-    from luna16_monai.interchange.formats import format_of
-    from luna16_monai.phantom.drawn import drawn_near
-    from luna16_monai.review.decisions import Decisions, login_name
-    from luna16_monai.review.server import ReviewServer
-    from luna16_monai.review.session import Review
-    from luna16_monai.runs.seen import seen_beside, tell_seen
-
-    predictions = options.predictions
-    format_of(predictions)
-    path = options.decisions or predictions.with_name(f"{predictions.stem}_decisions.csv")
-    decisions = Decisions(path, options.reviewer or login_name())
-    session = Review(predictions, options.ct, decisions, options.least, options.ras, options.allow_symlinks)
-    server = ReviewServer(session, options.port)
-    uids = sorted({one["series_uid"] for one in session.candidates})
-    print("luna16:", tell_seen([seen_beside(predictions)], uids, drawn_near(options.ct)), file=sys.stderr)
-    count = len(server.review.candidates)
-    result = {"url": server.url, "decisions": str(path), "reviewer": decisions.reviewer, "candidates": count}
-    line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
-    server.serve_until_stopped(lambda: console.tell(options, result, line))
-    told = f"{server.saved} decisions saved; {path} holds {server.review.decided()['decided']} of {count}"
-    print("luna16: review has ended,", told, file=sys.stderr)
-    return console.DONE

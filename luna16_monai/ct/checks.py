@@ -118,7 +118,7 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
             rest = stream.unused_data
             if not stream.eof:
                 break
-            rest = _after_zeros(rest, file)
+            rest = after_zeros(rest, file)
             if not rest:
                 break
             if len(rest) < 2:
@@ -153,8 +153,8 @@ def _inflate_member(
     return filled
 
 
-def _after_zeros(rest: bytes, file: BinaryIO) -> bytes:
-    """What follows the zero bytes behind a gzip member; empty at the file's end."""
+def after_zeros(rest: bytes, file: BinaryIO) -> bytes:
+    """Return what follows the zero bytes from here on; empty where only such are left in the file."""
     while not rest or not rest.strip(b"\0"):
         rest = file.read(_CHUNK)
         if not rest:

@@ -1,6 +1,6 @@
 """A CT as a folder of DICOM files: one series, one regular volume, or a refusal that names the file.
 
-`dicom_slice` reads a file; here the files of a folder are told apart, checked against each other and put in order.
+`dicom_slice` reads a file; here the files of a folder are sorted by series, checked against each other and ordered.
 Left out, and counted in one line of the log: files that are no DICOM (an XML file, a licence), objects of another
 modality and series (a dose report, a segmentation), and scout images. Rejected: to guess a missing slice, to straighten
 a tilted gantry, to split a folder of several series or stacks; each would move nodules in silence.
@@ -107,7 +107,7 @@ def open_series(
 
 
 def _files(folder: Path, beside_folders: bool = False) -> list[Path]:
-    """All files of a folder but DICOMDIR and those whose name starts with a dot, by name."""
+    """Return all files of a folder but DICOMDIR and those whose name starts with a dot, by name."""
     files = [p for p in sorted(folder.iterdir()) if p.name.upper() != "DICOMDIR" and not p.name.startswith(".")]
     if beside_folders:
         return [file for file in files if not file.is_dir()]
@@ -120,7 +120,7 @@ def _files(folder: Path, beside_folders: bool = False) -> list[Path]:
 
 
 def _ct_files(folder: Path, data_dir: Path, allow_symlinks: bool) -> list[DicomFile]:
-    """The files of a folder that belong to its CT; the others are counted in the log."""
+    """Return the files of a folder that belong to its CT; the others are counted in the log."""
     found, others = [], 0
     for path in _files(folder, any(path.is_dir() for path in folder.iterdir())):
         check_file(path, data_dir, allow_symlinks)
@@ -182,7 +182,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
 
 
 def _direction(first: Slice, shape_xyz: tuple[int, int, int]) -> NDArray[np.float64]:
-    """The directions of the index axes x, y, z in the columns; rounded ones are put at right angles."""
+    """Return the directions of the index axes x, y, z in the columns; rounded ones are put at right angles."""
     x, y = first.axes
     direction = right_angles(np.column_stack([x, y, np.cross(x, y)]), shape_xyz)
     if direction is None:
@@ -205,7 +205,7 @@ def _check_one_stack(slices: Sequence[Slice]) -> None:
             raise ValueError(_two_stacks(keyword, slices[changes[0] - 1], slices[changes[0]]))
     times = [one.file.text("ContentTime") for one in slices]
     period = len(set(times))
-    # reconstructed side by side, slices may bear two times in any order; only a strict turn tells of two stacks
+    # reconstructed side by side, slices may bear two times in any order; only a strict turn means two stacks
     if 2 <= period <= len(times) // 2 and times == (times[:period] * len(times))[: len(times)]:
         raise ValueError(_two_stacks("ContentTime", slices[0], slices[1]))
 
@@ -220,7 +220,7 @@ def _two_stacks(keyword: str, a: Slice, b: Slice) -> str:
 def _slice_step(
     slices: Sequence[Slice], origins: NDArray[np.float64], direction: NDArray[np.float64], pixel_mm: float
 ) -> float:
-    """The distance of the sorted slices in mm, which must be the same everywhere but for rounding."""
+    """Return the distance of the sorted slices in mm, which must be the same everywhere but for rounding."""
     if len(slices) < 2:
         raise ValueError(f"{slices[0].name} is the only slice: a CT needs at least two")
     along = origins @ direction[:, 2]
@@ -265,7 +265,7 @@ def _slice_step(
 
 
 def _last_decimal(slices: Sequence[Slice]) -> float:
-    """What one unit of the last decimal of the positions is worth, mm: a tenth or a hundredth."""
+    """Return what one unit of the last decimal of the positions is worth, mm: a tenth or a hundredth."""
     words = [word.strip() for one in slices for word in one.file.text("ImagePositionPatient").split("\\")]
     return 0.1 if all(re.fullmatch(r"[+-]?\d+(\.\d?0*)?", word) for word in words) else 0.01
 

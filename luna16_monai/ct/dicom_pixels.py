@@ -56,7 +56,7 @@ def read_slice(one: Slice) -> NDArray[Any]:
 
 
 def _whole(raw: NDArray[Any], stored: int, signed: bool, padded: NDArray[Any] | None, name: str) -> NDArray[np.int64]:
-    """The values of the stored bits; a value that does not fit them is refused, unless it is padding."""
+    """Return the values of the stored bits; a value that does not fit them is refused, unless it is padding."""
     values = raw.astype(np.int64)
     if padded is not None:
         values[padded] = 0
@@ -85,7 +85,7 @@ def _plain_pixels(one: Slice) -> NDArray[Any]:
 
 
 def _decoded(one: Slice) -> NDArray[Any]:
-    """The voxels of a codestream, as stored, by GDCM."""
+    """Return the voxels of a codestream, as stored, by GDCM."""
     cure = "fetch the series again, or decompress it"
     try:
         with one.file.path.open("rb") as stream:

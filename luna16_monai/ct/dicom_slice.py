@@ -163,7 +163,7 @@ class _Refused(ValueError):
 
 
 def _is_bare(start: bytes) -> bool:
-    """Whether a file without preamble starts with an element of group 2 or 8, in either order of bytes."""
+    """Return whether a file without preamble starts with an element of group 2 or 8, in either order of bytes."""
     if len(start) < 8 or start[:4] in (b"\x08\0\x08\0", b"\0\x08\0\x08"):
         return len(start) >= 8
     group, element, length = struct.unpack("<HHI", start[:8])
@@ -265,7 +265,7 @@ def as_slice(file: DicomFile) -> Slice:
 
 
 def _rescale(file: DicomFile) -> tuple[float, float]:
-    """Slope and intercept, which a CT must have (DICOM PS3.3, CT Image Module, type 1)."""
+    """Return the slope and intercept, which a CT must have (DICOM PS3.3, CT Image Module, type 1)."""
     name = file.path.name
     (slope,), (intercept,) = file.numbers("RescaleSlope", 1), file.numbers("RescaleIntercept", 1)
     unit = file.text("RescaleType").upper()

@@ -95,7 +95,7 @@ def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict
         ValueError: a header that cannot be trusted.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
+        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha, .nii(.gz) or .nrrd file, or a folder")
     if path.is_dir() and holds_ct_files(path):
         return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
     if not path.is_dir():
@@ -113,7 +113,7 @@ def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict
 
 
 def places(data_dir: Path) -> list[tuple[Path, int | None]]:
-    """The folders in which CTs may lie, and the subset of each; a subset may lie in a folder of its own name."""
+    """Return the folders in which CTs may lie, and the subset of each; a subset may lie in a folder of its own name."""
     places: list[tuple[Path, int | None]] = [(data_dir, None)]
     for k in SUBSETS:
         name = subset_folder(k)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, check_file, check_voxels, inflate, right_angles
+from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, after_zeros, check_file, check_voxels, inflate, right_angles
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.machine.files import atomic_write
 
@@ -138,8 +138,8 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     if header.get("HeaderSize") == "-1" and not compressed and stored > expected:
         # ITK: what is too much lies at the start
         offset, stored = offset + stored - expected, expected
-    # what follows a compressed stream is looked at when it is read: zero bytes may
-    if stored != expected and not (compressed and stored > expected):
+    # zero bytes may follow a compressed stream, as tapes and some disks leave them
+    if stored != expected and not (compressed and stored > expected and _zeros_from(data_path, offset + expected)):
         raise ValueError(
             f"{data_path.name} is too {'short' if stored < expected else 'long'}: {stored} bytes, its header says "
             f"{expected} (DimSize {x} {y} {z}, {header['ElementType']}): {_DAMAGED}"
@@ -147,12 +147,18 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     return MetaImage(path, data_path, offset, stored, compressed, dtype, _geometry(header, name))
 
 
+def _zeros_from(path: Path, offset: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return not after_zeros(b"", file)
+
+
 def _header_text(path: Path) -> tuple[str, int]:
-    """The header's text, and where the voxels begin: behind it if it holds them, else 0."""
+    """Return the header's text, and where the voxels begin: behind it if it holds them, else 0."""
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     end = 0
-    # ElementDataFile ends a header; what follows it in a .mhd that names another file is told of by the parser
+    # ElementDataFile ends a header; what follows it in a .mhd that names another file is reported by the parser
     found = re.search(rb"^ElementDataFile[ \t]*=([^\r\n]*)\r?\n", raw, re.MULTILINE)
     is_mha = path.suffix.lower() == ".mha"
     if found is not None and found.end() <= MAX_HEADER_BYTES and (is_mha or found[1].strip().upper() == b"LOCAL"):
@@ -172,7 +178,7 @@ def _header_text(path: Path) -> tuple[str, int]:
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
-    """The header's values by key, each checked and converted."""
+    """Return the header's values by key, each checked and converted."""
     header: dict[str, Any] = {}
     skipped = 0
     # Not splitlines: it would also cut at form feeds and Unicode's own line ends.
@@ -190,7 +196,8 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {_DAMAGED}")
         check = _KEYS.get(key)
         if check is None:
-            if key.lower() in _MEANT:
+            # ITK also takes a colon for the equals sign
+            if key.partition(":")[0].rstrip().lower() in _MEANT:
                 raise ValueError(
                     f"{where}: key {key[:60]!r} is not read, and would change the voxels or their place: write the CT "
                     "anew with SimpleITK"
@@ -353,11 +360,11 @@ def write_mhd(path: Path, hu: NDArray[np.int16], geometry: Geometry) -> None:
 
 
 def _written(values: NDArray[np.floating]) -> str:
-    """Numbers of a header with ten digits, which keep a point within 0.0001 mm, and no minus before a zero."""
+    """Return numbers of a header with ten digits, which keep a point within 0.0001 mm, and no minus before a zero."""
     return " ".join(f"{value + 0.0:.10g}" for value in values.round(10).tolist())
 
 
 def _orientation(direction: NDArray[np.floating]) -> str:
-    """MetaImage's letters: the side of the patient from which each index axis starts."""
+    """Return MetaImage's letters: the side of the patient from which each index axis starts."""
     axes = np.abs(direction).argmax(0)
     return "".join(("RL", "AP", "IS")[axis][int(direction[axis, i] < 0)] for i, axis in enumerate(axes.tolist()))

@@ -67,7 +67,7 @@ def _open_nifti(path: Path) -> tuple[Geometry, Callable[[], NDArray[Any]]]:
 
 
 def _is_gzipped(path: Path) -> bool:
-    """Whether a file is gzip, whatever its name: by its first bytes, and by its name where they are of neither kind."""
+    """Return whether a file is gzip: by its first bytes, and by its name where they are of neither kind."""
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] == b"\x1f\x8b":
@@ -77,7 +77,7 @@ def _is_gzipped(path: Path) -> bool:
 
 
 def _geometry(header: Any, shape: tuple[int, ...], name: str) -> Geometry:
-    """Where a NIfTI lies: by its sform, or by its qform where there is no sform or the sform is off by rounding.
+    """Return where a NIfTI lies: by its sform, or by its qform where there is no sform or the sform is off by rounding.
 
     Raises:
         ValueError: there is neither, the sform is sheared, or its spacing is another than pixdim's.
@@ -144,7 +144,7 @@ def _load(
 
 
 def _nifti_header(path: Path, gzipped: bool) -> Any:
-    """The fixed part of a NIfTI-1 or NIfTI-2 header. Extensions are skipped: their sizes are the file's claim."""
+    """Return the fixed part of a NIfTI-1 or NIfTI-2 header; extensions are skipped, as their sizes are unchecked."""
     with gzip.open(path) if gzipped else path.open("rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
     kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header

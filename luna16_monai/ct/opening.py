@@ -1,4 +1,4 @@
-"""Open a CT: MetaImage, NIfTI or a folder of DICOM files, to HU voxels and their geometry.
+"""Open a CT: MetaImage, NIfTI, NRRD or a folder of DICOM files, to HU voxels and their geometry.
 
 `open_ct` looks at headers only and refuses what can't be trusted; its result reads the voxels. Whatever the format:
 HU stay int16 where that holds every value exactly; NaN, infinite and complex voxels, sheared axes and sizes that the
@@ -20,10 +20,13 @@ from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
 from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.nrrd import open_nrrd
 from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
 
-SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
+SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz", ".nrrd")
+# what 3D Slicer calls a segmentation is no CT
+_NO_CT = (".seg.nrrd", "-label.nrrd")
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,25 @@ class CT:
         path: its file or folder.
         geometry: where the voxels lie.
         load: reads the voxels as stored, (z, y, x).
+        data_path: the file with its voxels, where the header is another one.
     """
 
     path: Path
     geometry: Geometry
     load: Callable[[], NDArray[Any]]
+    data_path: Path | None = None
 
     @property
     def name(self) -> str:
         """The name of its file or folder, for messages."""
         return self.path.name
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it consists of: header and voxels, or those of a DICOM series."""
+        if self.path.is_dir():
+            return dicom.slice_files(self.path)
+        return [self.path] if self.data_path in (None, self.path) else [self.path, self.data_path]
 
     def read(self) -> NDArray[Any]:
         """Read the voxels: HU, (z, y, x), int16 where that is exact, else float32, else float64.
@@ -67,7 +79,7 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     """Check the headers of a CT without reading its voxels.
 
     Args:
-        path: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files of one series.
+        path: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files of one series.
         data_dir: the folder that symbolic links must not leave; default: the one that holds the files.
         allow_symlinks: whether they may leave it.
 
@@ -81,10 +93,12 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     suffix = _suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
-        return CT(path, image.geometry, image.read)
+        return CT(path, image.geometry, image.read, image.data_path)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
         return CT(path, *_open_nifti(path))
+    if suffix == ".nrrd":
+        return CT(path, *open_nrrd(path))
     if dicom.is_dicom(path):
         raise ValueError(f"{path.name} is one DICOM file of a CT: give the folder of its series")
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
@@ -135,7 +149,7 @@ def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
 
 
 def _only_series(folder: Path, allow_symlinks: bool) -> Path:
-    """The folder itself where it has files and no folders; else the one folder of a series in and below it."""
+    """Return the folder itself where it has files and no folders; else the one folder of a series in and below it."""
     if not any(path.is_dir() for path in folder.iterdir()):
         return folder
     found = find_series(folder, allow_symlinks)
@@ -151,12 +165,15 @@ def has_ct_suffix(path: Path) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    """The ending that makes a file a CT, in lower case; empty where there is none."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+    """Return the ending that makes a file a CT, in lower case; empty where there is none."""
+    name = path.name.lower()
+    if name.endswith(_NO_CT):
+        return ""
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The same values in the smallest of int16, float32, float64 that holds each exactly."""
+    """Return the same values in the smallest of int16, float32, float64 that holds each exactly."""
     if voxels.dtype == np.int16:
         return voxels
     if voxels.dtype.kind == "f":

@@ -46,7 +46,7 @@ def check_hounsfield(voxels: NDArray[Any], name: str) -> None:
 
 
 def doubt_of_units(voxels: NDArray[Any], name: str) -> str | None:
-    """Return why voxels may not be HU, in a line; None where nothing speaks against it.
+    """Return why voxels may not be HU, in a line; None where nothing contradicts it.
 
     Raises:
         ValueError: as `check_hounsfield`.

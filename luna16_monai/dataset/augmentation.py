@@ -170,7 +170,7 @@ class DeviceAugmentation:
 
 
 def resample_axial(images: Tensor, matrices: Tensor, z: Tensor, plane_yx1: Tensor) -> Tensor:
-    """Trilinear resampling, border values outside, for matrices that do not mix z with y and x.
+    """Resample trilinearly, border values outside, by matrices that do not mix z with y and x.
 
     Args:
         images: (n, z, y, x) float32.
@@ -192,7 +192,7 @@ def resample_axial(images: Tensor, matrices: Tensor, z: Tensor, plane_yx1: Tenso
 
 
 def _why_not(transforms: Sequence[Any]) -> str | None:
-    """Why the transforms cannot be fused; None where they can."""
+    """Return why the transforms cannot be fused; None where they can."""
     *flips, affine, noise = transforms if len(transforms) > 1 else (None, None)
     if not all(type(flip) is RandFlipd for flip in flips):
         return "not all that comes before the affine are RandFlipd"

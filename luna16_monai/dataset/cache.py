@@ -76,7 +76,7 @@ class SeededCacheDataset(CacheDataset):
 
 
 def _fused(transform: Compose) -> tuple[FusedAugmentation, Compose] | None:
-    """The fused augmentation of a list and what follows it, where both can take a whole batch; else None."""
+    """Return the fused augmentation of a list and what follows it, where both can take a whole batch; else None."""
     parts = list(transform.transforms)
     places = [place for place, part in enumerate(parts) if isinstance(part, FusedAugmentation)]
     if len(places) != 1 or any(isinstance(part, RandomizableTrait) for part in parts[: places[0]]):

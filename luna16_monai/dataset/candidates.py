@@ -1,4 +1,4 @@
-"""The lazy list of candidates: one dict per row, built only when it is asked for."""
+"""The lazy list of candidates: one dict per row, built only when it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luna16_monai.tables.points import PointTable
 
 
 class CandidateList(Sequence[dict[str, Any]]):
-    """The candidates of a split, as a sequence of MONAI's dicts that are made when they are asked for.
+    """The candidates of a split, as a sequence of MONAI's dicts that are made when they are read.
 
     Training at LUNA16's size would otherwise hold 754,975 dicts in every worker.
 

@@ -18,7 +18,7 @@ class VolumeSource(Protocol):
     """Where volumes come from: a ``Store``, or CTs prepared in memory."""
 
     def volume(self, series_uid: str, /) -> Volume:
-        """A series on the grid that cutouts are taken from."""
+        """Return a series on the grid that cutouts are taken from."""
         ...
 
 

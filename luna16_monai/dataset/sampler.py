@@ -80,7 +80,7 @@ class RatioSampler(Sampler[tuple[int, int]]):
         return zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
 
     def draw(self, epoch: int) -> tuple[NDArray[np.intp], NDArray[np.uint32]]:
-        """The whole epoch over all ranks: (samples,) indices and (samples,) seeds."""
+        """Return the whole epoch over all ranks: (samples,) indices and (samples,) seeds."""
         drawn = [self._from_pool(kind, epoch) for kind in range(len(self.pools))]
         indices = self._random(ORDER_STREAM, epoch).permutation(np.concatenate(drawn))
         seeds = self._random(ITEM_STREAM, epoch).integers(2**32, size=self.samples, dtype=np.uint32)

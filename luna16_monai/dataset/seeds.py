@@ -8,7 +8,7 @@ ORDER_STREAM, POOL_STREAM, ITEM_STREAM, VALIDATION_STREAM = range(4)
 
 
 def derive(seed: int, *key: int) -> int:
-    """A seed of 63 bits for one purpose, from the run's seed and whole numbers that name the purpose.
+    """Return a seed of 63 bits for one purpose, from the run's seed and whole numbers that name the purpose.
 
     Raises:
         ValueError: the seed is below 0.

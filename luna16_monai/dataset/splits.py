@@ -103,7 +103,7 @@ def set_aside(
 
 
 def _of_subset(subsets: Mapping[str, int | None], number: int, setting: str) -> set[str]:
-    """The series of a subset that a setting names."""
+    """Return the series of a subset that a setting names."""
     without = sorted(uid for uid, subset in subsets.items() if subset is None)
     if without:
         raise ValueError(
@@ -141,7 +141,7 @@ class Kinds(Protocol):
         ...
 
     def __call__(self, candidates: PointTable) -> PointTable:
-        """The candidates that have a kind, with it as their value: 0 is non-nodule, 1 the target."""
+        """Return the candidates that have a kind, with it as their value: 0 is non-nodule, 1 the target."""
         ...
 
 

@@ -118,7 +118,7 @@ def score_baselines(
 def _central_box(
     shape_zyx: tuple[int, ...], spacing_zyx: NDArray[np.float64], reach_mm: float
 ) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
-    """The middle part of a cutout, and the distances (mm) of its voxels from the cutout's middle voxel."""
+    """Return the middle part of a cutout, and the distances (mm) of its voxels from the cutout's middle voxel."""
     middle = [n // 2 for n in shape_zyx]
     reach = np.ceil(reach_mm / spacing_zyx).astype(int).tolist()
     box = tuple(slice(max(m - r, 0), m + r + 1) for m, r in zip(middle, reach, strict=True))
@@ -130,7 +130,7 @@ def _central_box(
 def _measure_blob(
     box: NDArray[np.int16], distance_mm: NDArray[np.float64], spacing_zyx: NDArray[np.float64]
 ) -> list[float]:
-    """Highest HU within 5 mm, then volume (mm³) and mean HU of the blob nearest to the centre."""
+    """Return the highest HU within 5 mm, then volume (mm³) and mean HU of the blob nearest to the centre."""
     near = distance_mm <= NEAR_MM
     highest = float(box[near].max())
     blob = box[_central_part(box > BLOB_HU, distance_mm)]
@@ -140,7 +140,7 @@ def _measure_blob(
 
 
 def _central_part(mask: NDArray[np.bool_], distance_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The connected part of a mask that is nearest to the centre; empty where none begins within 5 mm."""
+    """Return the connected part of a mask that is nearest to the centre; empty where none begins within 5 mm."""
     parts, _ = ndimage.label(mask)
     seeds = np.where((distance_mm <= NEAR_MM) & mask, distance_mm, np.inf)
     nearest = np.unravel_index(seeds.argmin(), seeds.shape)

@@ -17,7 +17,7 @@ def drawn_weights(groups: int, draws: int, seed: int, rows: int) -> Iterator[Flo
         groups: number of scans or patients; each draw takes as many, with repetition.
         draws: how many.
         seed: of the draws.
-        rows: draws handed out at once, which changes none of them.
+        rows: draws that are yielded at once, which changes none of them.
 
     Yields:
         (up to ``rows``, groups) float64.
@@ -30,6 +30,6 @@ def drawn_weights(groups: int, draws: int, seed: int, rows: int) -> Iterator[Flo
 
 
 def interval(drawn: FloatArray) -> FloatArray:
-    """Low and high bound of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
+    """Return the bounds of the middle 95 % of the rows, (..., 2): of 1,000 sorted values number 25 and 975 from 0."""
     ordered = np.sort(drawn, axis=0)
     return np.stack((ordered[len(ordered) * 25 // 1000], ordered[len(ordered) * 975 // 1000]), axis=-1)

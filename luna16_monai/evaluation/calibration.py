@@ -39,7 +39,7 @@ class Calibration:
     offset: float
 
     def apply(self, probability: FloatArray) -> FloatArray:
-        """Calibrated probabilities, of the shape given."""
+        """Return calibrated probabilities, of the shape given."""
         return np.asarray(expit(self.slope * _logit(probability) + self.offset), dtype=np.float64)
 
 
@@ -52,7 +52,7 @@ class ReliabilityCurve(NamedTuple):
 
 
 def fit_platt(probability: FloatArray, label: IntArray) -> Calibration:
-    """Slope and offset that make the labels most likely.
+    """Return the slope and offset that make the labels most likely.
 
     The labels are drawn in a little, to (n + 1) / (n + 2) for n nodules and 1 / (n + 2) for n others: so the slope
     stays finite where a threshold separates the classes.
@@ -68,7 +68,7 @@ def fit_platt(probability: FloatArray, label: IntArray) -> Calibration:
 
 
 def fit_temperature(probability: FloatArray, label: IntArray) -> Calibration:
-    """The slope alone, that is 1 / temperature, with labels drawn in as in `fit_platt`.
+    """Return the slope alone, that is 1 / temperature, with labels drawn in as in `fit_platt`.
 
     Raises:
         ValueError: as `fit_platt`.
@@ -87,7 +87,7 @@ def cross_fit(
     seed: int = 0,
     fit: Callable[[FloatArray, IntArray], Calibration] = fit_platt,
 ) -> FloatArray:
-    """Calibrates every scan by a line fitted to the scans of the other folds, (n,).
+    """Calibrate every scan by a line fitted to the scans of the other folds, (n,).
 
     So the result can be judged on the same data without having seen it. Scans are dealt to the folds at random,
     those with the most nodules first, so that every fold gets its share.
@@ -123,13 +123,13 @@ def cross_fit(
 
 
 def brier_score(probability: FloatArray, label: IntArray) -> float:
-    """Mean squared difference of probability and label. Raises ValueError where rows do not fit."""
+    """Return the mean squared difference of probability and label. Raises ValueError where rows do not fit."""
     _check(probability, label)
     return float(np.mean((probability - label) ** 2))
 
 
 def reliability_curve(probability: FloatArray, label: IntArray, bins: int = 15) -> ReliabilityCurve:
-    """Mean probability against the share of nodules in `bins` bins of equal width; 1 belongs to the last.
+    """Return the mean probability against the share of nodules in `bins` bins of equal width; 1 belongs to the last.
 
     Raises:
         ValueError: fewer than one bin; rows that do not fit.
@@ -146,7 +146,7 @@ def reliability_curve(probability: FloatArray, label: IntArray, bins: int = 15) 
 
 
 def expected_calibration_error(probability: FloatArray, label: IntArray, bins: int = 15) -> float:
-    """Mean distance of the reliability curve from the diagonal, weighed by the candidates in each bin.
+    """Return the mean distance of the reliability curve from the diagonal, weighed by the candidates in each bin.
 
     Raises:
         ValueError: as `reliability_curve`.
@@ -159,7 +159,7 @@ def expected_calibration_error(probability: FloatArray, label: IntArray, bins: i
 
 
 def best_f1_threshold(probability: FloatArray, label: IntArray) -> float:
-    """The probability from which on "nodule" gives the highest F1; of equally good ones the highest.
+    """Return the probability from which on "nodule" gives the highest F1; of equally good ones the highest.
 
     Chosen on the labels it is judged by, it flatters: say so beside the number.
 
@@ -177,7 +177,7 @@ def best_f1_threshold(probability: FloatArray, label: IntArray) -> float:
 def threshold_at_false_positives_per_scan(
     probability: FloatArray, label: IntArray, n_scans: int, rate: float = 1.0
 ) -> float:
-    """The lowest probability from which on "nodule" errs at most `rate` times a scan.
+    """Return the lowest probability from which on "nodule" errs at most `rate` times a scan.
 
     Args:
         probability: (n,) probabilities.
@@ -202,7 +202,7 @@ def threshold_at_false_positives_per_scan(
 
 
 def confusion(probability: FloatArray, label: IntArray, threshold: float) -> dict[str, int | float | None]:
-    """What calling everything from `threshold` on a nodule gets right and wrong.
+    """Return what calling everything from `threshold` on a nodule gets right and wrong.
 
     Returns:
         ``tp fp tn fn`` as counts; ``precision recall specificity f1``, None where nothing stands below the line.
@@ -274,7 +274,7 @@ def _logit(probability: FloatArray) -> FloatArray:
 
 
 def _check(probability: FloatArray, label: IntArray) -> None:
-    """Raises ValueError unless there is a probability from 0 to 1 and a label 0 or 1 for each of 1 or more rows."""
+    """Check that each of 1 or more rows has a probability from 0 to 1 and a label of 0 or 1; raises ValueError."""
     if probability.ndim != 1 or probability.shape != label.shape or not label.size:
         raise ValueError(
             f"probabilities have shape {probability.shape}, labels {label.shape}: pass (n,) each, n from 1 on"
@@ -325,7 +325,7 @@ def calibrate(
 
 
 def operating_points(probability: FloatArray, label: IntArray, n_scans: int) -> dict[str, Any]:
-    """The confusion at two thresholds, chosen on the rows that they are reported on, and labelled so.
+    """Return the confusion at two thresholds, chosen on the rows that they are reported on, and labelled so.
 
     Args:
         probability: (n,).

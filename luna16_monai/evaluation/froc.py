@@ -1,7 +1,7 @@
 """LUNA16's official score: the FROC curve, the CPM and their bootstrap intervals.
 
-Everything is a pure function of plain arrays. `match_marks` in ``match.py`` applies the hit rule once; all scores read
-its `Match`, and all by the same road: a weight per scan goes in, sensitivities come out. Weights of one give
+Everything is a pure function of plain arrays. `match.match_marks` applies the hit rule once; all scores read
+its `Match`, and all in the same way: a weight per scan goes in, sensitivities come out. Weights of one give
 the score itself, a draw of the bootstrap weighs a scan by how often it was drawn, a subset weighs the other scans 0.
 So an interval cannot drift from its score, and 1,000 draws are cumulative sums instead of 1,000 evaluations.
 
@@ -55,7 +55,7 @@ class Intervals(NamedTuple):
 
 
 def froc_curve(match: Match) -> FrocCurve:
-    """The FROC curve, one point per distinct probability. Raises ValueError where there is no nodule at all."""
+    """Return the FROC curve, one point per distinct probability. Raises ValueError where there is no nodule at all."""
     _require_nodules(match)
     sweep = _sweep(match)
     return FrocCurve(
@@ -64,7 +64,7 @@ def froc_curve(match: Match) -> FrocCurve:
 
 
 def sensitivity_at(match: Match, rates: Sequence[float] = RATES) -> FloatArray:
-    """Sensitivity at each rate of false positives per scan, (len(rates),), linear between the curve's points.
+    """Return the sensitivity at each rate of false positives per scan, (len(rates),), linear between points.
 
     Raises:
         ValueError: there is no nodule at all.
@@ -74,7 +74,7 @@ def sensitivity_at(match: Match, rates: Sequence[float] = RATES) -> FloatArray:
 
 
 def cpm(match: Match) -> float:
-    """Competition performance metric: mean sensitivity at `RATES`. Raises ValueError where there is no nodule."""
+    """Return the CPM: the mean sensitivity at `RATES`. Raises ValueError where there is no nodule."""
     return float(sensitivity_at(match).mean())
 
 
@@ -89,7 +89,7 @@ def ceiling(match: Match) -> float:
 
 
 def bootstrap(match: Match, draws: int = 1000, seed: int = 0) -> Intervals:
-    """95 % intervals by drawing scans with replacement; of 1,000 sorted values the 26th and the 976th bound them.
+    """Return 95 % intervals by drawing scans with replacement, bounded by values 26 and 976 of 1,000 sorted ones.
 
     Draws without any nodule have no sensitivity and are left out.
 
@@ -101,13 +101,13 @@ def bootstrap(match: Match, draws: int = 1000, seed: int = 0) -> Intervals:
 
 
 def froc_band(match: Match, rates: Sequence[float], draws: int = 1000, seed: int = 0) -> FloatArray:
-    """The interval of `bootstrap` at any rates, (len(rates), 2): the band around a drawn curve."""
+    """Return the interval of `bootstrap` at any rates, (len(rates), 2): the band around a drawn curve."""
     (drawn,) = _drawn_sensitivities([match], draws, seed, rates)
     return interval(drawn)
 
 
 def compare(match_a: Match, match_b: Match, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Difference of two submissions, b minus a, with intervals from drawing the same scans for both.
+    """Return the difference of two submissions, b minus a, with intervals from drawing the same scans for both.
 
     Returns:
         ``cpm`` and ``sensitivity_at`` of both, ``cpm_difference`` and ``sensitivity_at_difference``, and the 95 %
@@ -141,7 +141,7 @@ def compare(match_a: Match, match_b: Match, draws: int = 1000, seed: int = 0) ->
 
 
 def by_diameter(match: Match) -> dict[str, dict[str, Any]]:
-    """Nodules and sensitivities of each diameter bin, against the false positives of all scans.
+    """Return nodules and sensitivities of each diameter bin, against the false positives of all scans.
 
     Sensitivities are None in a bin without nodules.
     """
@@ -155,7 +155,7 @@ def by_diameter(match: Match) -> dict[str, dict[str, Any]]:
 
 
 def by_group(match: Match, scan_group: IntArray) -> dict[str, dict[str, Any]]:
-    """Scores of each group of scans, such as LUNA16's subsets, each divided by its own scans alone.
+    """Return scores of each group of scans, such as LUNA16's subsets, each divided by its own scans alone.
 
     Args:
         match: the matched submission.
@@ -184,7 +184,7 @@ def by_group(match: Match, scan_group: IntArray) -> dict[str, dict[str, Any]]:
 
 
 def score(match: Match, draws: int = 1000, seed: int = 0, scan_group: IntArray | None = None) -> dict[str, Any]:
-    """All scores of a submission as one JSON-ready object, with the keys of ``luna16 evaluate --json``.
+    """Return all scores of a submission as one JSON-ready object, with the keys of ``luna16 evaluate --json``.
 
     Args:
         match: the matched submission.
@@ -252,7 +252,7 @@ class _Sweep:
 
 
 def _sweep(match: Match, chosen: NDArray[np.bool_] | None = None) -> _Sweep:
-    """Sorts a match for counting; with `chosen` (n,) the other nodules and the marks on them are left out."""
+    """Sort a match for counting; with `chosen` (n,) the other nodules and the marks on them are left out."""
     if chosen is None:
         chosen = np.ones(match.nodule_scan.size, dtype=bool)
     hit = np.flatnonzero(chosen & (match.nodule_mark >= 0))
@@ -274,7 +274,7 @@ def _sweep(match: Match, chosen: NDArray[np.bool_] | None = None) -> _Sweep:
 
 
 def _sensitivities(sweep: _Sweep, weights: FloatArray, rates: Sequence[float]) -> FloatArray:
-    """Sensitivity at each rate for each row of scan weights.
+    """Return the sensitivity at each rate for each row of scan weights.
 
     Args:
         sweep: the sorted hits and false positives.
@@ -299,14 +299,14 @@ def _sensitivities(sweep: _Sweep, weights: FloatArray, rates: Sequence[float]) -
 
 
 def _weighted_counts(weights: FloatArray, scan: IntArray, counts: IntArray) -> FloatArray:
-    """For each row of weights the weight of the first ``counts[i]`` of the events in `scan`, (d, len(counts))."""
+    """Return for each row of weights that of the first ``counts[i]`` of the events in `scan`, (d, len(counts))."""
     running = np.zeros((len(weights), scan.size + 1))
     np.cumsum(np.take(weights, scan, axis=1), axis=1, out=running[:, 1:])
     return np.take(running, counts, axis=1)
 
 
 def _drawn_sensitivities(matches: Sequence[Match], draws: int, seed: int, rates: Sequence[float]) -> list[FloatArray]:
-    """Sensitivities of each match in the same draws of scans, (draws that hold a nodule, len(rates)) each."""
+    """Return sensitivities of each match in the same draws of scans, (draws that hold a nodule, len(rates)) each."""
     if draws < 1:
         raise ValueError(f"number of bootstrap draws ({draws}) must be 1 or more: 1000 is LUNA16's own")
     for match in matches:
@@ -325,7 +325,7 @@ def _drawn_sensitivities(matches: Sequence[Match], draws: int, seed: int, rates:
 
 
 def _require_nodules(match: Match) -> None:
-    """Raises ValueError where there is no nodule, and so no sensitivity."""
+    """Check that there is a nodule, else there is no sensitivity; raises ValueError."""
     if match.nodule_scan.size == 0:
         raise ValueError(
             f"no nodule (0) in the {match.n_scans} scans, so there is no sensitivity:"
@@ -334,10 +334,10 @@ def _require_nodules(match: Match) -> None:
 
 
 def _keyed(values: FloatArray) -> dict[str, Any]:
-    """One entry per rate: ``{"0.125": ..., ..., "8": ...}``, a number or, for several columns, a list."""
+    """Return one entry per rate: ``{"0.125": ..., ..., "8": ...}``, a number or, for several columns, a list."""
     return {f"{rate:g}": _number(value) for rate, value in zip(RATES, values, strict=True)}
 
 
 def _number(value: Any) -> Any:
-    """A plain float or list for JSON; None for what is not defined (NaN)."""
+    """Return a plain float or list for JSON; None for what is not defined (NaN)."""
     return None if np.isnan(value).any() else np.asarray(value).tolist()

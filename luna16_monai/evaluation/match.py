@@ -69,7 +69,7 @@ class Match:
 def match_marks(
     marks: Marks, nodules: Findings, excluded: Findings | None, n_scans: int, limit: int = MARKS_PER_SCAN
 ) -> Match:
-    """Decides for every mark whether it hits a nodule, lies on an excluded finding or is a false positive.
+    """Decide for every mark whether it hits a nodule, lies on an excluded finding or is a false positive.
 
     A mark hits a finding if it lies strictly inside its radius. Of more than `limit` marks in a scan those strictly
     above the probability of the next one are scored, which can be fewer than `limit` where probabilities tie. A mark
@@ -129,14 +129,14 @@ def match_marks(
 
 
 def _best_marks(mark: IntArray, nodule: IntArray, probability: FloatArray) -> tuple[IntArray, IntArray]:
-    """The nodules that are hit, and of each the most probable mark on it, the first of equals."""
+    """Return the nodules that are hit, and of each the most probable mark on it, the first of equals."""
     by_nodule_then_probability = np.lexsort((mark, -probability[mark], nodule))
     hit_nodules, first = np.unique(nodule[by_nodule_then_probability], return_index=True)
     return hit_nodules, mark[by_nodule_then_probability][first]
 
 
 def _within_limit(marks: Marks, limit: int) -> NDArray[np.bool_]:
-    """Which marks are strictly above the probability of their scan's mark number ``limit + 1``, (m,)."""
+    """Return which marks are strictly above the probability of their scan's mark number ``limit + 1``, (m,)."""
     order = np.lexsort((-marks.probability, marks.scan))
     scan = marks.scan[order]
     rank = np.arange(scan.size) - np.searchsorted(scan, scan, "left")
@@ -147,7 +147,7 @@ def _within_limit(marks: Marks, limit: int) -> NDArray[np.bool_]:
 
 
 def _check_scans(kind: str, scan: IntArray, n_scans: int) -> None:
-    """Raises ValueError where a row's scan is none of those that are evaluated."""
+    """Check that each row's scan is one of those that are evaluated; raises ValueError."""
     outside = np.flatnonzero((scan < 0) | (scan >= n_scans))
     if outside.size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is told about it.
+"""Scoring a submission against LUNA16's tables: the guards, the match, and every figure that is reported about it.
 
 Most wrong scores of this field are right numbers of the wrong question: one fold against all scans, no list of
 excluded findings, a table of other scans. `ReferenceStandard` holds the question, and `evaluate` refuses it where it
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import MARKS_PER_SCAN, MarkStatus, Match, match_marks
-from luna16_monai.evaluation.ranks import sensitivity_by_rank
+from luna16_monai.evaluation.ranks import diameter_error, sensitivity_by_rank
 from luna16_monai.tables.hits import Findings, Marks
 from luna16_monai.tables.luna16 import find_table, read_annotations, read_nodules, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
@@ -111,7 +111,7 @@ class Evaluation:
     scores: dict[str, Any]
 
 
-def read_truth(
+def read_reference(
     annotations: Path, excluded: Path | None, series_uids: Path, subsets: Path | None = None
 ) -> ReferenceStandard:
     """Read LUNA16's tables from the files named.
@@ -139,7 +139,7 @@ def read_truth(
 
 
 def read_subsets(path: Path) -> dict[str, int | None]:
-    """LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
+    """Return LUNA16's subset of each series: from a table with seriesuid and subset, or from a data folder's CTs.
 
     Raises:
         ValueError: a column is missing, or a subset is no whole number.
@@ -160,13 +160,13 @@ def read_subsets(path: Path) -> dict[str, int | None]:
     return subsets
 
 
-def validation_truth(
+def validation_reference(
     dataset_dir: Path | str,
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
 ) -> ReferenceStandard | None:
-    """What a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
+    """Return what a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
         dataset_dir: the data folder; without ``annotations_excluded`` the score is marked as such.
@@ -196,7 +196,12 @@ def validation_truth(
 
 
 def evaluate(
-    submission: PointTable, truth: ReferenceStandard, draws: int = 1000, seed: int = 0, match: Match | None = None
+    submission: PointTable,
+    truth: ReferenceStandard,
+    draws: int = 1000,
+    seed: int = 0,
+    match: Match | None = None,
+    diameter_mm: FloatArray | None = None,
 ) -> Evaluation:
     """Score a submission as LUNA16 does, with bootstrap intervals.
 
@@ -206,6 +211,7 @@ def evaluate(
         draws: of the bootstrap; 0 leaves the intervals None.
         seed: of the draws.
         match: of the submission with the truth, where it is known already; None makes it.
+        diameter_mm: (n,) what the submission tells of each mark, NaN where nothing; None leaves its error out.
 
     Raises:
         ValueError: the submission names a scan that is not scored, or none that is; `draws` is below 0; the match is
@@ -227,7 +233,10 @@ def evaluate(
             "give that of the same candidates in the same order"
         )
     scores = froc.score(match, draws, seed, truth.scan_subset)
-    scores |= sensitivity_by_rank(*truth.compared(submission), match.n_scans, draws, seed)
+    compared = truth.compared(submission)
+    scores |= sensitivity_by_rank(*compared, match.n_scans, draws, seed)
+    if diameter_mm is not None:
+        scores["diameter_error_mm"] = diameter_error(*compared, diameter_mm)
     repeated = len(duplicate_rows(submission))
     warnings = []
     if (unmarked := scores["scans_without_marks"]) > 0:
@@ -262,7 +271,7 @@ def _fallen_by_ties(match: Match) -> list[str]:
 
 
 def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """The difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
+    """Return the difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
 
     Raises:
         ValueError: fewer than one draw.

@@ -21,7 +21,7 @@ from scipy import stats
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.calibration import Calibration, brier_score, confusion, expected_calibration_error
 from luna16_monai.evaluation.roc import average_precision, roc_auc
-from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_truth
+from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_reference
 from luna16_monai.experiments.folds import AUDIT, PLAN, Plan, audit_leakage
 from luna16_monai.machine.claims import claim
 from luna16_monai.machine.files import write_json
@@ -76,7 +76,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
 
 
 def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None]) -> None:
-    """As far as a record beside the ``init_weights`` tells."""
+    """As far as a record beside the ``init_weights`` lists them."""
     weights = plan.settings.get("init_weights")
     seen = read_seen(None if weights in (None, "null") else weights)
     if seen is None:
@@ -109,7 +109,7 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
     scans = sorted({uid for fold in folds for uid in fold.results.series_uids})
     # a bundle that asks another question than LUNA16 has no CPM of its folds
     official = any("cpm" in fold.results.metrics for fold in folds)
-    truth = validation_truth(plan.data_dir, scans, subsets) if official else None
+    truth = validation_reference(plan.data_dir, scans, subsets) if official else None
     evaluation = None if truth is None else evaluate(marks, truth, draws, seed)
     metrics: dict[str, Any] = {
         **_ranking(probability, label),
@@ -182,7 +182,7 @@ class _Fold:
             **{name: sizes["series"] for name, sizes in self.run.data.sizes.items()},
             "scans": len(self.results.series_uids),
             **{key: told[key] for key in ("nodules", "cpm", "cpm_ci95", "sensitivity_at") if key in told},
-            **{key: told[key] for key in ("roc_auc", "average_precision", "loss")},
+            **{key: told[key] for key in ("roc_auc", "average_precision", "loss") if key in told},
             "calibration": {kind: [line.slope, line.offset] for kind, line in self.calibrations.items()},
             "thresholds": {
                 name: {"threshold": cut, **confusion(probability, self.label, cut)}
@@ -192,7 +192,7 @@ class _Fold:
 
 
 def _marks(folds: Sequence[_Fold], source: str) -> PointTable:
-    """The candidates of all folds as one submission, fold by fold, with the raw probabilities."""
+    """Return the candidates of all folds as one submission, fold by fold, with the raw probabilities."""
     uids = [uid for fold in folds for uid in fold.results.candidate_series]
     series_uids, series = np.unique(np.array(uids, dtype=object), return_inverse=True)
     return PointTable(
@@ -218,7 +218,7 @@ def _cpm(evaluation: Evaluation, marks: PointTable, probability: FloatArray | No
 
 
 def _mean_of_folds(cpms: Sequence[float]) -> dict[str, Any] | None:
-    """Mean and 95 % interval of the folds' CPMs by Student's t.
+    """Return the mean and 95 % interval of the folds' CPMs by Student's t.
 
     The folds share training scans, so they are no independent draws and the interval is too narrow if anything.
 
@@ -253,7 +253,7 @@ def _calibration(
 
 
 def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
-    """The confusion over all scans where each fold cuts at the threshold that its inner validation chose."""
+    """Return the confusion over all scans where each fold cuts at the threshold that its inner validation chose."""
     label = np.concatenate([fold.label for fold in folds])
     told: dict[str, Any] = {"chosen_on": "the inner validation scans of each fold, so each fold has its own"}
     for name in CUTS:
@@ -263,7 +263,7 @@ def _thresholds(folds: Sequence[_Fold]) -> dict[str, Any]:
 
 
 def _record(folds: Sequence[_Fold]) -> RunRecord:
-    """A run.json for all: what the folds' own have in common. It lists no series: no weights are those of all folds."""
+    """Return a run.json for all: what those of the folds have in common, without the series."""
     first, *others = [fold.run for fold in folds]
     same = {key: value for key, value in first.settings.items() if all(run.settings[key] == value for run in others)}
     return replace(first, settings=same, data=DataRecord(first.data.name, first.data.kind), seen_series=())

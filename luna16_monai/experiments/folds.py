@@ -24,6 +24,9 @@ AUDIT = "leakage.json"
 SPLITS = ("train", "validation", "test")
 # what a fold decides itself
 RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "run_dir", "test_subset", "join_patients"}
+# of evaluate.yaml alone; the values that views may have are checked before anything is trained
+ONLY_IN_SCORING = {"views", "bootstrap_draws"}
+VIEWS = ("1", "2", "4", "8", "16")
 # what would choose other scans to score than the fold's
 ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "resume_changed"}
 
@@ -63,6 +66,8 @@ class Plan:
             raise ValueError(f"folds {list(self.folds)}: name some of 0 to 9, each once")
         if taken := sorted(RESERVED & set(self.settings)):
             raise ValueError(f"{taken[0]} is what each fold decides itself: leave it out of --set")
+        if (views := self.settings.get("views", "1")) not in VIEWS:
+            raise ValueError(f"views {views}: give one of {', '.join(VIEWS)}")
         needed = ("train.yaml", "evaluate.yaml", *([MULTI_GPU] if self.gpus > 1 else []))
         for path in (*(self.configs / name for name in needed), *self.overlays):
             if not path.is_file():
@@ -74,16 +79,16 @@ class Plan:
         return self.bundle / "configs"
 
     def fold_dir(self, fold: int) -> Path:
-        """The output folder of a fold's training; its scored subset lies in ``test`` below it."""
+        """Return the output folder of a fold's training; its scored subset lies in ``test`` below it."""
         return self.output / f"fold_{fold}"
 
     def job(self, fold: int) -> Job:
-        """A fold as a job: train, then score the subset that was kept out."""
+        """Return a fold as a job: train, then score the subset that was kept out."""
         folder = self.fold_dir(fold)
         settings = {"validation_stride": str(INNER_STRIDE), **self.settings}
         data = {"dataset_dir": str(self.data_dir), "store_dir": str(self.store_dir)}
         training = {
-            **settings,
+            **{key: value for key, value in settings.items() if key not in ONLY_IN_SCORING},
             **data,
             "test_subset": str(fold),
             # an inner subset takes its patients' other scans along; a stride does so anyhow
@@ -116,7 +121,7 @@ class Plan:
         )
 
     def record(self) -> dict[str, Any]:
-        """What two calls must agree on to go on with each other's folds; no folder of the machine."""
+        """Return what two calls must agree on to go on with each other's folds; no folder of the machine."""
         return {
             "bundle": self.bundle.name,
             "settings": dict(sorted(self.settings.items())),
@@ -127,7 +132,7 @@ class Plan:
 
 
 def audit_leakage(plan: Plan, subsets: Mapping[str, int | None], patients: Patients) -> dict[str, Any]:
-    """What each fold was trained, chosen and scored on, as its runs wrote it down themselves.
+    """Return what each fold was trained, chosen and scored on, as its runs wrote it down themselves.
 
     Args:
         plan: its folds are finished.

@@ -79,7 +79,7 @@ class Search:
         return drawn
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of the bundle that a draw stands for."""
+        """Return the settings of the bundle that a draw stands for."""
         settings: dict[str, Any] = {}
         for name, value in drawn.items():
             one = self.ranges[name]
@@ -152,11 +152,11 @@ class TunePlan:
         return [self.bundle / "configs" / "train.yaml", *self.overlays]
 
     def trial_dir(self, trial: str) -> Path:
-        """The output folder of a trial's training."""
+        """Return the output folder of a trial's training."""
         return self.output / "trials" / trial
 
     def job(self, trial: str, settings: Mapping[str, Any], stores: Mapping[str, Path]) -> Job:
-        """A trial as a job."""
+        """Return a trial as a job."""
         store = stores[json.dumps(settings[SPACING])] if SPACING in settings else self.store_dir
         told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
         fixed = {
@@ -177,7 +177,7 @@ class TunePlan:
         )
 
     def record(self) -> dict[str, Any]:
-        """What two calls must agree on to go on with each other's trials."""
+        """Return what two calls must agree on to go on with each other's trials."""
         return {
             "bundle": self.bundle.name,
             "trials": self.trials,

@@ -73,7 +73,7 @@ def run_trial(
 
 
 def scores(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """The validated epochs of a run and their scores."""
+    """Return the validated epochs of a run and their scores."""
     history = RunFolder(folder).read_history()
     return [(row.epoch, row.scores[metric]) for row in history if row.split == "validation" and metric in row.scores]
 
@@ -173,7 +173,7 @@ def tune(
 
 
 def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
-    """A store for each spacing that is tried; the one that is there serves its own."""
+    """Return a store for each spacing that is tried; the one that is there serves its own."""
     wanted = plan.search.ranges.get(SPACING, {}).get("choice", [])
     stores = {json.dumps(Store(plan.store_dir).index["spacing_zyx"]): plan.store_dir}
     for spacing in wanted:
@@ -191,7 +191,7 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
 
 
 def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progress: bool) -> None:
-    """Optuna alone: its journal tells what was drawn and is open to several processes."""
+    """Search by Optuna alone, whose journal holds what was drawn and is open to several processes."""
     import optuna
 
     study = optuna.create_study(

@@ -264,5 +264,5 @@ def _checked_affine(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _shown(values: object) -> str:
-    """The value on one line, for an error."""
+    """Return the value on one line, for an error."""
     return str(values.tolist() if isinstance(values, np.ndarray) else values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,8 @@ from luna16_monai.geometry.volume import AIR_HU, Volume
 
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 SIDE_MM, PIXELS, JPEG_QUALITY = 50.0, 201, 82
+MOST_PIXELS = 768
+"""Of the longer side of a picture of a whole slice."""
 # world LPS directions (x, y, z) in which a picture's columns and rows run
 VIEWS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "axial": ((1, 0, 0), (0, 1, 0)),
@@ -49,9 +52,8 @@ def slices_through(
     Raises:
         ValueError: as `cut_slices`.
     """
-    low, high = window_hu
     cut = cut_slices(volume, point_xyz, side_mm, pixels, views)
-    return {view: np.rint(np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8) for view, hu in cut.items()}
+    return {view: _windowed(hu, window_hu) for view, hu in cut.items()}
 
 
 def cut_slices(
@@ -90,16 +92,105 @@ def cut_slices(
         + steps[:, None, None] * rows[:, None, None, :]
         + steps[:, None] * columns[:, None, None, :]
     )
-    indices = volume.geometry.voxel_from_world(world.reshape(-1, 3)).T
-    start = np.clip(np.floor(indices.min(axis=1)).astype(int), 0, volume.geometry.shape_zyx)
-    stop = np.clip(np.ceil(indices.max(axis=1)).astype(int) + 1, start, volume.geometry.shape_zyx)
-    box = np.asarray(volume.voxels[tuple(map(slice, start.tolist(), stop.tolist()))], np.float32)
-    cut = map_coordinates(box, indices - start[:, None], order=1, mode="constant", cval=outside)
+    cut = _sampled(volume, world.reshape(-1, 3), outside)
     return dict(zip(views, cut.reshape(len(views), pixels, pixels), strict=True))
 
 
+@dataclass(frozen=True)
+class Plane:
+    """How the slices of one view lie that show a whole scan, from one end to the other.
+
+    Attributes:
+        view: one of `VIEWS`.
+        corner_xyz: world LPS mm of the centre of the first pixel of slice 0.
+        pixel_mm: the side of a pixel; pixels are square whatever the voxels are.
+        rows: pixels of a picture's height.
+        columns: of its width.
+        step_mm: from one slice to the next, along the view's `NORMALS`: the spacing of the axis nearest to it.
+        slices: how many there are.
+    """
+
+    view: str
+    corner_xyz: tuple[float, float, float]
+    pixel_mm: float
+    rows: int
+    columns: int
+    step_mm: float
+    slices: int
+
+
+def planes_of(scan: Geometry) -> dict[str, Plane]:
+    """Return how the slices of each view lie in a scan; those of a scan along the axes go through its voxels' centres.
+
+    Args:
+        scan: where the CT's voxels lie.
+    """
+    edges = np.array([(-0.5, size - 0.5) for size in scan.shape_zyx])
+    corners = scan.world_from_voxel(np.stack(np.meshgrid(*edges, indexing="ij"), -1).reshape(-1, 3))
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    axes = np.abs(scan.affine[:3, :3] / np.array(scan.spacing_zyx))
+    # the spacing of the axis that lies nearest to world x, y and z
+    spacing = np.array(scan.spacing_zyx)[axes.argmax(axis=1)]
+    planes = {}
+    for view, (column, row) in VIEWS.items():
+        across, down, normal = (int(np.abs(axis).argmax()) for axis in (column, row, NORMALS[view]))
+        width, height = (high - low)[[across, down]]
+        pixel_mm = max(float(spacing[[across, down]].min()), float(max(width, height)) / MOST_PIXELS)
+        corner = low.copy()
+        for axis, sign in ((across, column[across]), (down, row[down])):
+            corner[axis] = low[axis] + pixel_mm / 2 if sign > 0 else high[axis] - pixel_mm / 2
+        step_mm = float(spacing[normal])
+        corner[normal] = low[normal] + step_mm / 2
+        rows, columns, slices = (max(1, round(size)) for size in (height / pixel_mm, width / pixel_mm,
+                                                                  (high - low)[normal] / step_mm))  # fmt: skip
+        x, y, z = corner.tolist()
+        planes[view] = Plane(view, (x, y, z), pixel_mm, rows, columns, step_mm, slices)
+    return planes
+
+
+def whole_slice(
+    volume: Volume, plane: Plane, number: int, window_hu: Sequence[float] = LUNG_WINDOW_HU
+) -> NDArray[np.uint8]:
+    """Cut and window a slice through the whole scan; what lies beyond a scan that is turned is air.
+
+    Args:
+        volume: the CT.
+        plane: of `planes_of` the scan.
+        number: of the slice, from 0.
+        window_hu: as `slices_through`.
+
+    Returns:
+        (rows, columns) uint8.
+
+    Raises:
+        ValueError: there is no such slice.
+    """
+    if not 0 <= number < plane.slices:
+        raise ValueError(f"slice {number}: choose one from 0 to {plane.slices - 1}")
+    column, row = np.array(VIEWS[plane.view], float)
+    start = np.array(plane.corner_xyz) + number * plane.step_mm * np.array(NORMALS[plane.view])
+    down, right = np.arange(plane.rows) * plane.pixel_mm, np.arange(plane.columns) * plane.pixel_mm
+    world = start + down[:, None, None] * row + right[:, None] * column
+    hu = _sampled(volume, world.reshape(-1, 3), AIR_HU)
+    return _windowed(hu.reshape(plane.rows, plane.columns), window_hu)
+
+
+def _sampled(volume: Volume, world: NDArray[np.float64], outside: float) -> NDArray[np.float32]:
+    """The values at points, (n, 3) world LPS mm, interpolated linearly; only the box around them is read."""
+    indices = volume.geometry.voxel_from_world(world).T
+    start = np.clip(np.floor(indices.min(axis=1)).astype(int), 0, volume.geometry.shape_zyx)
+    stop = np.clip(np.ceil(indices.max(axis=1)).astype(int) + 1, start, volume.geometry.shape_zyx)
+    box = np.asarray(volume.voxels[tuple(map(slice, start.tolist(), stop.tolist()))], np.float32)
+    return map_coordinates(box, indices - start[:, None], order=1, mode="constant", cval=outside)
+
+
+def _windowed(hu: NDArray[np.float32], window_hu: Sequence[float]) -> NDArray[np.uint8]:
+    low, high = window_hu
+    return np.rint(np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
 def steps_across(scan: Geometry, point_xyz: ArrayLike, view: str) -> tuple[float, int, int]:
-    """How far one can scroll through a view's slices from a point before the scan ends.
+    """Return how far one can scroll through a view's slices from a point before the scan ends.
 
     Args:
         scan: where the CT's voxels lie.
@@ -124,7 +215,7 @@ def steps_across(scan: Geometry, point_xyz: ArrayLike, view: str) -> tuple[float
 
 
 def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """A picture, (row, column) grey, as a JPEG file."""
+    """Return a picture, (row, column) grey, as a JPEG file."""
     from PIL import Image
 
     content = io.BytesIO()

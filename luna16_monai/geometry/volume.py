@@ -29,7 +29,7 @@ class Volume:
     scan: Geometry
 
     def cutout(self, point_xyz: ArrayLike, shape_zyx: Sequence[int] = (32, 48, 48)) -> NDArray[np.int16]:
-        """The box around the voxel nearest to a point, which comes to lie at index ``shape // 2``.
+        """Return the box around the voxel nearest to a point, which comes to lie at index ``shape // 2``.
 
         Args:
             point_xyz: (3,) world LPS mm.
@@ -54,7 +54,7 @@ class Volume:
         return box
 
     def cutout_geometry(self, point_xyz: ArrayLike, shape_zyx: Sequence[int] = (32, 48, 48)) -> Geometry:
-        """Where the voxels of `cutout` lie."""
+        """Return where the voxels of `cutout` lie."""
         affine = self.geometry.affine.copy()
         affine[:3, 3] = self.geometry.world_from_voxel(self._start(point_xyz, shape_zyx))
         z, y, x = map(int, shape_zyx)

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import get_track_meta, set_track_meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.moved import refuse_moved
@@ -37,7 +38,7 @@ class Classifier:
         bundle: the bundle's folder.
         device: where the network runs.
         weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
-        backend: as `load_weights`.
+        backend: as `backends.load_weights`.
 
     Attributes:
         views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.
@@ -91,6 +92,11 @@ class Classifier:
         return InMemoryStore(paths, self.recipe, self.config["spacing_zyx"], allow_symlinks=allow_symlinks)
 
     @property
+    def way(self) -> tuple[str, str]:
+        """By what two bundles are known to prepare a CT alike; as `InMemoryStore.way`."""
+        return str(self.recipe.resolve()), str(self.config["spacing_zyx"])
+
+    @property
     def recipe(self) -> Path:
         """The transforms that make a volume of a CT: those that the bundle's inference.yaml names for its volumes."""
         return Path(ConfigParser(dict(self.config)).get_parsed_content("volumes#recipe"))
@@ -125,12 +131,17 @@ class Classifier:
         preprocessing: Preprocessing,
         views: int | None = None,
         batch_size: int = 32,
+        done: Callable[[int], object] = int,
     ) -> NDArray[np.float64]:
-        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows."""
+        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows.
+
+        After each batch ``done`` is called with its number of rows.
+        """
         result = np.empty(len(rows))
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
             result[part] = self.score(self.images(table, rows[part], preprocessing), views).numpy()
+            done(len(rows[part]))
         return result
 
     def preprocessing(self, volumes: VolumeSource) -> Preprocessing:
@@ -157,45 +168,67 @@ class Classifier:
 
 
 def volumes_of(
-    classifiers: Sequence[Classifier], paths: Sequence[Path], allow_symlinks: bool = False
+    classifiers: Sequence[Classifier],
+    paths: Sequence[Path],
+    allow_symlinks: bool = False,
+    opened: Sequence[InMemoryStore] = (),
 ) -> list[InMemoryStore]:
-    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs."""
-    shared: dict[tuple[str, str], InMemoryStore] = {}
+    """Open the CTs for each of several bundles; bundles that prepare a CT alike share theirs.
+
+    Args:
+        classifiers: the bundles.
+        paths: the CTs.
+        allow_symlinks: take CTs that are linked into place.
+        opened: the same CTs, as somebody has opened them already.
+    """
+    shared = {one.way: one for one in opened}
     for one in classifiers:
-        way = _way(one)
-        if way not in shared:
-            shared[way] = one.volumes(paths, allow_symlinks)
-    return [shared[_way(one)] for one in classifiers]
+        if one.way not in shared:
+            shared[one.way] = one.volumes(paths, allow_symlinks)
+    return [shared[one.way] for one in classifiers]
 
 
-def _way(one: Classifier) -> tuple[str, str]:
-    """By what two bundles are known to prepare a CT alike."""
-    return str(one.recipe.resolve()), str(one.config["spacing_zyx"])
+class Scorer:
+    """Scores points of CTs with several bundles; each CT is prepared once for all that share their volumes.
+
+    Args:
+        classifiers: the bundles.
+        volumes: of each bundle, see `volumes_of`.
+        views: as `Classifier.probabilities`.
+        progress: show a bar with the time that is left.
+    """
+
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        volumes: Sequence[InMemoryStore],
+        views: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.classifiers, self.volumes, self.views = tuple(classifiers), tuple(volumes), views
+        self.progress = progress
+        self._built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
+
+    def __call__(self, table: PointTable) -> list[NDArray[np.float64]]:
+        """Return (n,) probabilities of each classifier, series by series.
+
+        Raises:
+            ValueError: a point's series is not among the CTs, or it lies outside its scan.
+        """
+        for prepared in dict.fromkeys(self.volumes):
+            prepared.require_inside(table)
+        scored = [np.empty(len(table)) for _ in self.classifiers]
+        total = len(table) * len(scored)
+        with tqdm(total=total, desc="predict", unit="candidate", disable=not self.progress) as bar:
+            for code in np.unique(table.series):
+                rows = np.flatnonzero(table.series == code)
+                for one, preprocessing, result in zip(self.classifiers, self._built, scored, strict=True):
+                    result[rows] = one.score_rows(table, rows, preprocessing, self.views, done=bar.update)
+        return scored
 
 
 def score_in_turn(
     classifiers: Sequence[Classifier], table: PointTable, volumes: Sequence[InMemoryStore], views: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Score points with several bundles; each CT is prepared once for all that share their volumes.
-
-    Args:
-        classifiers: the bundles.
-        table: the points.
-        volumes: of each bundle, see `volumes_of`.
-        views: as `Classifier.probabilities`.
-
-    Returns:
-        (n,) for each classifier.
-
-    Raises:
-        ValueError: a point's series is not among the CTs, or it lies outside its scan.
-    """
-    for prepared in dict.fromkeys(volumes):
-        prepared.require_inside(table)
-    built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
-    scored = [np.empty(len(table)) for _ in classifiers]
-    for code in np.unique(table.series):
-        rows = np.flatnonzero(table.series == code)
-        for one, preprocessing, result in zip(classifiers, built, scored, strict=True):
-            result[rows] = one.score_rows(table, rows, preprocessing, views)
-    return scored
+    """Return (n,) probabilities of each of several bundles; see `Scorer`."""
+    return Scorer(classifiers, volumes, views)(table)

@@ -5,7 +5,7 @@ The same code as in validation: the same volume, the box of the same lungs, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from luna16_monai.ct.lungs import LungMask, lung_mask, read_lung_mask, whole_sca
 from luna16_monai.detection.crops import box_of, lung_box
 from luna16_monai.detection.peaks import Found, candidates_of
 from luna16_monai.detection.tiles import TiledInferer
+from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 LIMIT = 50
 THICK_MM = 3.0
+SPACING_MM = (0.1, 10.0)
+SOURCE = "the detector's candidates"
 
 Lungs = Callable[[str, Volume], LungMask]
 """Gives the lungs of a series from its volume."""
@@ -50,6 +53,38 @@ class Candidates:
     warnings: tuple[str, ...]
     weights: Path | None = None
 
+    @classmethod
+    def of(cls, uid: str, found: Found, warnings: Sequence[str] = (), weights: Path | None = None) -> Candidates:
+        """Return the candidates of one CT."""
+        n = len(found)
+        points, probability = (np.asarray(one, np.float64) for one in (found.points_xyz, found.probability))
+        table = PointTable(SOURCE, (uid,), np.zeros(n, np.int32), points, probability, np.arange(n, dtype=np.int32) + 2)
+        return cls(table, found.diameter_mm, () if n else (uid,), tuple(warnings), weights)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates], series_uids: Sequence[str], weights: Path | None = None) -> Candidates:
+        """Return the candidates of several CTs together.
+
+        Args:
+            parts: of each CT, in any order.
+            series_uids: of all CTs, sorted.
+            weights: that found them.
+        """
+        parts = sorted(parts, key=lambda part: part.table.series_uids)
+        codes = [part.table.series_codes(series_uids) for part in parts]
+        count = sum(map(len, codes))
+        table = PointTable(
+            source=SOURCE,
+            series_uids=tuple(series_uids),
+            series=np.concatenate([np.zeros(0, np.int32), *codes]).astype(np.int32),
+            points_xyz=np.concatenate([np.zeros((0, 3)), *(part.table.points_xyz for part in parts)]),
+            values=np.concatenate([np.zeros(0), *(part.table.values for part in parts)]),
+            lines=np.arange(count, dtype=np.int32) + 2,
+        )
+        diameter = np.concatenate([np.zeros(0), *(part.diameter_mm for part in parts)])
+        empty = tuple(uid for part in parts for uid in part.empty)
+        return cls(table, diameter, empty, tuple(line for part in parts for line in part.warnings), weights)
+
     def write(self, output: Path | str) -> None:
         """Write the table of ``luna16 detect``; the file is whole or absent."""
         table, uids = self.table, self.table.row_series()
@@ -68,6 +103,10 @@ class Detector:
         inferer: applies it to a whole box.
         device: where it runs.
         weights: the file that its weights were read from, for the record.
+        classifier_weight: of the classifier's logit where both stages are combined.
+
+    Attributes:
+        bundle: the folder that it was read from; empty where it was built otherwise.
     """
 
     def __init__(
@@ -78,8 +117,10 @@ class Detector:
         inferer: TiledInferer,
         device: torch.device | str = "cpu",
         weights: Path | str | None = None,
+        classifier_weight: float = 0.5,
     ) -> None:
         self.weights = None if weights is None else Path(weights)
+        self.bundle, self.classifier_weight = Path(), classifier_weight
         self.network, self.inferer, self.device = network.eval(), inferer, device
         self.stride, self.multiple = tuple(stride_zyx), tuple(multiple_zyx)
 
@@ -100,7 +141,19 @@ class Detector:
         lungs: Lungs | None = None,
         progress: bool = False,
     ) -> Candidates:
-        """Return the candidates of CTs.
+        """Return the candidates of CTs; arguments and errors as `each`."""
+        parts = list(self.each(volumes, limit, threshold, lungs, progress))
+        return Candidates.joined(parts, volumes.series_uids, self.weights)
+
+    def each(
+        self,
+        volumes: InMemoryStore,
+        limit: int = LIMIT,
+        threshold: float = 0.0,
+        lungs: Lungs | None = None,
+        progress: bool = False,
+    ) -> Iterator[Candidates]:
+        """Yield the candidates of each CT, by series; the CT's volume is still in memory then.
 
         Args:
             volumes: the CTs.
@@ -112,34 +165,44 @@ class Detector:
         Raises:
             ValueError: a CT can't be read, no lungs are found in one, a limit below 1, a threshold outside 0 to 1.
         """
-        if limit < 1 or not 0 <= threshold <= 1:
-            raise ValueError(f"max {limit}, threshold {threshold:g}: give 1 or more, and a probability from 0 to 1")
+        check_limits(limit, threshold)
         for error in volumes.wrong.values():
             raise error
-        uids, parts, warnings = volumes.series_uids, [], []
-        for uid in tqdm(uids, desc="detect", unit="CT", disable=not progress):
-            volume = _in_memory(volumes.volume(uid))
+        for uid in tqdm(volumes.series_uids, desc="detect", unit="CT", disable=not progress):
+            warnings = []
+            require_spacing(uid, volumes.cts[uid].geometry)
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
                 thick = f"series {uid} has slices {thickest:.1f} mm apart"
                 warnings.append(f"{thick}: thick slices multiply false candidates")
+            volume = _in_memory(volumes.volume(uid))
             found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
-            parts.append(found.select(found.probability >= threshold))
-        counts = [len(part) for part in parts]
-        table = PointTable(
-            source="the detector's candidates",
-            series_uids=uids,
-            series=np.repeat(np.arange(len(uids)), counts).astype(np.int32),
-            points_xyz=np.concatenate([np.zeros((0, 3)), *(part.points_xyz for part in parts)]),
-            values=np.concatenate([np.zeros(0), *(part.probability for part in parts)]),
-            lines=np.arange(sum(counts), dtype=np.int32) + 2,
-        )
-        diameter = np.concatenate([np.zeros(0), *(part.diameter_mm for part in parts)])
-        empty = tuple(uid for uid, count in zip(uids, counts, strict=True) if not count)
-        return Candidates(table, diameter, empty, tuple(warnings), self.weights)
+            yield Candidates.of(uid, found.select(found.probability >= threshold), warnings, self.weights)
 
     def write(self, volumes: InMemoryStore, output: Path | str, limit: int = LIMIT, threshold: float = 0.0) -> None:
         """Write the table of candidates; arguments and errors as `candidates`."""
         self.candidates(volumes, limit, threshold).write(output)
+
+
+def check_limits(limit: int, threshold: float) -> None:
+    """Refuse a limit below 1, and a threshold that is no probability."""
+    if limit < 1 or not 0 <= threshold <= 1:
+        raise ValueError(f"max {limit}, threshold {threshold:g}: give 1 or more, and a probability from 0 to 1")
+
+
+def require_spacing(uid: str, geometry: Geometry) -> None:
+    """Refuse a CT whose voxels are so small or large that no nodule of it can be recognised.
+
+    Raises:
+        ValueError: a side outside `SPACING_MM`.
+    """
+    low, high = SPACING_MM
+    sides = geometry.spacing_zyx
+    if not all(low <= side <= high for side in sides):
+        told = " x ".join(f"{side:g}" for side in sides)
+        raise ValueError(
+            f"series {uid} has voxels of {told} mm: the detector takes {low:g} to {high:g} mm; mend the "
+            "header, or give another reconstruction"
+        )
 
 
 def _in_memory(volume: Volume) -> Volume:
@@ -171,7 +234,7 @@ def lungs_from(mask: Path | None, whole: bool = False) -> Lungs:
 
 
 def read_detector(
-    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None
+    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None, backend: str = "auto"
 ) -> tuple[Detector, Callable[[Sequence[Path], bool], InMemoryStore]]:
     """Return a bundle's detector, and what prepares CTs for it (paths, whether links may leave their folder).
 
@@ -179,6 +242,7 @@ def read_detector(
         bundle: its folder.
         device: where the network runs.
         weights: a model.pt; None takes the bundle's own.
+        backend: ``torch``, ``openvino`` on a CPU, or ``auto``, which takes OpenVINO where it is installed.
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
@@ -191,8 +255,11 @@ def read_detector(
     if "detector" not in config:
         raise ValueError(f"bundle {bundle.name} has no detector: name one that detects, such as nodule_detection")
     # paths, not texts, in which MONAI would read # as ::
-    config.update(bundle_root=bundle, device=str(device), **({} if weights is None else {"weights": weights}))
+    config.update(
+        bundle_root=bundle, device=str(device), backend=backend, **({} if weights is None else {"weights": weights})
+    )
     parser = ConfigParser(config)
     detector: Detector = parser.get_parsed_content("detector")
+    detector.bundle = bundle
     recipe, spacing = Path(parser.get_parsed_content("recipe")), config["spacing_zyx"]
     return detector, lambda paths, links: InMemoryStore(paths, recipe, spacing, allow_symlinks=links)

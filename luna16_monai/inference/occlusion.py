@@ -2,7 +2,7 @@
 
 MONAI's ``OcclusionSensitivity`` hides one soft-edged box after the other. What is hidden becomes lung, -850 HU: with
 zeros in its place, as MONAI's default would have it, each box would put a ball of soft tissue into the lung, which is
-what a nodule looks like. Where the log-odds fall, the network had seen something there that speaks for a nodule.
+what a nodule looks like. Where the log-odds fall, something there raised the network's probability.
 Log-odds, because a probability of 0.9999 hardly moves whatever is hidden, and would explain nothing.
 """
 
@@ -36,7 +36,7 @@ HIDDEN_MM = 10.0
 OVERLAP = 0.5
 BATCH = 32
 TABLE = "explanations.csv"
-# for and against a nodule, told apart by colour-blind eyes too
+# for and against a nodule, distinct to colour-blind eyes too
 FOR, AGAINST = (255, 128, 0), (40, 140, 255)
 STRONGEST = 0.6
 SMALLEST_SCALE = 1.0

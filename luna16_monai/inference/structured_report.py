@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from luna16_monai import __version__
 from luna16_monai.ct.dicom import slice_files
 from luna16_monai.machine.extras import require
-from luna16_monai.machine.files import atomic_write
 from luna16_monai.tables.points import PointTable
 
 if TYPE_CHECKING:
@@ -96,6 +95,8 @@ def require_highdicom() -> ModuleType:
 def read_source(folder: Path) -> Source:
     """Read what a report needs of a DICOM series; the series itself is checked by ``open_ct``.
 
+    A date or time that does not exist, as 19500000 or 240000, is left empty.
+
     Raises:
         ValueError: it is no folder of DICOM files, or a UID is missing or differs between slices.
         ModuleNotFoundError: highdicom is missing.
@@ -117,7 +118,8 @@ def read_source(folder: Path) -> Source:
                 setattr(known, name, value)
             for name, pattern in PATIENT.items():
                 value = _text(header, name)
-                setattr(known, name, value if re.fullmatch(pattern, value) else "")
+                fits = re.fullmatch(pattern, value) is not None and _exists(name, value)
+                setattr(known, name, value if fits else "")
         slices.append(known)
         odd = next((name for name in SAME_IN_ALL if known[name].value != slices[0][name].value), None)
         if odd is not None:
@@ -125,30 +127,28 @@ def read_source(folder: Path) -> Source:
     return Source(slices, slices[0].SeriesInstanceUID, slices[0].FrameOfReferenceUID)
 
 
-def write_structured_report(
-    output: Path,
+def make_structured_report(
     source: Source,
     table: PointTable,
     threshold: float,
     algorithm: Algorithm,
     diameter_mm: NDArray[np.float64] | None = None,
-) -> int:
-    """Write a Comprehensive 3D SR by TID 1500, whole or not at all.
+) -> tuple[bytes, int]:
+    """Make a Comprehensive 3D SR by TID 1500.
 
     Each candidate at or above the threshold gets a measurement group (TID 1410) with its point in the frame of
     reference, the finding "nodule", the certainty of it in percent, and its diameter in mm where that is known. Without
     any, one group (TID 1501) about the whole series says that there is none.
 
     Args:
-        output: the DICOM file.
         source: the series.
-        table: its candidates, their values the probabilities that the report tells.
+        table: its candidates, their values the probabilities that the report states.
         threshold: between 0 and 1.
         algorithm: what found them.
         diameter_mm: (n,) of each candidate, NaN where it is not known; None: of none.
 
     Returns:
-        How many candidates are in the report.
+        The DICOM file, and how many candidates are in it.
 
     Raises:
         ValueError: a threshold out of range, or candidates of another series.
@@ -163,10 +163,7 @@ def write_structured_report(
     known = np.full(len(table), np.nan) if diameter_mm is None else diameter_mm
     groups = [_group(sr, codes, source, table, row, algorithm, float(known[row])) for row in rows]
     found = groups or [_nothing_found(sr, codes, source, algorithm)]
-    written = _report(sr, source, _content(sr, codes, found, algorithm), algorithm)
-    with atomic_write(output) as stream:
-        stream.write(written)
-    return len(rows)
+    return _report(sr, source, _content(sr, codes, found, algorithm), algorithm), len(rows)
 
 
 def _content(sr: Any, codes: Any, groups: list[Any], algorithm: Algorithm) -> Any:
@@ -230,7 +227,7 @@ def _group(
     sr: Any, codes: Any, source: Source, table: PointTable, row: int, algorithm: Algorithm, diameter_mm: float
 ) -> Any:
     point = table.points_xyz[row]
-    # not the code for "probability of cancer": the network tells nodules from what is none
+    # not the code for "probability of cancer": the network separates nodules from what is none
     certainty = round(100 * float(table.values[row]), 4)
     measured = [(codes.DCM.CertaintyOfFinding, certainty, codes.UCUM.Percent)]
     if not np.isnan(diameter_mm):
@@ -291,10 +288,28 @@ def _silence() -> Iterator[None]:
 def _text(header: Dataset, name: str) -> str:
     """A tag as text without the padding; empty where it is missing or can't be decoded."""
     try:
+        from pydicom.multival import MultiValue
+
         value = header.get(name)
     except (ValueError, LookupError, NotImplementedError):
         return ""
-    return "" if value is None else str(value).strip(" \0")
+    several = isinstance(value, list | MultiValue)
+    return "" if value is None or several else str(value).strip(" \0")
+
+
+def _exists(name: str, value: str) -> bool:
+    """Whether a date or a time of this tag's pattern exists; of another tag, True."""
+    from pydicom.datadict import dictionary_VR
+    from pydicom.valuerep import DA, TM
+
+    kind = {"DA": DA, "TM": TM}.get(dictionary_VR(name))
+    if kind is None or not value:
+        return True
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _stable_uid(*of: str) -> str:

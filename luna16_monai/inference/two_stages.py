@@ -1,74 +1,48 @@
-"""``luna16 predict`` without a list of candidates: detect, classify, and combine the two.
-
-The combined logit is a weighted mean of both stages' logits. Equal weights are those with which a prototype's ranks on
-real CTs were measured, classifier with 16 views: nodules moved from rank 15 to 6, 17 to 5 and 55 to 11. They were not
-fitted to the weights that are shipped.
-"""
+"""``luna16 predict`` without a list: the detector's candidates, classified CT by CT, so that each CT is read once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
-from luna16_monai.inference.detect import Candidates
-from luna16_monai.tables.points import write_points
-
-CLASSIFIER_WEIGHT = 0.5
-_LEAST = 1e-6
-
-FloatArray = NDArray[np.float64]
+from luna16_monai.inference.classifier import Classifier, Scorer
+from luna16_monai.inference.detect import LIMIT, Candidates, Detector, Lungs
+from luna16_monai.inference.predict import Listed, Scored
+from luna16_monai.store.in_memory import InMemoryStore
 
 
-def combine(detection: FloatArray, classification: FloatArray, weight: float = CLASSIFIER_WEIGHT) -> FloatArray:
-    """Return the probability of both stages together, (n,).
-
-    Args:
-        detection: (n,) probabilities.
-        classification: the same of the classifier.
-        weight: of the classifier's logit, 0 to 1; the detector's has the rest.
-    """
-    one, other = (np.clip(p, _LEAST, 1 - _LEAST) for p in (detection, classification))
-    logit = (1 - weight) * np.log(one / (1 - one)) + weight * np.log(other / (1 - other))
-    return 1 / (1 + np.exp(-logit))
-
-
-def predict_found(
+def detect_and_score(
+    detector: Detector,
+    volumes: InMemoryStore,
     classifiers: Sequence[Classifier],
-    found: Candidates,
-    cts: Sequence[Path],
-    output: Path,
+    stores: Sequence[InMemoryStore],
     views: int | None = None,
-    malignancy: Classifier | None = None,
-    allow_symlinks: bool = False,
-) -> dict[str, Any]:
-    """Classify a detector's candidates and write both stages' table, by series, the most probable first.
+    limit: int = LIMIT,
+    lungs: Lungs | None = None,
+    progress: bool = False,
+) -> tuple[Candidates, Listed, Scored]:
+    """Return the candidates of CTs, and their probabilities by each classifier, for `predict`.
 
     Args:
-        classifiers: their probabilities are averaged.
-        found: the candidates.
-        cts: the CTs that they were found in.
-        output: the CSV.
-        views: how many flips and turns are averaged; None takes each bundle's setting.
-        malignancy: the second bundle, whose probabilities are a column of their own.
-        allow_symlinks: take CTs that are linked into place.
+        detector: finds them.
+        volumes: the CTs, as the detector takes them.
+        classifiers: score them; the malignancy bundle last.
+        stores: the CTs, as each classifier takes them; see `volumes_of`, which shares what is prepared alike.
+        views: as `predict`.
+        limit, lungs, progress: as `Detector.candidates`.
 
-    Returns:
-        ``output``, ``candidates``, ``series`` and ``without``, the series without a candidate.
+    Raises:
+        ValueError: as `Detector.candidates`.
     """
-    both = classifiers if malignancy is None else [*classifiers, malignancy]
-    table = found.table
-    scored = score_in_turn(both, table, volumes_of(both, cts, allow_symlinks), views)
-    probability = combine(table.values, sum(scored[1 : len(classifiers)], scored[0]) / len(classifiers))
-    order = np.lexsort((-probability, table.series))
-    more: dict[str, ArrayLike] = {"detection_probability": table.values[order], "diameter_mm": found.diameter_mm[order]}
-    if malignancy is not None:
-        more["malignancy"] = scored[-1][order]
-    rows = table.select(order)
-    write_points(output, rows.row_series(), rows.points_xyz, probability[order], "probability", **more)
-    series, without = len(table.series_uids), list(found.empty)
-    return {"output": str(output), "candidates": len(table), "series": series, "without": without}
+    score = Scorer(classifiers, stores, views)
+    parts = []
+    for part in detector.each(volumes, limit, lungs=lungs, progress=progress):
+        parts.append((part, score(part.table)))
+    found = Candidates.joined([part for part, _ in parts], volumes.series_uids, detector.weights)
+    values = [np.concatenate([np.zeros(0), *(scored[k] for _, scored in parts)]) for k in range(len(classifiers))]
+    listed = Listed(
+        found.table, found.table, diameter_mm=np.asarray(found.diameter_mm, np.float64), detection=detector.bundle,
+        detection_weights=detector.weights, classifier_weight=detector.classifier_weight, without=found.empty,
+    )  # fmt: skip
+    return found, listed, Scored(stores, values)

@@ -185,7 +185,7 @@ def write_luna25(output: Path, table: Path, scans: Scans) -> tuple[dict[str, Any
 
 
 def _scan(folder: Path, reads: Reads, allow_symlinks: bool) -> LidcScan:
-    """One series with its readings, in the order of the file."""
+    """Return one series with its readings, in the order of the file."""
     from pydicom import dcmread
 
     ct = open_ct(folder, allow_symlinks=allow_symlinks)
@@ -210,7 +210,7 @@ def _scan(folder: Path, reads: Reads, allow_symlinks: bool) -> LidcScan:
 
 
 def _slice_of(points: SlicePoints, places: dict[str, int], geometry: Geometry) -> int:
-    """The slice that a reader drew in: by its UID, else by its height."""
+    """Return the slice that a reader drew in: by its UID, else by its height."""
     (columns, rows), shape = points.pixels.T, geometry.shape_zyx
     if not (rows.min() >= 0 and columns.min() >= 0 and rows.max() < shape[1] and columns.max() < shape[2]):
         raise ValueError(f"{points.where}: pixels lie outside the slice of {shape[2]} x {shape[1]}: is this its CT?")
@@ -227,7 +227,7 @@ def _slice_of(points: SlicePoints, places: dict[str, int], geometry: Geometry) -
 
 
 def _masks(scan: LidcScan) -> NDArray[np.int16]:
-    """The consensus of all nodules of a scan."""
+    """Return the consensus of all nodules of a scan."""
     whole = np.zeros(scan.ct.geometry.shape_zyx, np.int16)
     for nodule in scan.nodules:
         box, mask = consensus(nodule, whole.shape)

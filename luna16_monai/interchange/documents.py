@@ -1,4 +1,4 @@
-"""Read JSON strictly: what is wrong is told with the file, the place in it, and the cure."""
+"""Read JSON strictly: what is wrong is reported with the file, the place in it, and the cure."""
 
 from __future__ import annotations
 

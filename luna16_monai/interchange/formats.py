@@ -1,6 +1,6 @@
 """Which format a file has, and points read from and written to any of them.
 
-A format is told by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
+A format is known by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
 ``.mrk.json`` Slicer's; what a user names wins. grand-challenge's and Slicer's files are of one CT each: several CTs
 make a folder of files that bear the names of their series, and such a folder is read as one.
 """
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luna16_monai.interchange.documents import read_json
 from luna16_monai.interchange.grand_challenge import HOLDS as POINT_HOLDS
 from luna16_monai.interchange.grand_challenge import as_multiple_points, is_multiple_points, read_multiple_points
-from luna16_monai.interchange.luna16 import read_table, write_table
+from luna16_monai.interchange.luna16 import read_cells, read_table, write_table
 from luna16_monai.interchange.luna25 import ANSWER, is_training_table, read_training_table
 from luna16_monai.interchange.monai_boxes import HOLDS as BOX_HOLDS
 from luna16_monai.interchange.monai_boxes import as_data_list, is_data_list, read_boxes
@@ -104,7 +105,7 @@ def read(path: Path, format_: str | None = None, conventions: Conventions | None
 
     Args:
         path: the file or folder.
-        format_: one of `FORMATS`; None tells it by what the file holds.
+        format_: one of `FORMATS`; None recognises it by what the file holds.
         conventions: what the file does not say of itself.
 
     Raises:
@@ -151,27 +152,46 @@ def read_as_table(
     return points.table(value_column), points.notes
 
 
+def read_diameters(path: Path, conventions: Conventions | None = None) -> NDArray[np.float64] | None:
+    """Return the diameter of each point in mm, (n,), NaN where it is not known; None where none is.
+
+    Args:
+        path, conventions: as `read_as_table`.
+    """
+    if format_of(path) != LUNA16:
+        points = read(path, None, conventions)
+        return points.value(DIAMETER) if points.knows(DIAMETER) else None
+    if not has_column(path, DIAMETER):
+        return None
+    diameters = read_points(path, DIAMETER).values
+    return np.where(diameters > 0, diameters, np.nan)
+
+
 def read_candidates(path: Path) -> Points:
-    """Read our own table of candidates: points, and diameters where the table has them, else nothing of its columns.
+    """Read our own table of candidates: points, diameters where the table has them, and its other columns as text.
 
     Raises:
         ValueError: as `read_points`.
     """
     bare = read_points(path, None)
     values = {DIAMETER: read_points(path, DIAMETER).values} if has_column(path, DIAMETER) else {}
-    return Points(str(path), tuple(bare.row_series()), bare.points_xyz, values, (), bare.lines, "line")
+    uids, cells = tuple(bare.row_series()), read_cells(path)
+    return Points(str(path), uids, bare.points_xyz, values, (), bare.lines, "line", (), cells)
 
 
 def check_output(path: Path, format_: str, series_uids: Sequence[str]) -> None:
     """Refuse an output that could not be written, before the work is done.
 
     Raises:
-        ValueError: the format is only read.
+        ValueError: the format is only read, or a folder stands where a file is to be written.
         FileExistsError: the folder for several CTs is not empty.
     """
     if format_ == LIDC:
         raise ValueError("format lidc is only read: name another one")
-    if format_ in ONE_CT_A_FILE and len(set(series_uids)) > 1:
+    if format_ not in ONE_CT_A_FILE or len(set(series_uids)) <= 1:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, where a file is to be written: name a file in it as --output")
+    else:
         require_empty(_folder_for(path, format_), f"{format_} has one file a CT: name another --output, or empty it")
 
 
@@ -181,7 +201,7 @@ def write(path: Path, points: Points, format_: str | None = None) -> tuple[list[
     Args:
         path: the file; for several CTs in a format of one CT a file, its name without the suffix is a folder.
         points: what to write.
-        format_: one of `FORMATS`; None tells it by the suffix.
+        format_: one of `FORMATS`; None goes by the suffix.
 
     Returns:
         The files, and notes on what the format could not hold.
@@ -218,13 +238,13 @@ def _document(points: Points, format_: str) -> Any:
 
 
 def _folder_for(path: Path, format_: str) -> Path:
-    """The folder of several CTs' files: the name of the one file, without its suffix."""
+    """Return the folder of several CTs' files: the name of the one file, without its suffix."""
     suffix = ONE_CT_A_FILE[format_]
     return path.with_name(path.name[: -len(suffix)]) if path.name.lower().endswith(suffix) else path
 
 
 def _losses(points: Points, format_: str) -> tuple[str, ...]:
-    """What a format cannot hold, a line each."""
+    """Return what a format cannot hold, a line each."""
     if format_ not in HELD:
         return ()
     lost = [name for name in points.values if name not in HELD[format_] and points.knows(name)]
@@ -272,7 +292,7 @@ def _read_file(path: Path, format_: str, conventions: Conventions) -> Points:
 
 
 def _from_voxels(points: Points, scans: Scans, order: str) -> Points:
-    """Points that were read as voxels, in millimetres."""
+    """Return points that were read as voxels, in millimetres."""
     indices = points.points_xyz if order == "zyx" else points.points_xyz[:, ::-1]
     xyz = np.empty_like(indices)
     series = np.array(points.series, object)
@@ -284,7 +304,7 @@ def _from_voxels(points: Points, scans: Scans, order: str) -> Points:
 
 
 def _format_of_folder(folder: Path) -> str:
-    """What the files in a folder are."""
+    """Return what the files in a folder are."""
     names = sorted(path.name.lower() for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if any(name.endswith((MARKUP_SUFFIX, OLD_SUFFIX)) for name in names):
         return SLICER
@@ -296,7 +316,7 @@ def _format_of_folder(folder: Path) -> str:
 
 
 def _files(folder: Path, format_: str) -> list[Path]:
-    """The files of a folder that are in a format of one CT a file, by name."""
+    """Return the files of a folder that are in a format of one CT a file, by name."""
     ends: Iterable[str] = (MARKUP_SUFFIX, OLD_SUFFIX) if format_ == SLICER else (".json",)
     found = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(tuple(ends))]
     found = [path for path in found if path.is_file() and not path.name.startswith(".")]
@@ -306,7 +326,7 @@ def _files(folder: Path, format_: str) -> list[Path]:
 
 
 def _looks_like_a_table(path: Path) -> bool:
-    """Whether a file without a known suffix begins with the header of a table of points."""
+    """Return whether a file without a known suffix begins with the header of a table of points."""
     try:
         with open_table(path) as lines:
             header = [name.strip() for name in next(csv.reader(lines), [])]

@@ -135,7 +135,7 @@ def nodules_of(readings: Sequence[Reading], spacing_zyx: Sequence[float]) -> lis
 
 
 def _merged(one: Nodule, other: Nodule) -> Nodule:
-    """Two nodules that are one: half way between them."""
+    """Return two nodules that are one: half way between them."""
     return Nodule(
         [*one.readings, *other.readings],
         (one.index_zyx + other.index_zyx) / 2,
@@ -165,7 +165,7 @@ def consensus(nodule: Nodule, shape_zyx: Sequence[int]) -> tuple[tuple[slice, ..
 
 
 def _enclosed(pixels: IntArray, shape_yx: Sequence[int]) -> NDArray[np.bool_]:
-    """What lies strictly inside a closed line of pixels (row, column)."""
+    """Return what lies strictly inside a closed line of pixels (row, column)."""
     line = np.zeros(shape_yx, bool)
     for start, end in zip(pixels, np.roll(pixels, -1, axis=0), strict=True):
         steps = int(np.abs(end - start).max()) + 1
@@ -174,7 +174,7 @@ def _enclosed(pixels: IntArray, shape_yx: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _enclosed_within(pixels: IntArray, shape_yx: Sequence[int]) -> NDArray[np.bool_]:
-    """The same of a line that may leave the plane."""
+    """Return the same of a line that may leave the plane."""
     low, high = np.minimum(pixels.min(axis=0), 0), np.maximum(pixels.max(axis=0) + 1, shape_yx)
     filled = _enclosed(pixels - low, high - low)
     rows, columns = (slice(int(-a), int(-a) + n) for a, n in zip(low, shape_yx, strict=True))

@@ -121,7 +121,7 @@ def _slice_points(element: ElementTree.Element, tag: str, where: str) -> SlicePo
 
 
 def _ratings(nodule: ElementTree.Element, where: str) -> dict[str, int]:
-    """The ratings of a nodule; readers gave none of small ones."""
+    """Return the ratings of a nodule; readers gave none of small ones."""
     found = {}
     for characteristics in _children(nodule, "characteristics"):
         for one in characteristics:

@@ -6,17 +6,19 @@ A diameter that is not known is -1, as in LUNA16's own tables; any other value t
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from luna16_monai.interchange.points import DIAMETER, KNOWN, FloatArray, Points
+from luna16_monai.interchange.points import DIAMETER, KNOWN, PROBABILITY, FloatArray, Points
 from luna16_monai.machine.files import write_csv
 from luna16_monai.tables.points import COORDINATES, read_points, written
 from luna16_monai.tables.text import open_table
 
 NAME = "name"
+DETECTION = "detection_probability"
+"""What the probability of a list is called behind another one."""
 _OWN = ("seriesuid", *COORDINATES, NAME)
 
 
@@ -45,6 +47,47 @@ def read_table(path: Path) -> Points:
     return Points(str(path), tuple(bare.row_series()), bare.points_xyz, values, names, bare.lines, "line", tuple(notes))
 
 
+def read_cells(path: Path) -> dict[str, list[str]]:
+    """Return the columns that a table of points has besides series and place, as they are written in it.
+
+    A column whose name stands there twice is the second time called ``list_`` and its name.
+    """
+    header, rows = _cells(path)
+    cells: dict[str, list[str]] = {}
+    for column, name in enumerate(header):
+        if name not in ("seriesuid", *COORDINATES):
+            cells[_free(name, cells)] = [row[column] for row in rows]
+    return cells
+
+
+def columns_behind(points: Points, own: Iterable[str]) -> dict[str, Sequence[object]]:
+    """Return what is known of points, as columns to be written behind others.
+
+    Args:
+        points: a list of candidates, in any format.
+        own: the names of the columns before them. A probability that the list had is called `DETECTION`, another name
+            that is taken gets ``list_`` before it.
+    """
+    known: dict[str, Sequence[object]] = dict(points.cells)
+    for name, value in points.values.items():
+        known.setdefault(name, _as_cells(name, value))
+    if any(points.names):
+        known.setdefault(NAME, [" ".join(name.split()) for name in points.names])
+    behind: dict[str, Sequence[object]] = {}
+    taken = {"seriesuid", *COORDINATES, *own}
+    for name, column in known.items():
+        new = DETECTION if name == PROBABILITY and name in taken and DETECTION not in known else name
+        behind[_free(new, taken | behind.keys())] = column
+    return behind
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """The name, or one that is not taken."""
+    while name in taken:
+        name = f"list_{name}"
+    return name
+
+
 def write_table(path: Path, points: Points) -> None:
     """Write a table that `read_table` reads, whole or not at all; coordinates with 6 decimals."""
     columns = {name: _as_cells(name, value) for name, value in points.values.items()}
@@ -59,7 +102,7 @@ def write_table(path: Path, points: Points) -> None:
 
 
 def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a table that `read_points` has read."""
+    """Return the header and the rows of a table that `read_points` has read."""
     with open_table(path) as text:
         lines: Iterator[list[str]] = csv.reader(text)
         header = [name.strip() for name in next(lines)]
@@ -67,7 +110,7 @@ def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _numbers(texts: list[str]) -> tuple[FloatArray, int | None]:
-    """A column as numbers, NaN where a cell is empty; and the first row that holds something else."""
+    """Return a column as numbers, NaN where a cell is empty; and the first row that holds something else."""
     found = np.full(len(texts), np.nan)
     for row, text in enumerate(texts):
         if not text.strip():

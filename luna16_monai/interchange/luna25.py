@@ -5,8 +5,8 @@ contract) are grand-challenge's "Multiple points"; the answer has the names and 
 
 The training table has a label of 1 (malignant) or 0 and no diameter. Our malignancy bundle knows a nodule by series, z
 and diameter and wants readers' ratings, so each nodule stands in the data folder with one rating, 5 or 1, and a
-diameter that is told to be assumed. That grows by a hundredth of a mm from nodule to nodule of a series, since nodules
-of one slice would else be told apart by nothing.
+diameter that is said to be assumed. That grows by a hundredth of a mm from nodule to nodule of a series, since nodules
+of one slice could else not be told apart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MALIGNANT = "malignant"
 
 @dataclass(frozen=True)
 class Clinical:
-    """What a case tells of the patient; None where it does not.
+    """What a case says about the patient; None where it says nothing.
 
     Attributes:
         age: in years.

@@ -36,6 +36,7 @@ class Points:
         rows: (n,) the number of each in its file: a line, or which point it is.
         row_name: what ``rows`` count: "line" or "point".
         notes: what was left out, a line each.
+        cells: (n,) for each name: what a table had besides, as it was written.
 
     Raises:
         ValueError: a position that is not finite, or a value that cannot be; it names file and row.
@@ -49,6 +50,7 @@ class Points:
     rows: NDArray[np.integer[Any]] = field(default_factory=lambda: np.zeros(0, np.int64))
     row_name: str = "point"
     notes: tuple[str, ...] = ()
+    cells: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.series)
@@ -89,6 +91,7 @@ class Points:
             values={name: value[kept] for name, value in self.values.items()},
             names=tuple(self.names[row] for row in kept),
             rows=self.rows[kept],
+            cells={name: [cells[row] for row in kept] for name, cells in self.cells.items()},
         )
 
     def of_series(self, series_uid: str) -> Points:
@@ -161,4 +164,8 @@ def joined(parts: Sequence[Points], source: str) -> Points:
         np.concatenate([part.rows for part in parts]),
         parts[0].row_name,
         tuple(note for part in parts for note in part.notes),
+        {
+            name: [cell for part in parts for cell in part.cells.get(name, [""] * len(part))]
+            for name in dict.fromkeys(name for part in parts for name in part.cells)
+        },
     )

@@ -144,7 +144,7 @@ def _points(
     scans: Scans,
     notes: list[str],
 ) -> Points:
-    """Points of one CT from what stands in a file."""
+    """Return points of one CT from what stands in a file."""
     positions = np.array(xyz, np.float64).reshape(-1, 3)
     values: dict[str, FloatArray] = {key: np.full(len(xyz), np.nan) for key in KNOWN}
     for row, (_, description) in enumerate(told):
@@ -162,7 +162,7 @@ def _points(
 
 
 def _is_ras(frame: str | int, where: str) -> bool:
-    """Whether a file's word for its frame means RAS."""
+    """Return whether a file's word for its frame means RAS."""
     if str(frame) not in FRAMES:
         raise ValueError(f"{where}: coordinate system {shown(frame)} is neither LPS nor RAS: save it in one of them")
     return FRAMES[str(frame)]
@@ -181,7 +181,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _number(text: str) -> Any:
-    """A number where the text is one, else the text, which the check of numbers then refuses."""
+    """Return a number where the text is one, else the text, which the check of numbers then refuses."""
     try:
         return float(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Doing a task for many items on a Ray cluster: the same as `workers.run_tasks`, on one machine or many.
+"""Doing a task for many items on a Ray cluster: the same as `processes.run_tasks`, on one machine or many.
 
-Ray hands a task on to another node when its own dies, so a task must be one that can be done twice. What it reads and
+Ray gives a task to another node when its own fails, so a task must be one that can be done twice. What it reads and
 writes has to lie where every node sees it under the same path. Ray's reports of its use are switched off, its
 dashboard too; where it is wanted it listens to this machine alone.
 """

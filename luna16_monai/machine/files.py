@@ -51,14 +51,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         except BaseException as error:
             aside.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(path)  # a full disk does not tell which file it had no room for
+                error.filename = str(path)  # a full disk does not name the file it had no room for
             raise
         with _open_folder(path.parent) as folder:
             os.fsync(folder)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -59,7 +59,7 @@ class Job:
 
 
 Execute = Callable[[Callable[[Job], str | None], Sequence[Job]], Iterator[str | None]]
-"""Runs a function for each job somewhere, and gives the results as they are ready: `workers.run_tasks`, or Ray."""
+"""Runs a function for each job somewhere, and gives the results as they are ready: `processes.run_tasks`, or Ray."""
 
 
 def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> None:
@@ -100,7 +100,7 @@ def run_jobs(jobs: Sequence[Job], execute: Execute, progress: bool = True) -> No
 def run_job(job: Job, watch: Callable[[], None] | None = None) -> str | None:
     """Run one job to its end, here and now.
 
-    Waits where another process is at the same job. The commands get a SIGTERM when this process dies.
+    Waits where another process is at the same job. The commands get a SIGTERM when this process ends.
 
     Args:
         job: what to do.
@@ -133,7 +133,7 @@ def run_job(job: Job, watch: Callable[[], None] | None = None) -> str | None:
 
 
 def last_line(log: Path) -> str:
-    """What a job said last; empty where it has said nothing yet."""
+    """Return what a job said last; empty where it has said nothing yet."""
     if not log.is_file():
         return ""
     with log.open("rb") as stream:
@@ -144,7 +144,7 @@ def last_line(log: Path) -> str:
 
 @contextmanager
 def shown(bar: tqdm, tell: Callable[[], str]) -> Iterator[None]:
-    """Show beside a bar, every other second, what a function tells."""
+    """Show beside a bar, every other second, what a function returns."""
     ended = threading.Event()
 
     def look() -> None:
@@ -173,7 +173,7 @@ def _wait(
     environment: dict[str, str],
     watch: Callable[[], None] | None,
 ) -> int:
-    """Run a command to its end; an interruption of this process is handed on to it as a SIGTERM."""
+    """Run a command to its end; an interruption of this process is sent on to it as a SIGTERM."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment)
     try:
         while watch is not None:
@@ -232,7 +232,7 @@ def main(words: Sequence[str]) -> None:
     """
     parent, *command = words
     if sys.platform == "linux":
-        # kept across exec; elsewhere a command outlives its parent, and the lock of its log tells
+        # kept across exec; elsewhere a command outlives its parent, and the lock of its log shows it
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         sys.exit("the process that started this one is gone")

@@ -16,6 +16,12 @@ SWITCH = "LUNA16_KEEP_MEMORY"
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
+_kept = False
+
+
+def keeps_freed_memory() -> bool:
+    """Whether glibc was told so in this process."""
+    return _kept
 
 
 def keep_freed_memory() -> bool:
@@ -31,5 +37,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # macOS, musl
         return False
+    global _kept
     # the size from which a block is a mapping of its own, and the free memory at the end of the heap that is kept
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
+    _kept = bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
+    return _kept

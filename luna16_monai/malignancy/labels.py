@@ -73,7 +73,7 @@ def match_readings(nodules: PointTable, readings: Readings) -> IntArray:
 
 
 def label_from_ratings(ratings: Sequence[int], rule: str = "median") -> int:
-    """What the readers made of a nodule: `MALIGNANT`, `BENIGN` or `LEFT_OUT`.
+    """Return what the readers made of a nodule: `MALIGNANT`, `BENIGN` or `LEFT_OUT`.
 
     Args:
         ratings: 1 to 5, one for each reader.
@@ -135,7 +135,7 @@ class MalignancyKinds:
         self._name_unrated()
 
     def __call__(self, candidates: PointTable) -> PointTable:
-        """The candidates with their kinds as values; those on nodules without a kind are left out.
+        """Return the candidates with their kinds as values; those on nodules without a kind are left out.
 
         Args:
             candidates: values are the classes 0 and 1.

@@ -1,4 +1,4 @@
-"""How well malignant nodules are told from benign ones, beside what a ruler alone tells.
+"""How well malignant nodules are separated from benign ones, beside what size alone gives.
 
 Radiologists call large nodules malignant, so the diameter alone ranks them nearly as well as networks do. Here the
 network stands beside it, and beside a logistic regression on diameter and mean HU, on the same nodules with the same
@@ -186,7 +186,7 @@ class MalignancyScores:
     def _whole_way(
         self, first: FloatArray, probability: FloatArray, calibration: Mapping[str, Any], rows: IntArray
     ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
-        """The table from candidate to malignant, and whether each nodule was found, by its row."""
+        """Return the table from candidate to malignant, and whether each nodule was found, by its row."""
         kinds, candidates = self.kinds, self.split.validation.table
         is_nodule = candidates.values != NON_NODULE
         threshold = threshold_at_false_positives_per_scan(
@@ -214,7 +214,7 @@ class MalignancyScores:
         }, found
 
     def _first_probability(self, run: RunFolder, candidates: PointTable) -> FloatArray:
-        """The first bundle's probability of each candidate, from its run's submission."""
+        """Return the first bundle's probability of each candidate, from its run's submission."""
         path = run.submission_file
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: name the output folder of a run of the nodule bundle as nodule_run")
@@ -233,6 +233,6 @@ class MalignancyScores:
 
 
 def _raw(calibrated: float, slope: float, offset: float) -> float:
-    """The raw probability that a calibration line makes ``calibrated``."""
+    """Return the raw probability that a calibration line makes ``calibrated``."""
     logit = (np.log(calibrated / (1 - calibrated)) - offset) / slope
     return float(1 / (1 + np.exp(-logit)))

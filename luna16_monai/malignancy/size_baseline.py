@@ -17,7 +17,7 @@ IntArray = NDArray[np.integer[Any]]
 
 
 def measure_nodules(nodules: PointTable, store: Store) -> FloatArray:
-    """Diameter (mm) and mean HU of each nodule, (n, 2): of the ball with its diameter around its middle."""
+    """Return diameter (mm) and mean HU of each nodule, (n, 2): of the ball with its diameter around its middle."""
     measured = np.empty((len(nodules), 2))
     for row, (code, point, diameter) in enumerate(zip(nodules.series, nodules.points_xyz, nodules.values, strict=True)):
         volume = store.volume(nodules.series_uids[code])
@@ -33,7 +33,7 @@ def measure_nodules(nodules: PointTable, store: Store) -> FloatArray:
 
 
 def score_ruler(train: FloatArray, train_malignant: IntArray, test: FloatArray) -> dict[str, FloatArray]:
-    """What plain measurements say of nodules.
+    """Return what plain measurements say of nodules.
 
     Args:
         train: (n, 2) diameter and mean HU, of other patients than ``test``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
-from luna16_monai.networks.weights import load_state, read_weights
+from luna16_monai.networks.nodule_detector import NoduleDetector
+from luna16_monai.networks.weights import load_state, read_state
 
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 BACKENDS = ("auto", "torch", "openvino")
+
+
+def require_device(device: torch.device | str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ValueError: it is neither a CPU nor a CUDA device, or is not there; the message says which ones are.
+    """
+    name = str(device)
+    if not DEVICE.fullmatch(name):
+        raise ValueError(f"device {name}: there are cpu, cuda and cuda:N: name one of them")
+    found = torch.device(name)
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            why = "torch finds no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
+            raise ValueError(f"device {name}: {why}, so there is cpu alone: name that one")
+        if (found.index or 0) >= count:
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise ValueError(f"device {name}: there is {there}, and cpu: name one of them")
+    return found
 
 
 def load_weights(
@@ -26,7 +50,7 @@ def load_weights(
     backend: str = "torch",
     shape_zyx: Sequence[int] = (32, 48, 48),
 ) -> nn.Module:
-    """The network with its weights, ready to score.
+    """Return the network with its weights, ready to score.
 
     Args:
         network: gives logits.
@@ -41,15 +65,29 @@ def load_weights(
         ValueError: they belong to another network, the file holds more than weights, or the backend does not fit.
         ModuleNotFoundError: OpenVINO was asked for and is missing.
     """
+    if _loaded(network, path, device, backend):
+        return OpenVinoNetwork(network.eval(), shape_zyx)
+    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+
+def load_detector(
+    network: NoduleDetector, path: Path | str, device: torch.device | str = "cpu", backend: str = "torch"
+) -> nn.Module:
+    """Return a detector with its weights, for `TiledInferer`; arguments and errors as `load_weights`."""
+    if _loaded(network, path, device, backend):
+        return OpenVinoDetector(network.eval())
+    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+
+def _loaded(network: nn.Module, path: Path | str, device: torch.device | str, backend: str) -> bool:
+    """Give a network its weights; return whether OpenVINO is to run it."""
     on_cpu = torch.device(device).type == "cpu"
     if backend not in BACKENDS or (backend == "openvino" and not on_cpu):
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
-    load_state(network, read_weights(path), f"the weights {path}")
-    if backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino")):
-        return OpenVinoNetwork(network.eval(), shape_zyx)
-    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    load_state(network, read_state(path), f"the weights {path}")
+    return backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino"))
 
 
 OUTPUTS = ("logits", "probabilities")
@@ -91,6 +129,59 @@ class OpenVinoNetwork(nn.Module):
         return torch.from_numpy(self.compiled(image.numpy())[0])
 
 
+class OpenVinoDetector(nn.Module):
+    """A detector that OpenVINO runs on the CPU, both parts of it on volumes of any size.
+
+    Args:
+        network: with its weights.
+
+    Raises:
+        ModuleNotFoundError: openvino is missing.
+    """
+
+    def __init__(self, network: NoduleDetector) -> None:
+        super().__init__()
+        openvino = import_openvino()
+        self.stem_stride_zyx = network.stem_stride_zyx
+        network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        small = torch.zeros(1, 1, *network.total_stride_zyx)
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        with torch.no_grad():
+            first = network.fine(small)
+        examples = {"fine": small, "coarse": first}
+        self._compiled = {}
+        for name, example in examples.items():
+            shape = [-1, example.shape[1], -1, -1, -1]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = openvino.convert_model(_Part(network, name), example_input=example, input=[shape])
+            self._compiled[name] = openvino.compile_model(model, "CPU", hints)
+
+    def fine(self, image: Tensor) -> Tensor:
+        """Return the first level, as `NoduleDetector.fine`."""
+        return torch.from_numpy(self._compiled["fine"](image.float().numpy())[0])
+
+    def coarse(self, first: Tensor) -> Tensor:
+        """Return the output from the first level, as `NoduleDetector.coarse`."""
+        return torch.from_numpy(self._compiled["coarse"](first.numpy())[0])
+
+
+class _Part(nn.Module):
+    """One part of a detector, named ``fine`` or ``coarse``, as a network of its own."""
+
+    def __init__(self, network: NoduleDetector, name: str) -> None:
+        super().__init__()
+        self.network, self.part = network, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        return self.network.fine(x) if self.part == "fine" else self.network.coarse(x)
+
+
 def import_openvino() -> ModuleType:
     """OpenVINO, kept from telling its maker that it was imported, which it otherwise does over the network.
 
@@ -130,19 +221,25 @@ def on_device(network: nn.Module, device: torch.device | str, compile: bool | st
     return network
 
 
-def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool = True) -> nn.Module:
+def share_batch_norm(network: nn.Module, device: torch.device | str, enabled: bool | None = True) -> nn.Module:
     """Let batch normalisations take mean and variance over the batches of all processes (torch's SyncBatchNorm).
 
     Args:
         network: its batch normalisations are replaced in place; the names of its weights stay.
         device: where it will be trained.
-        enabled: False gives the network as it is.
+        enabled: False gives the network as it is; None replaces them on a GPU where there are more than one, as with
+            norms in the blocks: the tail alone, which scales HU, does as well with the batch of one process.
 
     Raises:
-        ValueError: the device is no GPU, for which torch has no such layer.
+        ValueError: the device is no GPU, for which torch has no such layer; or ``enabled`` is another value.
     """
+    if enabled is None:
+        norms = sum(isinstance(part, nn.BatchNorm3d) for part in network.modules())
+        enabled = norms > 1 and torch.device(device).type == "cuda"
+    if not isinstance(enabled, bool):
+        raise ValueError(f"sync_batch_norm {enabled}: give true, false, or null")
     if not enabled:
         return network
     if torch.device(device).type != "cuda":
-        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it false here")
+        raise ValueError(f"sync_batch_norm on device {device}: it works on CUDA alone: leave it null here")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)

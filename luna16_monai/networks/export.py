@@ -25,14 +25,13 @@ from luna16_monai.machine.files import atomic_write
 from luna16_monai.networks.backends import OUTPUTS, WithProbabilities, _converted, import_openvino
 
 
-def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights: Path, kind: str, output: Path) -> None:
+def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, kind: str, output: Path) -> None:
     """Write a bundle's network in one of the formats; nothing is left under the final name where that fails.
 
     Args:
         network: with its weights, gives logits.
         config: the bundle's inference.yaml.
         bundle: its folder.
-        weights: where the network's weights came from.
         kind: ``pt2``, ``torchscript``, ``onnx`` or ``openvino``.
         output: the file; OpenVINO's has a ``.bin`` beside it.
 
@@ -42,7 +41,7 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights:
     """
     shape_zyx = config["shape_zyx"]
     if kind == "torchscript":
-        export_torchscript(bundle, weights, output)
+        export_torchscript(network, config["network_def"], bundle, output)
     elif kind == "openvino":
         export_openvino(network, shape_zyx, output)
     else:
@@ -55,12 +54,20 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, weights:
         (export_pt2 if kind == "pt2" else export_onnx)(network, shape_zyx, output, about)
 
 
-def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
-    """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside."""
-    # it tells its arguments on standard output, where --json prints its object alone
+def export_torchscript(network: nn.Module, network_def: Mapping[str, Any], bundle: Path, output: Path) -> None:
+    """Write a bundle's network as TorchScript, by ``monai.bundle ckpt_export``, metadata and config inside.
+
+    Args:
+        network: with its weights, which may have stood in a file of another form.
+        network_def: what builds it, which a run may have recorded beside its weights.
+        bundle: its folder.
+        output: the file.
+    """
+    # it prints its arguments on standard output, where --json prints its object alone
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "model.ts"
+        written, weights = Path(folder) / "model.ts", Path(folder) / "model.pt"
+        torch.save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, weights)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ckpt_export(
@@ -69,6 +76,7 @@ def export_torchscript(bundle: Path, weights: Path, output: Path) -> None:
                 ckpt_file=str(weights),
                 meta_file=str(bundle / "configs" / "metadata.json"),
                 config_file=str(bundle / "configs" / "inference.yaml"),
+                network_def=dict(network_def),
             )
         _copy(written, output)
 

@@ -1,4 +1,4 @@
-"""The network: a small 3-D CNN that looks at one cutout and tells nodule from non-nodule.
+"""The network: a small 3-D CNN that classifies one cutout as nodule or non-nodule.
 
 It follows the design of "Deep Learning with PyTorch" (Stevens, Antiga, Viehmann, 2020), chapter 11: a batch
 normalisation as tail, four blocks of two convolutions and a max-pool, one linear layer as head. Its blocks are
@@ -7,6 +7,7 @@ MONAI's ``Convolution``; what varies (width, norm, dropout, bias) is an argument
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,11 @@ class NoduleNet(nn.Module):
     # constant for TorchScript, which then compiles one of the two returns
     __constants__ = ("return_probabilities",)
 
+    # which blocks are trained in bfloat16, see networks.precision; scoring is float32
+    bfloat16_blocks: tuple[bool, ...] = ()
+    # set where all but the head goes on from other weights, see networks.weights
+    fresh_head = False
+
     def __init__(
         self,
         spatial_shape_zyx: Sequence[int] = (32, 48, 48),
@@ -80,6 +86,7 @@ class NoduleNet(nn.Module):
                 "2 x 2 x 2 voxels need sides that 4 divides"
             )
         inner_zyx = [side // 2 if two_scales else side for side in spatial_shape_zyx]
+        self.backbone_shape_zyx = inner_zyx
         smallest = min(inner_zyx) // 2 ** len(channels)
         if smallest < 1:
             raise ValueError(
@@ -136,7 +143,7 @@ class NoduleNet(nn.Module):
         tail: Any = self.tail
         first: Any = self.backbone[0]
         if not tail.training or type(self.tail) is not nn.BatchNorm3d:
-            return self.backbone(tail(image))
+            return self._run_parts(tail(image), 0)
         tail.num_batches_tracked.add_(1)
         normal = F.batch_norm(
             image, tail.running_mean, tail.running_var, None, None, True, tail.momentum or 0.0, tail.eps
@@ -145,12 +152,29 @@ class NoduleNet(nn.Module):
         scaled = weight * tail.weight[:, None, None, None]
         shifted = (weight * tail.bias[:, None, None, None]).sum(1, keepdim=True)
         padded = torch.cat([normal, torch.ones_like(normal[:, :1])], 1).contiguous(memory_format=torch.channels_last_3d)
-        features = F.conv3d(padded, torch.cat([scaled, shifted], 1), first.conv.bias, padding=first.conv.padding)
-        if hasattr(first, "adn"):
-            features = first.adn(features)
-        for part in list(self.backbone)[1:]:
-            features = part(features)
-        return features
+        with self._precision_of(0):
+            features = F.conv3d(padded, torch.cat([scaled, shifted], 1), first.conv.bias, padding=first.conv.padding)
+            if hasattr(first, "adn"):
+                features = first.adn(features)
+        return self._run_parts(features, 1)
+
+    def _run_parts(self, features: Tensor, start: int) -> Tensor:
+        """Return what the backbone's parts from a number on make of features, each block in its own precision."""
+        parts = list(self.backbone)
+        if not any(self.bfloat16_blocks):
+            for part in parts[start:]:
+                features = part(features)
+            return features
+        for number in range(start, len(parts)):
+            low = self.bfloat16_blocks[number // MODULES_A_BLOCK]
+            with self._precision_of(number):
+                features = parts[number](features if low else features.float())
+        return features.float()
+
+    def _precision_of(self, part: int) -> contextlib.AbstractContextManager[Any]:
+        if not any(self.bfloat16_blocks):
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16_blocks[part // MODULES_A_BLOCK])
 
     def train(self, mode: bool = True) -> NoduleNet:
         """Switch to training; what is frozen stays as it is in scoring, so that its statistics do not move."""

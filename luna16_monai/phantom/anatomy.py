@@ -43,14 +43,14 @@ def upsample(coarse: Floats, shape_zyx: tuple[int, ...]) -> Floats:
 
 
 def shrink_slices(image: NDArray[np.generic], fold: int) -> Floats:
-    """Mean of ``fold`` x ``fold`` voxels in each slice of a (z, y, x) array, float32; a rest of rows is left out."""
+    """Return the mean of ``fold`` x ``fold`` voxels in each slice of (z, y, x), float32; a rest of rows is left out."""
     rows, columns = (n // fold for n in image.shape[1:])
     whole = image[:, : rows * fold, : columns * fold]
     return whole.reshape(-1, rows, fold, columns, fold).mean((2, 4), dtype=np.float32)
 
 
 def smooth_field(rng: np.random.Generator, shape_zyx: tuple[int, ...], size_mm: Floats, grain_mm: float) -> Floats:
-    """A random field of mean 0 and variance 1 that changes over about ``grain_mm``, float32 in (z, y, x)."""
+    """Return a random field of mean 0 and variance 1 that changes over about ``grain_mm``, float32 in (z, y, x)."""
     cells = np.maximum(4, np.rint(size_mm / grain_mm)).astype(int)
     field = upsample(rng.standard_normal(tuple(np.minimum(cells, shape_zyx)), dtype=np.float32), shape_zyx)
     return field / field.std()
@@ -92,23 +92,23 @@ class Lung:
         return max(0.7, float(self.spacing_zyx[2]))
 
     def to_voxels(self, coarse: Floats) -> Floats:
-        """An array on the coarse grid, brought to the full volume's voxels."""
+        """Return an array on the coarse grid, brought to the full volume's voxels."""
         z, y, x = self.shape_zyx
         return upsample(coarse, tuple(n * _LUNG_GRID for n in coarse.shape))[:z, :y, :x]
 
     def distance_at(self, points_zyx: Floats) -> Floats:
-        """Signed distance in mm at points (n, 3): below 0 inside the lung."""
+        """Return the signed distance in mm at points (n, 3): below 0 inside the lung."""
         index = np.atleast_2d(points_zyx) / (self.spacing_zyx * _LUNG_GRID) - 0.5
         return ndimage.map_coordinates(self.distance_mm, index.T, order=1, mode="nearest")
 
     def outward(self, point_zyx: Floats) -> Floats:
-        """Unit vector towards the nearest wall at one point (3,)."""
+        """Return the unit vector towards the nearest wall at one point (3,)."""
         steps = np.eye(3) * 2.0
         gradient = self.distance_at(point_zyx + steps) - self.distance_at(point_zyx - steps)
         return gradient / (np.linalg.norm(gradient) + 1e-6)
 
     def sample(self, rng: np.random.Generator, count: int, depth_mm: float) -> Floats:
-        """Points (count, 3) that lie at least ``depth_mm`` inside.
+        """Return points (count, 3) that lie at least ``depth_mm`` inside.
 
         Raises:
             ValueError: nothing of the lung is that deep.
@@ -162,7 +162,7 @@ def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacin
 
 
 def _rounded_max(a: Floats, b: Floats) -> Floats:
-    """The larger of two signed distances, with the corner between them rounded over about 4 mm."""
+    """Return the larger of two signed distances, with the corner between them rounded over about 4 mm."""
     return 3 * np.logaddexp(a / 3, b / 3)
 
 
@@ -255,7 +255,7 @@ def _paint_airways(
 
 
 def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> Floats:
-    """Aerated lung in HU: gravity, patchy density, emphysema in a third, septa, haze, a fissure."""
+    """Return aerated lung in HU: gravity, patchy density, emphysema in a third, septa, haze, a fissure."""
     shape, size = lung.shape_zyx, lung.size_mm
     patches = smooth_field(rng, shape, size, 6)
     clouds = smooth_field(rng, shape, size, 16)
@@ -279,7 +279,7 @@ def _draw_parenchyma(rng: np.random.Generator, lung: Lung, wall_mm: Floats) -> F
 
 
 def _draw_wall(rng: np.random.Generator, lung: Lung, wall_mm: Floats, blood_hu: float) -> Floats:
-    """Everything outside the lung in HU: muscle, fat and ribs laterally; medially heart, aorta and spine in fat."""
+    """Return all outside the lung in HU: muscle, fat and ribs laterally; medially heart, aorta and spine in fat."""
     shape, size = lung.shape_zyx, lung.size_mm
     fine = smooth_field(rng, shape, size, 6)
     coarse = smooth_field(rng, shape, size, 16)

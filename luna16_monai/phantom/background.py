@@ -98,17 +98,17 @@ def write_background_phantom(
     same in training and validation, so that scores show that everything works, not how well it generalises.
 
     Args:
-        background: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files; in HU, with the lungs in view.
-        output, scans, seed, workers, progress: as `write_phantom`.
+        background: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files; in HU, with the lungs in view.
+        output, scans, seed, workers, progress: as `data_set.write_phantom`.
         nodules: fewest and most nodules a scan.
         negatives: candidates of class 0 a scan, fewer where the blob detector finds less.
 
     Returns:
-        As `write_phantom`.
+        As `data_set.write_phantom`.
 
     Raises:
         FileNotFoundError: no such CT.
-        ValueError: no lungs are found in it; or as `write_phantom`.
+        ValueError: no lungs are found in it; or as `data_set.write_phantom`.
         RuntimeError: a worker process died.
     """
     if not 1 <= nodules[0] <= nodules[1]:
@@ -178,7 +178,7 @@ def read_background(path: Path) -> Background:
 
 
 def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tuple[int, int], negatives: int) -> Scan:
-    """One scan: the background with the plan's nodules in it; the same arguments give the same scan."""
+    """Return one scan: the background with the plan's nodules in it; the same arguments give the same scan."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number], spawn_key=(_STREAM,)))
     scene, bank = read_background(background), load_shape_bank()
     hu = scene.hu.copy()
@@ -205,7 +205,7 @@ def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tup
 
 
 def _position(rng: np.random.Generator, scene: Background, radius_mm: float) -> tuple[Floats, Location] | None:
-    """A place for a nodule: free in the lung, on a vessel, or at the wall; None where the lung is too small for it."""
+    """Return a place for a nodule: free in the lung, on a vessel, or at the wall; None in too small a lung."""
     fate = rng.random()
     location: Location = "isolated" if fate < 0.28 else "vascular" if fate < 0.72 else "pleural"
     if location == "isolated":
@@ -246,7 +246,7 @@ def insert_nodule(
 def blurred_share(
     scene: Background, bank: ShapeBank, shape: int, look: Look, turn: Floats, position_zyx: Floats
 ) -> tuple[Box, Floats]:
-    """The share of each voxel that a nodule fills, drawn on a finer grid and blurred as the scan is."""
+    """Return the share of each voxel that a nodule fills, drawn on a finer grid and blurred as the scan is."""
     spacing = scene.spacing_zyx
     fold = np.ceil(spacing / BANK_SPACING_MM).astype(int)
     volume = tuple((np.array(scene.hu.shape) * fold).tolist())
@@ -262,7 +262,7 @@ def blurred_share(
 
 
 def _box(mask: NDArray[np.bool_], margin: Sequence[int]) -> list[slice]:
-    """The box of a mask, widened by a margin of voxels on each axis."""
+    """Return the box of a mask, widened by a margin of voxels on each axis."""
     spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     return [
         slice(max(int(span[0]) - m, 0), min(int(span[-1]) + 1 + m, n))

@@ -1,6 +1,6 @@
 """The candidates that a detector would list in a synthetic scan: nodules, and what it mistakes for them.
 
-Candidates of both classes are jittered alike, so that nothing but the image tells them apart.
+Candidates of both classes are jittered alike, so that nothing but the image separates them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def choose_candidates(
 
 
 def _mark_nodules(rng: np.random.Generator, nodules: Sequence[Nodule]) -> Floats:
-    """The positives, (n, 3) mm: one mark in each nodule, in some two, in a few none."""
+    """Return the positives, (n, 3) mm: one mark in each nodule, in some two, in a few none."""
     marks = [
         0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
     ]
@@ -89,7 +89,7 @@ def _mark_nodules(rng: np.random.Generator, nodules: Sequence[Nodule]) -> Floats
 
 
 def _free(points: Floats, spots: Floats, nodules: Sequence[Nodule], size_mm: Floats) -> Floats:
-    """The points that are in view and off the nodules and the spots."""
+    """Return the points that are in view and off the nodules and the spots."""
     apart = clearance(points, nodules) > CLEARANCE_MM
     points = points[apart & in_view(points, size_mm, 2)]
     if not len(spots):
@@ -105,7 +105,7 @@ def _fill_up(
     negatives: int,
     free: Callable[[Floats], Floats],
 ) -> Floats:
-    """The chosen negatives, and where they are too few what is left, thin vessels, and any places in the lung."""
+    """Return the chosen negatives; where they are too few also what is left, thin vessels, and any places."""
     thin = rng.permutation(chest.vessels_zyx[chest.vessel_radius_mm <= THIN_MM])
     more = free(np.concatenate([rest, thin]))
     chosen = np.concatenate([chosen, more[: (negatives - len(chosen)) // 2]])
@@ -116,7 +116,7 @@ def _fill_up(
 
 
 def _alike(hu: Floats, spacing_zyx: Floats, wanted_zyx: Floats, points_zyx: Floats, count: int) -> list[int]:
-    """Which points, at most ``count``, are as bright over 2 mm and over 5 mm as the wanted ones, each in its turn."""
+    """Return which points, at most ``count``, are as bright over 2 and 5 mm as the wanted ones, each in its turn."""
     both = np.concatenate([wanted_zyx, points_zyx])
     smooth = [ndimage.gaussian_filter(hu, sigma_mm / spacing_zyx, truncate=2.5) for sigma_mm in (2, 5)]
     index = (both / spacing_zyx - 0.5).T
@@ -131,7 +131,7 @@ def _alike(hu: Floats, spacing_zyx: Floats, wanted_zyx: Floats, points_zyx: Floa
 
 
 def _structures(rng: np.random.Generator, chest: Chest) -> Floats:
-    """Vessels, forks, crossings and airways, (n, 3) mm, in random order, likelier first the thicker they are."""
+    """Return vessels, forks, crossings and airways, (n, 3) mm, in random order, likelier first the thicker they are."""
     thick = chest.vessel_radius_mm > THIN_MM
     crossing, airway = len(chest.crossings_zyx), len(chest.bronchi_zyx)
     points = np.concatenate([chest.vessels_zyx[thick], chest.bifurcations_zyx, chest.crossings_zyx, chest.bronchi_zyx])
@@ -143,7 +143,7 @@ def _structures(rng: np.random.Generator, chest: Chest) -> Floats:
 
 
 def propose_blobs(image_hu: NDArray[np.generic], spacing_zyx: Floats, inside: NDArray[np.bool_], limit: int) -> Floats:
-    """Candidates of a plain detector: bright blobs of about 3 and 6 mm, by differences of Gaussians.
+    """Return candidates of a plain detector: bright blobs of about 3 and 6 mm, by differences of Gaussians.
 
     Works on pairs of rows and columns averaged, which is enough for blobs of that size and four times as fast.
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from luna16_monai.ct.folders import SUBSETS, subset_folder
 from luna16_monai.ct.metaimage import write_mhd
-from luna16_monai.machine.claims import differences
+from luna16_monai.machine.claims import claim, require_same
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.drawn import DRAWN, Drawn, write_drawn
@@ -32,7 +32,6 @@ from luna16_monai.tables.points import write_points
 
 RECIPE = 2
 """Version of what a seed gives; raised with any change of the voxels or tables."""
-"""LUNA16 has ten, 0 to 9."""
 _MANIFEST = "phantom.json"
 _UNFINISHED = ".unfinished"
 
@@ -127,7 +126,9 @@ def write_data_set(
             write_drawn(output, drawn_from(recipe, plans))
         return {"output": str(output), **summary, "cached": True}
     unfinished = output / _UNFINISHED
-    _claim(output, unfinished, recipe)
+    # a folder with a manifest is a phantom's, whatever else it holds
+    foreign = () if (output / _MANIFEST).is_file() else _REAL
+    claim(unfinished / "recipe.json", recipe, "unfinished phantom", _ANOTHER, output, foreign)
     findings = {plan.series_uid: f for plan in plans if (f := _read_findings(output, plan)) is not None}
     pending = [plan for plan in plans if plan.series_uid not in findings]
     work = run_tasks(partial(_write_scan, output=output, draw=draw), pending, workers)
@@ -169,14 +170,13 @@ def _write_scan(plan: ScanPlan, output: Path, draw: Callable[[ScanPlan], Scan]) 
 
 
 def _finished(output: Path, recipe: dict[str, Any], plans: Sequence[ScanPlan]) -> dict[str, Any] | None:
-    """The summary of a complete data set of this recipe; None where there is none."""
+    """Return the summary of a complete data set of this recipe; None where there is none."""
     manifest = output / _MANIFEST
     if not manifest.is_file():
         return None
     found = json.loads(manifest.read_text("utf-8"))
     summary = found.pop("summary", None)
-    if found != recipe:
-        raise ValueError(f"{output} holds a phantom of other settings ({differences(found, recipe)}): {_ANOTHER}")
+    require_same(output, "phantom", found, recipe, _ANOTHER)
     tables = all((output / table).is_file() for table in _TABLES)
     volumes = all(h.is_file() and h.with_suffix(".raw").is_file() for h in (_header_path(output, p) for p in plans))
     return summary if tables and volumes else None
@@ -192,29 +192,8 @@ _TABLES = (
     READINGS,
 )
 _ANOTHER = "remove the folder, or choose another one"
-
-
-def _claim(output: Path, unfinished: Path, recipe: dict[str, Any]) -> None:
-    """Mark a folder as one that a phantom of this recipe is being written to.
-
-    Raises:
-        ValueError: it holds something else, such as the real data set.
-    """
-    claim = unfinished / "recipe.json"
-    if claim.is_file():
-        found = json.loads(claim.read_text("utf-8"))
-        if found != recipe:
-            raise ValueError(
-                f"{output} holds an unfinished phantom of other settings ({differences(found, recipe)}): {_ANOTHER}"
-            )
-        return
-    if not (output / _MANIFEST).is_file():
-        foreign = sorted(p.name for pattern in ("*.csv", "subset*", "*.zip", "*.mhd") for p in output.glob(pattern))
-        if foreign:
-            raise ValueError(
-                f"{output} holds {foreign[0]}, which is not a phantom's: choose another folder for the phantom"
-            )
-    write_json(claim, recipe)
+_REAL = ("*.csv", "subset*", "*.zip", "*.mhd")
+"""Names in a folder with the real data set, which is not to be mixed with a phantom."""
 
 
 def _header_path(output: Path, plan: ScanPlan) -> Path:
@@ -226,7 +205,7 @@ def _findings_path(output: Path, plan: ScanPlan) -> Path:
 
 
 def _read_findings(output: Path, plan: ScanPlan) -> ScanFindings | None:
-    """What an earlier call found out about a scan, if it is written."""
+    """Return what an earlier call found out about a scan, if it is written."""
     path, header = _findings_path(output, plan), _header_path(output, plan)
     raw = header.with_suffix(".raw")
     if not (path.is_file() and header.is_file() and raw.is_file()):

@@ -17,7 +17,7 @@ _LEAST_NOISE_HU = 4
 
 
 def estimate_blur(hu: NDArray[np.int16], lungs: NDArray[np.bool_], spacing_zyx: Floats) -> Floats:
-    """Standard deviation of a scan's blur along z, y and x in mm, from the edges between lung and tissue.
+    """Return the standard deviation of a scan's blur along z, y and x in mm, from the edges between lung and tissue.
 
     Args:
         hu: (z, y, x).
@@ -43,7 +43,7 @@ def estimate_blur(hu: NDArray[np.int16], lungs: NDArray[np.bool_], spacing_zyx: 
 
 
 def _blur_across(hu: Floats, near: NDArray[np.bool_], spacing: Floats) -> float | None:
-    """Standard deviation of the blur along the first axis, mm; None for too few edges ``near`` the lung.
+    """Return the standard deviation of the blur along the first axis, mm; None for too few edges ``near`` the lung.
 
     Of the rise of an edge, the step between the two voxels beside its middle holds a share that depends on the blur:
     all of it without blur, less with more. Expected is the mean over all places of the middle between the voxels.
@@ -57,7 +57,7 @@ def _blur_across(hu: Floats, near: NDArray[np.bool_], spacing: Floats) -> float 
     low, high = np.minimum(start, end), np.maximum(start, end)
     edges = near[reach : reach + count] & ((before - middle) * (after - middle) <= 0)
     edges &= (low > -980) & (low < -650) & (high > -150) & (high < 150)
-    # how far the sum over all voxels moves tells how far the edge moves
+    # how far the sum over all voxels moves gives how far the edge moves
     total = np.sum([hu[i : i + count] for i in range(2 * reach + 2)], axis=0)
     tilt = np.hypot(*np.gradient(total, *spacing[1:], axis=(1, 2))) * spacing[0]
     edges &= tilt < _TILT * (high - low)
@@ -71,7 +71,7 @@ def _blur_across(hu: Floats, near: NDArray[np.bool_], spacing: Floats) -> float 
 
 
 def estimate_noise_growth(hu: NDArray[np.int16], lungs: NDArray[np.bool_], spacing_zyx: Floats) -> float:
-    """By which share a scan's noise grows with each HU from the lung to the vessels in it; 0 where that is unknown.
+    """Return the share by which noise grows with each HU from the lung to its vessels; 0 where that is unknown.
 
     The noise is what is left of the differences of diagonals in squares of 2 x 2 voxels, the median of it, so that
     few edges count.
@@ -111,5 +111,5 @@ def split_noise(hu: NDArray[np.int16], spacing_zyx: Floats) -> tuple[Floats, Flo
 
 
 def _usual(values: Floats) -> float:
-    """The standard deviation, were it not for outliers."""
+    """Return the standard deviation, were it not for outliers."""
     return float(1.4826 * np.median(np.abs(values)))

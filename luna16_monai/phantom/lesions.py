@@ -53,7 +53,7 @@ class ShapeBank:
     patient: NDArray[np.str_]
 
     def occupancy(self, shape: int) -> Floats:
-        """One shape as float32 (z, y, x), its contour steps smoothed away, its volume kept."""
+        """Return one shape as float32 (z, y, x), its contour steps smoothed away, its volume kept."""
         mask = np.pad(self.masks[shape].astype(np.float32) / _EVERY_READER, 2)
         along_z = float(np.clip(0.35 * self.slice_spacing_mm[shape] / BANK_SPACING_MM, 0.3, 1.2))
         smooth = ndimage.gaussian_filter(mask, (along_z, 0.5, 0.5))
@@ -96,7 +96,7 @@ def choose_look(rng: np.random.Generator, bank: ShapeBank, shape: int, softness:
 
 
 def random_turn(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A random rotation, in half of the cases with a reflection, (3, 3)."""
+    """Return a random rotation, in half of the cases with a reflection, (3, 3)."""
     matrix = Rotation.from_quat(rng.standard_normal(4)).as_matrix()
     return matrix * [1, 1, rng.choice([-1, 1])]
 
@@ -136,7 +136,7 @@ def nodule_share(
     shape_zyx: tuple[int, ...],
     spacing_zyx: Floats,
 ) -> tuple[Box, Floats]:
-    """The share of each voxel that a nodule fills, its centre of mass at ``middle_zyx`` (mm); see `share_of_voxels`."""
+    """Return the share of each voxel that a nodule around ``middle_zyx`` (mm) fills; see `share_of_voxels`."""
     occupancy = bank.occupancy(shape)
     centre = np.array(ndimage.center_of_mass(occupancy))
 
@@ -154,7 +154,7 @@ def nodule_share(
 
 
 def nodule_increment(rng: np.random.Generator, look: Look, share: Floats, around_hu: Floats) -> Floats:
-    """What to add to an image, HU, so that a nodule fills ``share`` of its voxels.
+    """Return what to add to an image, HU, so that a nodule fills ``share`` of its voxels.
 
     Args:
         share: from `nodule_share`, (z, y, x).
@@ -178,7 +178,7 @@ def ellipsoid_share(
     shape_zyx: tuple[int, ...],
     spacing_zyx: Floats,
 ) -> tuple[Box, Floats]:
-    """The share of each voxel that an ellipsoid fills; the rows of ``turn`` are the directions of its half axes."""
+    """Return the share of each voxel that an ellipsoid fills; rows of ``turn`` are directions of its half axes."""
 
     def share(offsets: Floats) -> Floats:
         radius = np.sqrt((((offsets @ turn.T) / half_axes_mm) ** 2).sum(1))
@@ -195,7 +195,7 @@ def tube_share(
     shape_zyx: tuple[int, ...],
     spacing_zyx: Floats,
 ) -> tuple[Box, Floats]:
-    """The share of each voxel that a tube fills: samples of its line (n, 3), relative to the middle, and radii (n,)."""
+    """Return the share of each voxel that a tube fills: samples of its line (n, 3) from the middle, radii (n,)."""
 
     def share(offsets: Floats) -> Floats:
         gap = np.linalg.norm(offsets[:, None] - line_mm, axis=2)

@@ -57,7 +57,7 @@ def _place_plugs(
 ) -> list[Floats]:
     """Short bent tubes, half of them forked, where nodules lie too: free, on vessels, near the wall.
 
-    Their volumes and their looks are those of nodules drawn from the bank, so that neither size nor brightness tells.
+    Their volumes and their looks are those of nodules drawn from the bank: size and brightness separate nothing.
     """
     lung, bank = chest.lung, load_shape_bank()
     placed = []

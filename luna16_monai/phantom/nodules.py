@@ -73,7 +73,7 @@ class ScanSettings:
         return JITTER_MM * min(self.difficulty, 1.0)
 
     def mimic_hu(self, hu: float) -> float:
-        """Brightness of a mimic, given that at difficulty 1: darker below it, nearer to solid nodules above."""
+        """Return the HU of a mimic, given that at difficulty 1: darker below it, nearer to solid nodules above."""
         return hu - 200 * max(1 - self.difficulty, 0) + 0.6 * max(self.difficulty - 1, 0) * (SOLID_HU - hu)
 
 
@@ -153,14 +153,14 @@ def _has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequ
 
 
 def in_view(points_zyx: Floats, size_mm: Floats, margin_mm: float) -> NDArray[np.bool_]:
-    """Which points (..., 3) lie inside the volume and its round field of view, off their edges by a margin."""
+    """Return which points (..., 3) lie inside the volume and its round field of view, off their edges by a margin."""
     boxed = ((points_zyx > margin_mm) & (points_zyx < size_mm - margin_mm)).all(-1)
     from_axis = np.linalg.norm((points_zyx - size_mm / 2)[..., 1:], axis=-1)
     return boxed & (from_axis < size_mm[1] / 2 - margin_mm)
 
 
 def clearance(points_zyx: Floats, nodules: Sequence[Nodule]) -> NDArray[np.float64]:
-    """Distance of each point (n, 3) to the nearest nodule's surface, mm; infinite without nodules."""
+    """Return the distance of each point (n, 3) to the nearest nodule's surface, mm; infinite without nodules."""
     if not nodules:
         return np.full(len(points_zyx), np.inf)
     centres = np.stack([n.position_zyx for n in nodules])

@@ -89,7 +89,8 @@ def finish_scan(
 
     Args:
         hu, geometry: the scan as drawn.
-        nodules, excluded, marks: what is in it, at mm in (z, y, x) from the volume's corner.
+        nodules, excluded, marks: what is in it, at mm in (z, y, x) from the volume's corner. A mark beyond the
+            outermost voxels' centres, as where a scan shows a part of the lungs alone, is moved onto them.
         flipped: whether rows and columns are stored backwards; no point of the world moves.
     """
 
@@ -97,13 +98,15 @@ def finish_scan(
         index = np.reshape(points_zyx, (-1, 3)) / geometry.spacing_zyx - 0.5
         return geometry.world_from_voxel(index).round(6).tolist()
 
+    half = np.array(geometry.spacing_zyx) / 2
+    places = [np.clip(p, half, np.array(hu.shape) * geometry.spacing_zyx - half) for p, _ in marks]
     findings = ScanFindings(
         nodules=[
             [*point, n.diameter_mm, n.kind, n.location, n.shape, n.texture, n.malignancy]
             for point, n in zip(world([n.position_zyx for n in nodules]), nodules, strict=True)
         ],
         excluded=[[*p, d] for p, (_, d) in zip(world([p for p, _ in excluded]), excluded, strict=True)],
-        candidates=[[*p, label] for p, (_, label) in zip(world([p for p, _ in marks]), marks, strict=True)],
+        candidates=[[*p, label] for p, (_, label) in zip(world(places), marks, strict=True)],
     )
     if flipped:
         backwards = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -114,7 +117,7 @@ def finish_scan(
 
 
 def _random_geometry(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Geometry:
-    """A random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
+    """Return a random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
     z, y, x = shape_zyx
     origin = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)]).round(6)
     return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.eye(3))

@@ -24,7 +24,7 @@ _HARDENING_CELLS = 64
 
 
 def drawn_per_slice(slice_spacing_mm: float) -> int:
-    """How many slices are drawn for each that is kept, so that they lie at most 1.3 mm apart."""
+    """Return how many slices are drawn for each that is kept, so that they lie at most 1.3 mm apart."""
     return max(1, int(np.ceil(slice_spacing_mm / _THICKEST_DRAWN_MM)))
 
 
@@ -82,7 +82,7 @@ def _unit(rng: np.random.Generator, scale: list[float]) -> Floats:
 
 
 def beam_hardening(image_hu: Floats, spacing_mm: float, loss: float) -> Floats:
-    """Dark bands between bones and brighter ones beside them, HU, float32 (z, y, x), the mean of each slice 0.
+    """Return dark bands between bones and brighter ones beside them, HU, float32 (z, y, x), the mean of each slice 0.
 
     X-rays lose their soft part in bone, so that a path through two bones is attenuated less than twice. What is missing
     grows with the square of the bone on the path (Herman, Phys Med Biol 1979); its filtered back-projection from 48
@@ -109,7 +109,7 @@ def beam_hardening(image_hu: Floats, spacing_mm: float, loss: float) -> Floats:
 
 @lru_cache(2)
 def _projection(rows: int, columns: int) -> sparse.csr_matrix:
-    """The matrix that sums cells along parallel paths: (views * bins, rows * columns), each cell shared by two bins."""
+    """Return the matrix that sums cells along parallel paths, (views * bins, rows * columns); two bins share a cell."""
     y, x = np.meshgrid(np.arange(rows) - (rows - 1) / 2, np.arange(columns) - (columns - 1) / 2, indexing="ij")
     bins = int(np.ceil(np.hypot(rows, columns))) + 2
     angles = np.arange(_VIEWS) * np.pi / _VIEWS
@@ -123,7 +123,7 @@ def _projection(rows: int, columns: int) -> sparse.csr_matrix:
 
 
 def _ct_noise(rng: np.random.Generator, shape_zyx: tuple[int, ...], spacing_mm: float, cutoff_per_mm: float) -> Floats:
-    """Noise of deviation 1 with the spectrum of filtered back-projection: a ramp, rolled off, in each slice."""
+    """Return noise of deviation 1 with the spectrum of filtered back-projection: a ramp, rolled off, in each slice."""
     rows, columns = shape_zyx[1:]
     frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)) / spacing_mm
     transfer = (np.sqrt(frequency) * np.exp(-((frequency / cutoff_per_mm) ** 2))).astype(np.float32)

@@ -65,7 +65,7 @@ def grow_tree(points_zyx: Floats, root_zyx: Floats, leaf_radius_mm: float) -> Tr
 
 @dataclass(frozen=True)
 class Branches:
-    """Sampled centre lines: ``points_zyx`` (n, 3) and ``radius_mm`` (n,), ``branch`` (n,) tells whose sample each is.
+    """Sampled centre lines: ``points_zyx`` (n, 3) and ``radius_mm`` (n,), ``branch`` (n,) is the branch of each.
 
     ``middle_zyx``, ``middle_radius_mm`` and ``direction_zyx`` hold one row a branch.
     """
@@ -114,7 +114,7 @@ def wind_branches(rng: np.random.Generator, tree: Tree) -> Branches:
 
 
 def crossings(one: Branches, other: Branches, thinnest_mm: float) -> Floats:
-    """Points (n, 3) where branches of two trees, both of that radius and more, pass each other and touch."""
+    """Return points (n, 3) where branches of two trees, both of that radius and more, pass each other and touch."""
     first, second = (np.flatnonzero(b.radius_mm >= thinnest_mm) for b in (one, other))
     if not len(first) or not len(second):
         return np.empty((0, 3))

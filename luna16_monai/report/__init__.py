@@ -1,6 +1,8 @@
-"""One self-contained HTML page about a run.
+"""Self-contained HTML pages: about a run, and about one CT.
 
-- ``page``: the page
+- ``page``: the page about a run
+- ``scan_page``: the page about one CT
+- ``places``: where points lie in the lungs
 - ``gallery``: pictures of examples
 - ``charts``: curves as SVG
 """

@@ -74,7 +74,7 @@ MOST_POINTS = 600
 
 
 def froc_chart(match: Match, draws: int = 1000, seed: int = 0) -> str:
-    """The FROC curve with its 95 % band and the seven points of the CPM."""
+    """Return the FROC curve with its 95 % band and the seven points of the CPM."""
     curve = froc_curve(match)
     rates = np.geomspace(RATES[0] * 0.8, RATES[-1] * 1.25, 60)
     with _chart() as (figure, axes):
@@ -92,8 +92,25 @@ def froc_chart(match: Match, draws: int = 1000, seed: int = 0) -> str:
         return _svg(figure, "froc")
 
 
+def rank_chart(at: Mapping[str, float], ci95: Mapping[str, Sequence[float]] | None) -> str:
+    """Sensitivity by the number of candidates of a scan that are looked at, with its 95 % intervals."""
+    places = range(len(at))
+    with _chart() as (figure, axes):
+        if ci95:
+            for place, number in enumerate(at):
+                axes.plot([place, place], ci95[number], color=ONE, alpha=0.35, linewidth=6)
+        axes.plot(places, list(at.values()), "o-", color=ONE, markersize=7, linewidth=1.6, clip_on=False)
+        axes.set_xticks(places, list(at))
+        axes.set_xlim(-0.4, len(at) - 0.6)
+        axes.grid(visible=False, axis="x")
+        _share_axis(axes, "y")
+        axes.set_xlabel("candidates of a scan, the most probable ones")
+        axes.set_ylabel("sensitivity")
+        return _svg(figure, "ranks")
+
+
 def diameter_chart(by_diameter: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sensitivity by diameter: a dot at one false positive a scan, a line from 1/8 to 8."""
+    """Return the sensitivity by diameter: a dot at one false positive a scan, a line from 1/8 to 8."""
     bins = {name: entry for name, entry in by_diameter.items() if entry["nodules"]}
     with _chart() as (figure, axes):
         for place, entry in enumerate(bins.values()):
@@ -112,7 +129,7 @@ def diameter_chart(by_diameter: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def roc_chart(probability: FloatArray, label: IntArray) -> str:
-    """The ROC curve of the candidates."""
+    """Return the ROC curve of the candidates."""
     true_positives, false_positives = _counts(probability, label)
     with _chart() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
@@ -129,7 +146,7 @@ def roc_chart(probability: FloatArray, label: IntArray) -> str:
 
 
 def precision_recall_chart(probability: FloatArray, label: IntArray) -> str:
-    """Precision against recall of the candidates; a line marks the share of nodules among them."""
+    """Return precision against recall of the candidates; a line marks the share of nodules among them."""
     true_positives, false_positives = (counts[1:] for counts in _counts(probability, label))
     recall, precision = true_positives / true_positives[-1], true_positives / (true_positives + false_positives)
     with _chart() as (figure, axes):
@@ -143,7 +160,7 @@ def precision_recall_chart(probability: FloatArray, label: IntArray) -> str:
 
 
 def ruler_chart(scores: Mapping[str, FloatArray], label: IntArray) -> str:
-    """ROC curves of up to three ways to tell malignant nodules from benign ones."""
+    """Return ROC curves of up to three ways to tell malignant nodules from benign ones."""
     with _chart() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
         for (name, values), colour in zip(scores.items(), (ONE, TWO, THREE), strict=False):
@@ -165,7 +182,7 @@ def reliability_chart(
     positives: str = "nodules",
     name: str = "reliability",
 ) -> str:
-    """The share of nodules against the probability, before and after calibration; the larger a dot, the more rows.
+    """Return the share of nodules against the probability, before and after calibration; a dot grows with its rows.
 
     Args:
         probability: (n,) raw.
@@ -192,7 +209,7 @@ def reliability_chart(
 
 
 def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], name: str, label: str) -> str:
-    """Scores by epoch.
+    """Return scores by epoch.
 
     Args:
         lines: up to three, each with its epochs and values.
@@ -212,7 +229,7 @@ def history_chart(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], na
 def trials_chart(
     drawn: Mapping[str, Sequence[Any]], scores: Sequence[float], label: str, axes_of: Mapping[str, Any]
 ) -> str:
-    """The score of each trial of a search against each thing that was tried; the best trial is marked.
+    """Return the score of each trial of a search against each thing that was tried; the best trial is marked.
 
     Args:
         drawn: by name, what each trial had: numbers, or texts for a choice.
@@ -250,7 +267,7 @@ def trials_chart(
 
 
 def standalone(svg: str) -> str:
-    """A chart as a picture of its own, in the report's light colours on white: for a notebook, slides or a paper."""
+    """Return a chart as a picture of its own, in the report's light colours on white, for a notebook or a paper."""
     for name, colour in LIGHT.items():
         svg = svg.replace(f"var(--{name})", colour)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
@@ -276,20 +293,20 @@ def _share_axis(axes: Axes, which: str) -> None:
 
 
 def _counts(probability: FloatArray, label: IntArray) -> tuple[IntArray, IntArray]:
-    """Nodules and others at or above each distinct probability, falling, after (0, 0)."""
+    """Return the nodules and others at or above each distinct probability, falling, after (0, 0)."""
     _, nodules, others = counts_at_thresholds(probability, label)
     return np.append(0, nodules), np.append(0, others)
 
 
 def _thinned(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """No more points than the eye can tell apart, evenly along the curve."""
+    """Return no more points than the eye can tell apart, evenly along the curve."""
     length = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
     rows = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MOST_POINTS)).clip(max=x.size - 1))
     return x[rows], y[rows]
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an element of the page, its ids told apart from other charts' by the name."""
+    """Return the figure as an element of the page, its ids made unique by the name."""
     content = io.StringIO()
     figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = content.getvalue()

@@ -43,7 +43,7 @@ class Example:
 
 
 def choose_examples(results: Results, per_kind: int = EXAMPLES_PER_KIND) -> list[Example]:
-    """What the gallery shows: the most probable false positives, the missed nodules, a sample of the hits.
+    """Return what the gallery shows: the most probable false positives, the missed nodules, a sample of the hits.
 
     A nodule is missed without a candidate on it, or below the threshold that brings one false positive a scan; those
     without come first, the largest before the others, then the least probable. Hits are spread evenly over their
@@ -100,7 +100,7 @@ def _nodule(row: int, results: Results, match: Match) -> Example:
 
 
 def _pictures(examples: Sequence[Example], store_dir: Path | None) -> list[dict[str, str] | None]:
-    """The slices of each example as data addresses; None where the store lacks that place."""
+    """Return the slices of each example as data addresses; None where the store lacks that place."""
     if store_dir is None or not (store_dir / "store.json").is_file():
         return [None] * len(examples)
     store = Store(store_dir)

@@ -78,13 +78,16 @@ def write_report(
 
 
 def _charts(results: Results, run: RunFolder) -> dict[str, str]:
-    """The charts that the run has data for, by name, as SVG."""
+    """Return the charts that the run has data for, by name, as SVG."""
     from luna16_monai.report import charts
 
     drawn: dict[str, str] = {}
     if results.match is not None:
         drawn["froc"] = charts.froc_chart(results.match)
         drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
+    ranks = results.metrics.content.get("sensitivity_at_candidates")
+    if ranks:
+        drawn["ranks"] = charts.rank_chart(ranks, results.metrics.content.get("sensitivity_at_candidates_ci95"))
     label = results.label
     positives = "malignant nodules" if "malignancy" in results.metrics else "nodules"
     if label is not None and 0 < label.sum() < label.size:
@@ -139,5 +142,5 @@ def _line(history: Sequence[Epoch], split: str, score: str) -> tuple[list[int], 
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """A number for the page; a dash where there is none."""
+    """Return a number for the page; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -19,10 +19,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from luna16_monai.machine.files import write_csv
-from luna16_monai.tables.points import COORDINATES, Key, point_key, read_points
+from luna16_monai.tables.points import COORDINATES, Key, has_column, point_key, read_points
 from luna16_monai.tables.text import open_table, require_columns
 
 COLUMNS = ("seriesuid", *COORDINATES, "class", "reviewer", "time")
+DIAMETER = "diameter_mm"
+"""A further column, where the diameter of any candidate is known; -1 for the others, as in LUNA16's own tables."""
 LONGEST_NAME = 64
 
 
@@ -34,11 +36,13 @@ class Decision:
         label: the class: 1 accepted as a nodule, 0 rejected.
         reviewer: who decided.
         time: when, UTC, ISO 8601.
+        diameter_mm: of the candidate; None where it is not known.
     """
 
     label: int
     reviewer: str
     time: str
+    diameter_mm: float | None = None
 
 
 def login_name() -> str:
@@ -88,18 +92,23 @@ class Decisions:
             cure = "it holds no decisions of reviewers, name another file"
             require_columns(rows.fieldnames, COLUMNS, self.path, cure)
             written = [(row["reviewer"], row["time"]) for row in rows]
+        known = read_points(self.path, DIAMETER).values.tolist() if has_column(self.path, DIAMETER) else []
+        diameters = [diameter if diameter > 0 else None for diameter in known] or [None] * len(written)
         points = table.points_xyz.tolist()
         return {
-            point_key(table.series_uids[code], point): Decision(int(label), *who_and_when)
-            for code, point, label, who_and_when in zip(table.series, points, table.values, written, strict=True)
+            point_key(table.series_uids[code], point): Decision(int(label), *who_and_when, diameter)
+            for code, point, label, who_and_when, diameter in zip(
+                table.series, points, table.values, written, diameters, strict=True
+            )
         }
 
-    def decide(self, key: Key, label: int | None) -> dict[Key, Decision]:
+    def decide(self, key: Key, label: int | None, diameter_mm: float | None = None) -> dict[Key, Decision]:
         """Write what the reviewer says about one candidate; None takes back what was said.
 
         Args:
             key: see `point_key`.
             label: 1, 0 or None.
+            diameter_mm: of the candidate, where it is known.
 
         Returns:
             All decisions, as the file has them now.
@@ -115,9 +124,14 @@ class Decisions:
             if label is None:
                 decisions.pop(key, None)
             else:
-                decisions[key] = Decision(label, self.reviewer, datetime.now(UTC).isoformat(timespec="seconds"))
-            rows = ((*key, one.label, one.reviewer, one.time) for key, one in decisions.items())
-            write_csv(self.path, COLUMNS, rows)
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                decisions[key] = Decision(label, self.reviewer, now, diameter_mm)
+            measured = any(one.diameter_mm for one in decisions.values())
+            rows = (
+                (*key, one.label, one.reviewer, one.time, *([one.diameter_mm or -1] if measured else []))
+                for key, one in decisions.items()
+            )
+            write_csv(self.path, (*COLUMNS, *([DIAMETER] if measured else [])), rows)
         return decisions
 
     @contextmanager

@@ -1,7 +1,7 @@
 """A page on this machine alone, to step through a prediction's candidates and to accept or reject them.
 
 The standard library's HTTP server behind four bars: it listens on 127.0.0.1; every address holds a token that is drawn
-at the start and told on the terminal; a ``Host`` that is not this machine's is refused, so that no web site can point
+at the start and printed on the terminal; a ``Host`` that is not this machine's is refused, so that no site can point
 a name of its own here (DNS rebinding); and no path is ever taken from a request, which can only name a candidate's
 number, a view and settings from closed lists. Rejected: a web framework, and a static page, which can save nothing.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -19,11 +18,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from socketserver import TCPServer
-from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs
 
-from luna16_monai.geometry.slices import VIEWS
+from luna16_monai.geometry.slices import NORMALS, VIEWS
 from luna16_monai.machine.errors import one_line
 from luna16_monai.review.session import SIDES_MM, WINDOWS_HU, Review
 
@@ -39,6 +37,16 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 FORBIDDEN = "403: this page opens only by the whole address that luna16 review has printed"
+
+
+def check_port(port: int) -> None:
+    """Refuse what is no port.
+
+    Raises:
+        ValueError: it is not from 0 to 65535.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port}: give a number from 1 to 65535, or 0 for a free one")
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -60,8 +68,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     def __init__(self, review: Review, port: int = 0) -> None:
         self.review, self.token, self.saved = review, secrets.token_urlsafe(24), 0
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port {port}: give a number from 1 to 65535, or 0 for a free one")
+        check_port(port)
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
@@ -85,23 +92,15 @@ class ReviewServer(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def serve_until_stopped(self, tell: Callable[[], object] = lambda: None) -> None:
-        """Serve until Ctrl-C, or until the process is asked to end.
+        """Serve until something is raised, as Ctrl-C is in the main thread, or another thread calls ``shutdown``.
 
         Args:
             tell: is called first; whoever reads what it prints may stop the server at once.
         """
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise KeyboardInterrupt
-
-        before = signal.signal(signal.SIGTERM, stop)
         try:
             tell()
             self.serve_forever()
-        except KeyboardInterrupt:
-            pass
         finally:
-            signal.signal(signal.SIGTERM, before)
             self.server_close()
 
 
@@ -121,17 +120,23 @@ class _Handler(BaseHTTPRequestHandler):
         name, query = self._asked()
         if name is None:
             return self._forbid()
-        answers = {"": self._page, "candidates": self._candidates, "decisions": self._decisions, "slice": self._slice}
+        answers = {
+            "": self._page,
+            "candidates": self._candidates,
+            "decisions": self._decisions,
+            "slice": self._slice,
+            "whole": self._whole,
+        }
         return self._answer(answers.get(name), query)
 
     def do_POST(self) -> None:
-        """Save a decision."""
+        """Save a decision, or a candidate that is missing."""
         # one that is not understood might leave half a body behind, so the connection ends with it
         self.close_connection = True
         name, query = self._asked()
         if name is None:
             return self._forbid()
-        return self._answer(self._decide if name == "decide" else None, query)
+        return self._answer({"decide": self._decide, "add": self._add}.get(name), query)
 
     def _asked(self) -> tuple[str | None, dict[str, list[str]]]:
         """What is asked for, None without token or from under another host's name; and how."""
@@ -149,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"404: there is no such page")
         try:
             return answer(query)
-        except (LookupError, ValueError) as error:
+        except (LookupError, ValueError, OverflowError) as error:
             status, text = HTTPStatus.BAD_REQUEST, one_line(error)
         except OSError as error:
             status, text = HTTPStatus.INTERNAL_SERVER_ERROR, one_line(error)
@@ -168,15 +173,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _candidates(self, query: dict[str, list[str]]) -> None:
         review = self.server.review
+        state = review.decided()
         self._send_json(
             {
                 "candidates": review.candidates,
                 "views": list(VIEWS),
+                "axes": {view: [*axes, NORMALS[view]] for view, axes in VIEWS.items()},
+                "scans": {uid: {view: vars(one) for view, one in of.items()} for uid, of in review.planes.items()},
                 "sides_mm": SIDES_MM,
                 "windows": list(WINDOWS_HU),
                 "reviewer": review.decisions.reviewer,
                 "file": review.decisions.path.name,
-                **review.decided(),
+                **state,
             }
         )
 
@@ -192,13 +200,33 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._send(HTTPStatus.OK, "image/jpeg", picture, {"X-Scrolling": json.dumps(scrolling)})
 
-    def _decide(self, query: dict[str, list[str]]) -> None:
+    def _whole(self, query: dict[str, list[str]]) -> None:
+        series_uid, view, window = (_one(query, name) for name in ("series", "view", "window"))
+        picture = self.server.review.whole(series_uid, view, int(_one(query, "number")), window)
+        self._send(HTTPStatus.OK, "image/jpeg", picture)
+
+    def _said(self) -> dict[str, Any]:
+        """The JSON object that was sent; a form of another site cannot send one."""
         length = int(self.headers.get("Content-Length", ""))
         if not 0 < length <= LONGEST_BODY or self.headers.get_content_type() != "application/json":
             raise ValueError(f"a decision of {length} bytes: send a small JSON object")
         said = json.loads(self.rfile.read(length))
-        kinds = [type(said.get(name)) for name in ("number", "label")] if isinstance(said, dict) else []
-        if kinds not in ([int, int], [int, type(None)]):
+        return said if isinstance(said, dict) else {}
+
+    def _add(self, query: dict[str, list[str]]) -> None:
+        said = self._said()
+        point, diameter = said.get("point_xyz"), said.get("diameter_mm")
+        numbers = [*point, diameter] if isinstance(point, list) else []
+        if len(numbers) != 4 or any(type(one) not in (int, float) for one in numbers):
+            raise ValueError("a candidate names series_uid, point_xyz of three numbers and diameter_mm: send these")
+        state = self.server.review.add(str(said.get("series_uid")), numbers[:3], numbers[3])
+        self.server.saved += 1
+        self._send_json(state)
+
+    def _decide(self, query: dict[str, list[str]]) -> None:
+        said = self._said()
+        kinds = [type(said.get(name)) for name in ("number", "label")]
+        if "label" not in said or kinds not in ([int, int], [int, type(None)]):
             raise ValueError("a decision names a number and a label of 1, 0 or null: send both")
         state = self.server.review.decide(said["number"], said["label"])
         self.server.saved += 1

@@ -139,6 +139,9 @@ class RunRecord:
         seen_series: all series that its weights have seen: its own training series and, as far as their identifiers
             are known, those of its first weights, of the weights before them, and so on.
         network_def: the arguments of ``NoduleNet``; None of another network.
+        bf16_blocks: whether each block of the network was trained in bfloat16 on a CPU; empty where that was not asked
+            for.
+        keeps_memory: whether the C library kept freed memory; None in an older record.
     """
 
     settings: Mapping[str, Any]
@@ -150,15 +153,18 @@ class RunRecord:
     data: DataRecord
     seen_series: tuple[str, ...] = ()
     network_def: Mapping[str, Any] | None = None
+    bf16_blocks: tuple[bool, ...] = ()
+    keeps_memory: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of the file; what is not told is left out."""
+        """Return the content of the file; what is not known is left out."""
         content = asdict(self)
         content["data"] = {key: value for key, value in content["data"].items() if value is not None}
         if not self.seen_series:
             del content["seen_series"]
-        if self.network_def is None:
-            del content["network_def"]
+        for name in ("network_def", "bf16_blocks", "keeps_memory"):
+            if content[name] in (None, ()):
+                del content[name]
         return content
 
     @classmethod
@@ -181,6 +187,8 @@ class RunRecord:
             data=DataRecord(**{"name": "unknown", "kind": "unknown", **data}),
             seen_series=tuple(content.get("seen_series", data["train_series"] or ())),
             network_def=content.get("network_def"),
+            bf16_blocks=tuple(map(bool, content.get("bf16_blocks", ()))),
+            keeps_memory=content.get("keeps_memory"),
         )
 
 
@@ -270,7 +278,7 @@ class RunFolder:
             ) from error
 
     def read_record(self) -> RunRecord | None:
-        """Return what the run says of itself; None where it says nothing.
+        """Return the run's record; None where there is none.
 
         Raises:
             ValueError: the file is damaged.
@@ -286,7 +294,7 @@ class RunFolder:
             ) from error
 
     def read_network(self) -> dict[str, Any]:
-        """Return what the run says of its network; nothing where it says nothing.
+        """Return what the run records of its network; nothing without a record.
 
         Returns:
             ``network_def``, the arguments of ``NoduleNet``, without the norms, which ``model.pt`` holds folded; and
@@ -312,7 +320,7 @@ class RunFolder:
             ) from error
 
     def write_record(self, record: RunRecord) -> None:
-        """Write what the run says of itself."""
+        """Write the run's record."""
         write_json(self.record_file, record.as_json())
 
     def seen_series(self) -> tuple[str, ...]:
@@ -382,7 +390,7 @@ class RunFolder:
 
 
 def _finite(value: Any) -> Any:
-    """The same content with None for numbers that JSON does not know."""
+    """Return the same content with None for numbers that JSON does not know."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

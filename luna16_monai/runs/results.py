@@ -67,7 +67,7 @@ def write_results(
     calibrated: FloatArray | None = None,
     subsets: Mapping[str, int | None] | None = None,
 ) -> Metrics:
-    """Write the files and return the content of metrics.json, which is last: it never tells of tables not there.
+    """Write the files and return the content of metrics.json, which is last: it never names tables that are not there.
 
     Args:
         folder: where to; made if need be.
@@ -195,17 +195,17 @@ def _numbers(texts: Sequence[str]) -> FloatArray:
 
 
 def _rows(texts: Sequence[str]) -> IntArray:
-    """Row numbers from 0, -1 where the table names none."""
+    """Return row numbers from 0, -1 where the table names none."""
     return np.array([int(text) - 1 if text else -1 for text in texts], dtype=np.int64)
 
 
 def _from_one(rows: IntArray) -> NDArray[np.object_]:
-    """Row numbers as the tables have them: from 1, empty where there is none."""
+    """Return row numbers as the tables have them: from 1, empty where there is none."""
     return np.where(rows >= 0, (rows + 1).astype(object), "")
 
 
 def _where(there: NDArray[np.bool_], values: FloatArray, rows: IntArray) -> NDArray[np.object_]:
-    """The values of the rows named, empty where none is."""
+    """Return the values of the rows named, empty where none is."""
     found = np.full(rows.shape, "", dtype=object)
     found[there] = values[rows[there]]
     return found

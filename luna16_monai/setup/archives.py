@@ -32,7 +32,7 @@ _BLOCK = 1 << 18
 
 
 def in_gb(size: float) -> str:
-    """A number of bytes in words."""
+    """Return a number of bytes in words."""
     return f"{size / 1e9:.1f} GB"
 
 
@@ -83,7 +83,7 @@ def unpack(path: Path, key: str, output: Path) -> dict[str, int]:
 
 
 def _targets(members: Sequence[zipfile.ZipInfo], key: str) -> dict[str, zipfile.ZipInfo]:
-    """The members to unpack by the names that they get below the data folder."""
+    """Return the members to unpack by the names that they get below the data folder."""
     elsewhere = "name another mirror with --base-url"
     if len(members) > MOST_MEMBERS:
         raise ValueError(f"{key} has {len(members)} members, more than any of LUNA16's: {elsewhere}")
@@ -114,7 +114,7 @@ def _targets(members: Sequence[zipfile.ZipInfo], key: str) -> dict[str, zipfile.
 
 
 def _place(member: zipfile.ZipInfo, key: str) -> PurePosixPath:
-    """A member's path, refused where it could lead out of a folder or is no plain file's."""
+    """Return a member's path, refused where it could lead out of a folder or is no plain file's."""
     # as it stands in the archive: zipfile cuts it at a NUL
     name = member.orig_filename.replace("\\", "/")
     kind = stat.S_IFMT(member.external_attr >> 16)

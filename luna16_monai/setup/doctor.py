@@ -2,7 +2,7 @@
 
 Nothing is changed and no voxel is read. A check that fails in itself is a finding like any other, so that one broken
 package does not hide what else is wrong; hence packages are imported inside the checks, MONAI not at all (it takes
-seconds). What merely could be better is told and counts as no problem: no GPU, no data yet, no store yet.
+seconds). What merely could be better is reported and counts as no problem: no GPU, no data yet, no store yet.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
 
     Returns:
         JSON-ready: ``ok``, false where a check found a problem, and ``checks``, each with ``name``, ``ok`` (null where
-        it is told but no problem), ``found``, ``problem`` and ``cure`` (null where there is none).
+        it is reported but no problem), ``found``, ``problem`` and ``cure`` (null where there is none).
     """
     examinations: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
@@ -70,7 +70,7 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
 
 
 def told(result: dict[str, Any]) -> str:
-    """The result of `examine` as a table for the terminal, each problem with its cure below it."""
+    """Return the result of `examine` as a table for the terminal, each problem with its cure below it."""
     checks = result["checks"]
     wrong = sum(check["ok"] is False for check in checks)
     lines = ["doctor: all is well" if not wrong else f"doctor: {wrong} problem{'s' if wrong > 1 else ''}"]
@@ -159,7 +159,7 @@ def _install(what: str) -> str:
 
 
 def _pins() -> dict[str, str]:
-    """The tested versions by package; none where the source tree is not there."""
+    """Return the tested versions by package; none where the source tree is not there."""
     from packaging.utils import canonicalize_name
 
     if not CONSTRAINTS.is_file():
@@ -224,7 +224,7 @@ def _memory() -> Iterator[Check]:
 
 
 def _cgroup_memory() -> tuple[int | None, int | None]:
-    """What the control groups of this process leave it, and their limit; (bytes, bytes), None where there is none."""
+    """Return what the control groups of this process leave it and their limit, in bytes; None where there are none."""
     places = []
     for line in (PROC / "self" / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -345,7 +345,7 @@ def _units(data: Path) -> Iterator[Check]:
 
 
 def _series(data: Path) -> dict[str, Path]:
-    """The CTs of a data folder by series, as their names tell."""
+    """Return the CTs of a data folder by series, by their names."""
     from luna16_monai.ct.folders import SUBSETS, subset_folder
     from luna16_monai.ct.opening import has_ct_suffix, series_uid
 

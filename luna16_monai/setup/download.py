@@ -123,7 +123,7 @@ def download(
 
 
 def _published(record: int, keys: set[str], base: str) -> list[Archive]:
-    """What a record tells of the wanted archives; nothing is asked where none is wanted of it."""
+    """Return what a record lists of the wanted archives; nothing is asked where none is wanted of it."""
     wanted = [key for key in RECORDS[record] if key in keys]
     if not wanted:
         return []
@@ -195,7 +195,7 @@ def _marker(output: Path, archive: Archive) -> Path:
 
 
 def _finished(output: Path, archive: Archive) -> dict[str, int] | None:
-    """The files of an archive with their sizes, if they are all there; None where it is to be fetched."""
+    """Return the files of an archive with their sizes, if they are all there; None where it is to be fetched."""
     try:
         marker = json.loads(_marker(output, archive).read_text(encoding="utf-8"))
         files = {str(name): int(size) for name, size in marker["files"].items()}
@@ -261,5 +261,5 @@ def _fetch_right(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
 
 def _md5(path: Path) -> str:
     with path.open("rb") as stream:
-        # it finds accidents, no forgery, which a machine in FIPS mode wants to be told
+        # it finds accidents, no forgery, which a machine in FIPS mode wants to be stated
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

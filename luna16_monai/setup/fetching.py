@@ -32,7 +32,7 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a record, as the record tells it: its name, address, size in bytes and md5 in hexadecimal."""
+    """A file of a record, as the record lists it: its name, address, size in bytes and md5 in hexadecimal."""
 
     key: str
     url: str
@@ -216,7 +216,7 @@ def _skip(bar: tqdm[Any], size: int) -> None:
 
 
 def _contradiction(response: http.client.HTTPResponse, have: int, size: int) -> str | None:
-    """In what the headers differ from the record; None where they agree or are silent."""
+    """Return what in the headers differs from the record; None where they agree or are silent."""
     if response.status == 206:
         told = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())

@@ -35,7 +35,7 @@ def download_lidc(output: Path, patients: Sequence[str] | None = None, progress:
         progress: whether to show a bar.
 
     Returns:
-        JSON-ready: ``output``, ``series``, ``fetched`` (series), ``bytes`` (of those fetched, as the index tells).
+        JSON-ready: ``output``, ``series``, ``fetched`` (series), ``bytes`` (of those fetched, by the index).
 
     Raises:
         ModuleNotFoundError: idc-index is missing.
@@ -75,6 +75,6 @@ def download_lidc(output: Path, patients: Sequence[str] | None = None, progress:
 
 
 def _count(output: Path, series: dict[str, Any]) -> int:
-    """How many DICOM files of a series are there."""
+    """Return how many DICOM files of a series are there."""
     folder = output.joinpath(*(str(series[name.removeprefix("%")]) for name in LAYOUT.split("/")))
     return sum(1 for _ in folder.glob("*.dcm"))

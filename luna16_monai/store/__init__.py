@@ -1,6 +1,7 @@
 """The volume store: prepared CTs.
 
 - ``index``: the store's index
+- ``source``: the files that a volume was made of
 - ``reading``: read cutouts, verify
 - ``preparation``: how a CT becomes a volume
 - ``prepare``: prepare a data folder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class InMemoryStore:
 
     Attributes:
         cts: the opened CT of each series; none is opened again.
+        way: the recipe and the spacing: CTs in two stores of one way are prepared alike.
         wrong: why a series that lies beside others in a folder can't be read.
 
     Raises:
@@ -56,6 +58,7 @@ class InMemoryStore:
                         "name one of them, or rename a file"
                     )
                 self.cts[uid] = found
+        self.way = (str(Path(recipe).resolve()), str(spacing_zyx))
         self.transform = Preparation.read(Path(recipe), spacing_zyx).build()
         for step in getattr(self.transform, "transforms", ()):
             if isinstance(step, LoadImaged):
@@ -64,13 +67,19 @@ class InMemoryStore:
         self.kept = kept
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
 
+    def holding(self, cts: Mapping[str, CT]) -> InMemoryStore:
+        """Return a store of the same recipe with other CTs, which are open already."""
+        other = copy.copy(self)
+        other.cts, other.wrong, other._volumes = dict(cts), {}, OrderedDict()
+        return other
+
     @property
     def series_uids(self) -> tuple[str, ...]:
         """The series of the CTs, sorted."""
         return tuple(sorted(self.cts))
 
     def volume(self, uid: str) -> Volume:
-        """A CT on the recipe's grid.
+        """Return a CT on the recipe's grid.
 
         Raises:
             KeyError: none of the CTs is this series.

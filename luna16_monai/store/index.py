@@ -11,7 +11,7 @@ INDEX = "store.json"
 
 
 def read_index(store_dir: Path) -> dict[str, Any]:
-    """What stands in a store's ``store.json``.
+    """Return what stands in a store's ``store.json``.
 
     Raises:
         FileNotFoundError: there is no store.
@@ -30,7 +30,7 @@ def read_index(store_dir: Path) -> dict[str, Any]:
 
 
 def read_entry(sidecar: Path) -> dict[str, Any] | None:
-    """What stands beside a volume; None where it is absent or damaged."""
+    """Return what stands beside a volume; None where it is absent or damaged."""
     try:
         entry = json.loads(sidecar.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -26,7 +26,7 @@ from luna16_monai.machine.errors import one_line, root_cause
 from luna16_monai.store.reader import already_open
 from luna16_monai.store.resampling import as_int16, holding_back
 
-# each LoadImaged tells of a reader for GPUs that it does without, though none asks for it
+# each LoadImaged logs that it does without a reader for GPUs, though none asks for it
 _GPU_READER = "NvImgCodec"
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
@@ -79,7 +79,7 @@ class Preparation:
     def build(
         self, data_dir: Path | None = None, allow_symlinks: bool = False
     ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-        """The transforms, as MONAI's config parser builds them.
+        """Return the transforms, as MONAI's config parser builds them.
 
         Args:
             data_dir: what the list may refer to as ``@data_dir``, for the reader: links must not leave it.
@@ -116,7 +116,7 @@ def prepare_volume(
     """Read one CT and send it through MONAI transforms.
 
     Args:
-        ct: an opened CT, which `CTReader` then does not open again; or the path of one.
+        ct: an opened CT, which `reader.CTReader` then does not open again; or the path of one.
         transform: takes {"image": path}, gives a MetaTensor (1, x, y, z) in HU under "image".
         hold_back: resample no more than the boxes that are taken out of the volume, when they are taken.
 

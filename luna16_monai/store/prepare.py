@@ -22,16 +22,22 @@ import torch
 from tqdm import tqdm
 
 from luna16_monai.ct.folders import CTFile, find_cts
+from luna16_monai.machine.claims import require_same
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.files import atomic_write, remove_abandoned, write_json
 from luna16_monai.machine.processes import run_tasks
+from luna16_monai.store import source
 from luna16_monai.store.index import FORMAT, INDEX, read_entry, read_index
 from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import find_table, read_candidates, read_series_list
 
-Execute = Callable[[Callable[[CTFile], None], Sequence[CTFile]], Iterator[None]]
-"""Runs a function for each CT somewhere: `workers.run_tasks`, or that of a cluster."""
+logger = logging.getLogger(__name__)
+
+Work = Callable[[CTFile], str | None]
+"""Prepares a CT, and returns what a user is to know of it, if anything."""
+Execute = Callable[[Work, Sequence[CTFile]], Iterator[str | None]]
+"""Runs a function for each CT somewhere: `processes.run_tasks`, or that of a cluster."""
 CHUNKS_ZYX, BLOCKS_ZYX = (64, 128, 128), (16, 16, 16)
 
 
@@ -75,7 +81,7 @@ def prepare(
             f"{len(missing)} of the series in {data_dir / 'seriesuids.csv'} have no CT, the first is {missing[0]}: "
             "download the rest, or go on without them with --allow-missing"
         )
-    # read first, so that a wrong line in it is told before the long work
+    # read first, so that a wrong line in it is reported before the long work
     candidates = read_candidates(data_dir) if _has_candidates(data_dir) else None
     _begin(store_dir, recipe)
     remove_abandoned(store_dir)
@@ -94,15 +100,21 @@ def _prepare_all(
     cts: Sequence[CTFile],
     store_dir: Path,
     recipe: Preparation,
-    work: Callable[[CTFile], None],
+    work: Work,
     execute: Execute,
     progress: bool,
 ) -> None:
     """Prepare the CTs that are not finished, under a bar."""
-    todo = [ct for ct in cts if _finished_entry(store_dir, ct.series_uid, recipe.hash) is None]
+    entries = {ct.series_uid: _finished_entry(store_dir, ct.series_uid, recipe.hash) for ct in cts}
+    todo = [ct for ct in cts if (e := entries[ct.series_uid]) is None or source.compare(ct.ct, e) != source.State.SAME]
+    if any(entries[ct.series_uid] is not None for ct in todo):
+        # until what has changed is made anew, this is no whole store
+        write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
     with tqdm(total=len(cts), initial=len(cts) - len(todo), desc="prepare", unit="CT", disable=not progress) as bar:
-        for _ in execute(work, todo):
+        for said in execute(work, todo):
             bar.update()
+            if said:
+                logger.warning("%s", said)
 
 
 def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing: Sequence[str]) -> None:
@@ -117,7 +129,7 @@ def _finish(cts: Sequence[CTFile], store_dir: Path, recipe: Preparation, missing
 
 
 class _Log(logging.FileHandler):
-    """A log that a full disk does not stop: the work itself tells of that."""
+    """A log that a full disk does not stop: the work itself reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing."""
@@ -128,7 +140,7 @@ class _Log(logging.FileHandler):
             super().close()
 
 
-def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
+def _logged(ct: CTFile, work: Work, log_dir: Path) -> str | None:
     """Prepare a CT and add to its log."""
     log_dir.mkdir(parents=True, exist_ok=True)
     handler = _Log(log_dir / f"{ct.series_uid}.log", encoding="utf-8")
@@ -143,8 +155,9 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
 
     try:
         note(f"{ct.path.name} on {platform.node()}")
-        work(ct)
-        note("finished")
+        said = work(ct)
+        note("finished" if said is None else f"finished; {said}")
+        return said
     except Exception as error:
         note(f"failed: {one_line(error)}")
         raise
@@ -153,10 +166,16 @@ def _logged(ct: CTFile, work: Callable[[CTFile], None], log_dir: Path) -> None:
         handler.close()
 
 
-def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> None:
+def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> str | None:
     if multiprocessing.parent_process() is not None:
         # one of several workers: their threads would only wait for each other
         torch.set_num_threads(1)
+    files = source.identify(ct.ct)
+    before = _finished_entry(store_dir, ct.series_uid, recipe.hash)
+    changed = [] if before is None else source.changed_files(files, before)
+    if before is not None and not changed:
+        write_json(store_dir / f"{ct.series_uid}.json", {**before, source.KEY: files})
+        return None
     volume = prepare_volume(ct.ct, _built(recipe, data_dir, allow_symlinks))
     # one thread, for the same bytes at every call: two runs at once then agree on the checksum
     content = blosc2.asarray(
@@ -173,6 +192,7 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
         "format": FORMAT,
         "series_uid": ct.series_uid,
         "source": ct.path.name,
+        source.KEY: files,
         "recipe": recipe.hash,
         "geometry": volume.geometry.to_dict(),
         "scan": volume.scan.to_dict(),
@@ -180,10 +200,13 @@ def _prepare_one(ct: CTFile, store_dir: Path, recipe: Preparation, data_dir: Pat
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     write_json(store_dir / f"{ct.series_uid}.json", entry)
+    if not changed:
+        return None
+    return f"series {ct.series_uid}: {', '.join(changed)} has changed since it was prepared: it was prepared again"
 
 
 def _built(recipe: Preparation, data_dir: Path, allow_symlinks: bool) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """The recipe's transforms, built once in each process."""
+    """Return the recipe's transforms, built once in each process."""
     return _built_of(json.dumps(recipe.config), data_dir, allow_symlinks)
 
 
@@ -201,15 +224,17 @@ def _begin(store_dir: Path, recipe: Preparation) -> None:
     if (store_dir / INDEX).exists():
         index = read_index(store_dir)
         begun = any(path.name != INDEX for path in store_dir.glob("*.json"))
-        if index["recipe"] != recipe.hash and begun:
-            raise ValueError(
-                f"the store {store_dir} was made by another transform list (spacing_zyx "
-                f"{index['spacing_zyx'] or 'native'}, now {recipe.spacing_zyx or 'native'}): "
-                "name another --store, or remove this one"
-            )
+        if begun:
+            was, now = _settings(index["recipe"], index["spacing_zyx"]), _settings(recipe.hash, recipe.spacing_zyx)
+            require_same(store_dir, "store", was, now, "name another --store, or remove this one")
         if index["recipe"] == recipe.hash:
             return
     write_json(store_dir / INDEX, _index(recipe, complete=False, missing=[], series={}))
+
+
+def _settings(recipe_hash: str, spacing_zyx: Sequence[float] | None) -> dict[str, Any]:
+    """Return what two calls must agree on, by the names of the error."""
+    return {"spacing_zyx": list(spacing_zyx) if spacing_zyx else "native", "transform list": recipe_hash[:12]}
 
 
 def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +250,7 @@ def _index(recipe: Preparation, complete: bool, missing: Iterable[str], series: 
 
 
 def _finished_entry(store_dir: Path, series_uid: str, recipe_hash: str) -> dict[str, Any] | None:
-    """What stands beside a finished volume; None where it is absent, damaged or of another recipe."""
+    """Return what stands beside a finished volume; None where it is absent, damaged or of another recipe."""
     entry = read_entry(store_dir / f"{series_uid}.json")
     path = store_dir / f"{series_uid}.b2nd"
     if entry is None or entry.get("recipe") != recipe_hash or entry.get("format") != FORMAT:

@@ -94,7 +94,7 @@ class CTReader(ImageReader):
 
 
 def _transposed(voxels_zyx: NDArray[Any]) -> NDArray[Any]:
-    """The voxels in (x, y, z), contiguous as MONAI would make them, but plane by plane: three times as fast."""
+    """Return the voxels in (x, y, z), contiguous as MONAI would make them, but plane by plane: three times as fast."""
     voxels = np.empty(voxels_zyx.shape[::-1], voxels_zyx.dtype)
     for y in range(voxels.shape[1]):
         voxels[:, y] = voxels_zyx[:, y].T

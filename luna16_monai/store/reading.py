@@ -83,7 +83,7 @@ class Store:
         return tuple(self.index["missing"])
 
     def volume(self, series_uid: str) -> Volume:
-        """A series, its voxels read piece by piece as they are asked for.
+        """Return a series, its voxels read piece by piece as they are asked for.
 
         Raises:
             KeyError: the store does not have the series.

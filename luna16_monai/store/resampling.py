@@ -112,7 +112,7 @@ class Held:
         return self.stand_in
 
     def stands_for(self, image: Tensor) -> bool:
-        """Whether an image is the placeholder, untouched since."""
+        """Return whether an image is the placeholder, untouched since."""
         return self.stand_in is not None and image.data_ptr() == self.stand_in.data_ptr() and not any(image.stride())
 
     @property
@@ -175,13 +175,13 @@ _TRILINEAR = ("bilinear", "border")
 
 
 def _xform(img: Any, dst_affine: Tensor | None) -> Tensor:
-    """From the index of an output voxel to that of the input, (4, 4)."""
+    """Return the matrix from the index of an output voxel to that of the input, (4, 4)."""
     source = np.asarray(img.affine, np.float64)
     return torch.from_numpy(np.linalg.solve(source, source if dst_affine is None else np.asarray(dst_affine)))
 
 
 def _positions(img: Any, dst_affine: Tensor | None, spatial_size: Any) -> list[np.ndarray] | None:
-    """Where along each input axis the output voxels lie; None where the axes are not parallel, or nothing changes."""
+    """Return where along each input axis the output voxels lie; None where axes are oblique, or nothing changes."""
     if not isinstance(spatial_size, Sequence | np.ndarray) or len(spatial_size) != 3 or min(img.shape[1:]) < 2:
         return None
     xform = _xform(img, dst_affine).numpy()

@@ -4,5 +4,6 @@
 - ``points``: tables of points
 - ``luna16``: LUNA16's tables
 - ``lidc``: LIDC-IDRI's patients and ratings
+- ``cutouts``: labelled cutouts, voxels and table
 - ``hits``: which point lies on which nodule
 """

@@ -76,7 +76,7 @@ class Findings:
 
 
 def pairs_inside(marks: Marks, findings: Findings) -> tuple[IntArray, IntArray]:
-    """All pairs (mark, finding) of one scan with the mark strictly inside the finding's radius, (p,) each."""
+    """Return all pairs (mark, finding) of one scan with the mark strictly inside the finding's radius, (p,) each."""
     squared_radius = (findings.scored_diameter_mm / 2) ** 2
     scans = np.intersect1d(marks.scan, findings.scan)
     pairs = [np.empty((2, 0), dtype=np.int64)]
@@ -90,14 +90,14 @@ def pairs_inside(marks: Marks, findings: Findings) -> tuple[IntArray, IntArray]:
 
 
 def _rows_by_scan(scan: IntArray, scans: IntArray) -> Iterator[IntArray]:
-    """Yields the rows of each of the wanted scans in turn."""
+    """Yield the rows of each of the wanted scans in turn."""
     order = np.argsort(scan, kind="stable")
     starts, stops = (np.searchsorted(scan[order], scans, side) for side in ("left", "right"))
     return (order[start:stop] for start, stop in zip(starts, stops, strict=True))
 
 
 def _check_points(kind: str, scan: IntArray, points_xyz: FloatArray, value: FloatArray) -> None:
-    """Raises ValueError unless there is one scan number, one finite position and one value a row."""
+    """Check, raising ValueError, that there is one scan number, one finite position and one value a row."""
     n = scan.size
     if scan.shape != (n,) or points_xyz.shape != (n, 3) or value.shape != (n,):
         raise ValueError(
@@ -110,7 +110,7 @@ def _check_points(kind: str, scan: IntArray, points_xyz: FloatArray, value: Floa
 
 
 def nearest_nodule(points: PointTable, nodules: PointTable) -> NDArray[np.int64]:
-    """The nodule that each point lies on, by LUNA16's hit rule; of several the one whose middle is nearest.
+    """Return the nodule that each point lies on, by LUNA16's hit rule; of several the one whose middle is nearest.
 
     Args:
         points: candidates.
@@ -165,7 +165,7 @@ def _best_of_each(
 
 
 def lies_on(points: PointTable, findings: PointTable) -> NDArray[np.bool_]:
-    """Which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``hits.pairs_inside``).
+    """Return which points lie on a finding, by the hit rule of LUNA16's evaluation (see ``hits.pairs_inside``).
 
     Args:
         points: candidates or marks.

@@ -87,7 +87,7 @@ class Readings:
         return len(self.series_uids)
 
     def select(self, rows: Sequence[int] | IntArray) -> Readings:
-        """The same with only these rows."""
+        """Return the same with only these rows."""
         kept = np.asarray(rows, np.int64)
         return Readings(
             self.source,
@@ -147,12 +147,12 @@ def write_readings(
 
 
 def lidc_readings() -> Readings:
-    """The readings of LIDC-IDRI that come with the package: 2,655 nodules that one reader or more outlined."""
+    """Return the readings of LIDC-IDRI that come with the package: 2,655 nodules that one reader or more outlined."""
     return read_readings(Path(__file__).parents[1] / "resources" / "lidc_readings.csv")
 
 
 def readings_for(data_dir: Path) -> Readings:
-    """The data folder's own ``nodule_readings.csv``; else LIDC-IDRI's nodules with three readers or more.
+    """Return the data folder's own ``nodule_readings.csv``; else LIDC-IDRI's nodules with three readers or more.
 
     Raises:
         ValueError: the data folder's table is malformed.
@@ -164,6 +164,6 @@ def readings_for(data_dir: Path) -> Readings:
 
 
 def shape_ratings() -> dict[int, tuple[int, ...]]:
-    """The ratings of each shape in the phantom's bank, by its number."""
+    """Return the ratings of each shape in the phantom's bank, by its number."""
     shipped = lidc_readings()
     return {shape: rated for shape, rated in zip(shipped.shape.tolist(), shipped.ratings, strict=True) if shape >= 0}

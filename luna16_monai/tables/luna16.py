@@ -22,7 +22,7 @@ SAME_NODULE_MM = 0.01
 """Two nodules are not so near each other."""
 SERIES_COLUMNS = {"seriesuid", "seriesuids", "seriesinstanceuid", "seriesinstanceuids"}
 """What the header of a list of series calls them, letters alone."""
-FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".dcm")
+FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".nrrd", ".dcm")
 DICOM_UID = re.compile(r"\d+(\.\d+)+")
 
 
@@ -166,7 +166,7 @@ def _check_series_uids(uids: Sequence[str], path: Path | zipfile.Path) -> None:
 
 
 def read_series_list(data_dir: Path) -> tuple[str, ...] | None:
-    """The series that a data folder's ``seriesuids.csv`` lists, sorted; None without that table."""
+    """Return the series that a data folder's ``seriesuids.csv`` lists, sorted; None without that table."""
     path = find_table(data_dir, "seriesuids")
     return None if path is None else read_series_uids(path)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table,
 
 
 def from_ras(table: PointTable) -> PointTable:
-    """A table whose points were RAS, as LPS: x and y change their signs."""
+    """Return a table whose points were RAS, as LPS: x and y change their signs."""
     flipped: Mapping[str, Any] = {**vars(table), "points_xyz": lps_from_ras(table.points_xyz)}
     return PointTable(**flipped)
 
@@ -61,7 +62,7 @@ class PointTable:
         return len(self.series)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> PointTable:
-        """The same table with only these rows (a mask or indices); the list of series stays as it is."""
+        """Return the same table with only these rows (a mask or indices); the list of series stays as it is."""
         return replace(
             self,
             series=self.series[rows],
@@ -83,7 +84,7 @@ class PointTable:
         return point_key(self.series_uids[self.series[row]], self.points_xyz[row].tolist())
 
     def series_codes(self, series_uids: Sequence[str]) -> NDArray[np.int32]:
-        """Each row's index into another list of series, -1 where that list lacks the row's series.
+        """Return each row's index into another list of series, -1 where that list lacks the row's series.
 
         Args:
             series_uids: distinct series, in any order.
@@ -156,7 +157,7 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
 
 
 def has_column(path: Path | zipfile.Path, column: str) -> bool:
-    """Whether the header of a table names this column."""
+    """Return whether the header of a table names this column."""
     with open_table(path) as lines:
         return column in [name.strip() for name in next(csv.reader(lines), [])]
 
@@ -167,7 +168,8 @@ def write_points(
     points_xyz: ArrayLike,
     values: ArrayLike,
     value_column: str,
-    **more: ArrayLike,
+    /,
+    **more: ArrayLike | Sequence[object],
 ) -> None:
     """Write a table in LUNA16's columns; the file is whole or absent.
 
@@ -177,10 +179,10 @@ def write_points(
         points_xyz: (n, 3) world LPS in mm, written with 6 decimals.
         values: (n,) numbers.
         value_column: the last column's name.
-        more: further columns, (n,) each.
+        more: further columns, (n,) each, under any name; a list is written as it is.
     """
     points = np.asarray(points_xyz, float).reshape(-1, 3).tolist()
-    columns = [np.asarray(column).tolist() for column in (values, *more.values())]
+    columns = [c if isinstance(c, list | tuple) else np.asarray(c).tolist() for c in (values, *more.values())]
     rows = zip(series_uids, points, *columns, strict=True)
     write_csv(
         path,
@@ -205,7 +207,7 @@ def point_key(series_uid: str, point_xyz: Iterable[float]) -> Key:
 
 
 def duplicate_rows(table: PointTable) -> NDArray[np.intp]:
-    """Rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
+    """Return rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
     order, same = _runs_of_equal_points(table)
     return np.sort(order[1:][same])
 
@@ -239,7 +241,9 @@ def _parse_rows(
         rows = [row for row in rows if row]
     if not set(map(len, rows)) <= {len(header)}:
         line, row = next((line, row) for line, row in zip(lines, rows, strict=True) if len(row) != len(header))
-        raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: mend it")
+        commas = len(row) > len(header) and all(part.strip().lstrip("+-").isdigit() for part in row[-2:])
+        cure = "write the numbers with points where they have decimal commas" if commas else "mend it"
+        raise ValueError(f"{path}, line {line}: {len(row)} values, but the header names {len(header)}: {cure}")
     uid_position, *number_positions = positions
     uids = [row[uid_position].strip() for row in rows]
     for uid in dict.fromkeys(uids):
@@ -257,10 +261,9 @@ def _parse_rows(
             numbers[:, target] = np.nan
         if not np.isfinite(numbers[:, target]).all():
             line, text = next((line, text) for line, text in zip(lines, texts, strict=True) if not _is_finite(text))
-            raise ValueError(
-                f"{path}, line {line}: {header[position]} is {text[:40]!r}, not a finite number: "
-                "mend or remove the line"
-            )
+            comma = re.fullmatch(r"\s*[-+]?\d+,\d+\s*", text)
+            cure = f"write {text.strip().replace(',', '.')}, with a point" if comma else "mend or remove the line"
+            raise ValueError(f"{path}, line {line}: {header[position]} is {text[:40]!r}, not a finite number: {cure}")
     series = np.fromiter((codes[uid] for uid in uids), np.int32, len(uids))
     return series, numbers, np.array(lines, np.int32)
 

@@ -41,6 +41,7 @@ def require_columns(
         ValueError: names file and column.
     """
     names = list(header or ())
+    _require_commas(names, columns, path)
     for column in columns:
         if names.count(column) != 1:
             what = "is missing" if column not in names else "stands there twice"
@@ -49,6 +50,17 @@ def require_columns(
                 f"{cure or 'the header must name ' + ', '.join(columns)}"
             )
     return [names.index(column) for column in columns]
+
+
+def _require_commas(names: Sequence[str], columns: Sequence[str], path: Path | zipfile.Path) -> None:
+    """Refuse a header whose columns are parted by something else, as spreadsheets of many languages write it."""
+    for sign, what in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        parts = {part.strip().strip('"') for name in names for part in name.split(sign)}
+        if any(sign in name for name in names) and set(columns) & parts:
+            raise ValueError(
+                f"{path}, line 1: the columns are parted by {what}: save the table with commas between the columns, "
+                "and points in the numbers"
+            )
 
 
 def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:
@@ -70,7 +82,7 @@ def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
 
 
 def _is_series_uid(uid: str) -> bool:
-    """Whether this may become part of a file's name."""
+    """Return whether this may become part of a file's name."""
     return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
 
 

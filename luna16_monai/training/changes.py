@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from luna16_monai.runs.folder import RunFolder
 from luna16_monai.training.comparison import differences
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def accepted(before: Mapping[str, Any], now: Mapping[str, Any], resume_changed: 
         if (setting := place if place in FIXED else place.split("#")[0]) in FIXED:
             raise ValueError(
                 f"the run in {run} cannot go on with another {setting} ({line}), since {FIXED[setting]}: start a new "
-                f"run in another output_dir, if need be with --init_weights {run / 'model.pt'}"
+                f"run in another output_dir, if need be with --init_weights {RunFolder(run).weights}"
             )
     told = "; ".join([*changed.values()][:10])
     if not resume_changed and not (set(changed) == {EPOCHS} and _more(before.get(EPOCHS), now.get(EPOCHS))):
@@ -85,7 +86,7 @@ def require_same_candidates(before: Mapping[str, str], now: Mapping[str, str], r
             raise ValueError(
                 f"the {split} candidates are not those of the run in {run}: its list of candidates, their classes or "
                 "the scans in the store have changed. Go on with the data set that it was trained on, or start a new "
-                f"run in another output_dir, if need be with --init_weights {run / 'model.pt'}"
+                f"run in another output_dir, if need be with --init_weights {RunFolder(run).weights}"
             )
 
 

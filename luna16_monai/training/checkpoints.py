@@ -132,8 +132,9 @@ class Checkpoints:
                 if not is_dead_worker(error):
                     raise
                 # without its cause: what the broken connection says would only mislead
+                shm = " in /dev/shm (docker run --shm-size 2g)" if "shared memory" in str(error) else ""
                 raise RuntimeError(
-                    f"{DEAD_WORKER}, perhaps for want of memory; the state is saved up to iteration "
+                    f"{DEAD_WORKER}, perhaps for want of memory{shm}; the state is saved up to iteration "
                     f"{self.saved_iteration}: go on with --resume true, and a smaller num_workers or cache_gb"
                 ) from None
         if self.signal is not None:
@@ -285,7 +286,7 @@ class Checkpoints:
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """Note a signal instead of dying of it; a second one of its kind does its usual work.
+        """Note a signal instead of ending by it; a second one of its kind has its usual effect.
 
         Not so with several processes: there the second comes by itself, from torchrun after a scheduler's.
         """

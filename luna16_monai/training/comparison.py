@@ -16,7 +16,7 @@ PRIVATE = {
 }
 # how the config comes to run; what it imports stands in full in what is compared
 STEPS = {"imports", "initialize", "run", "training", "evaluating", "finalize", "several_processes"}
-# what tells of a run, and changes nothing in it: parts of a config, and handlers
+# what reports a run, and changes nothing in it: parts of a config, and handlers
 TELLING_PARTS = {"train#checkpoints", "validate#more_results", "validate#tensorboard"}
 TELLING = {
     *(f"luna16_monai.training.handlers.{name}" for name in ("Progress", "Profile", "PrecisionRecallCurve")),

@@ -1,4 +1,4 @@
-"""Ignite handlers that watch a run: progress, finite losses, profile, precision-recall curve."""
+"""Ignite handlers that watch or guide a run: a fresh head, progress, finite losses, profile, precision-recall curve."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from monai.utils import evenly_divisible_all_gather
+from torch import nn
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.machine.files import write_json
+from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.training.metrics import CandidateScores
 
 if TYPE_CHECKING:
@@ -68,6 +71,37 @@ class FiniteLoss:
         )
 
 
+class HeadWarmUp:
+    """Train the head alone at first, where it starts fresh on a backbone that was trained before.
+
+    Gradients of a head that knows nothing would spoil that backbone. They are dropped for all but the head in the first
+    twentieth of the run, half of the rate's warm-up; with batch norms their running statistics follow the data.
+
+    Args:
+        network: as `load_initial_weights` left it: its ``fresh_head`` says whether this is needed.
+    """
+
+    SHARE = 20
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Workflow) -> None:
+        """Attach to the trainer."""
+        if isinstance(self.network, NoduleNet) and self.network.fresh_head:
+            logger.info("the head is trained alone in the first twentieth of the run")
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Drop the gradients, if it is early enough."""
+        state = engine.state
+        if state.iteration * self.SHARE > state.max_epochs * state.epoch_length:
+            return
+        for name, parameter in self.network.named_parameters():
+            if not name.startswith("head."):
+                parameter.grad = None
+
+
 class Progress:
     """One progress display for terminals and log files: a line every few seconds, and one with the epoch's scores.
 
@@ -75,7 +109,7 @@ class Progress:
         name: what is running.
         seconds: between two lines.
         scores: what the epoch's line shows.
-        best: whether it also tells that the epoch is the best so far.
+        best: whether it also says that the epoch is the best so far.
     """
 
     def __init__(

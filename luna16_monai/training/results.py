@@ -25,12 +25,14 @@ from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import calibrate, operating_points
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.machine.memory import keeps_freed_memory
 from luna16_monai.networks.folding import folded_state
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs import folder
 from luna16_monai.runs.results import write_results
-from luna16_monai.runs.seen import Seen, read_seen, write_seen
+from luna16_monai.runs.seen import Seen, read_seen, write_seen, write_seen_by_all
 from luna16_monai.training.metrics import CandidateScores
 
 SPLITS = ("train", "validation")
@@ -52,6 +54,8 @@ class ResultFiles:
         draws: of the bootstrap.
         seed: of the draws, and of the folds of the calibration.
         more: each gives a part of metrics.json, see `Part`; they come last.
+        weights: that gave the probabilities, where they lie elsewhere; what they were trained on is written beside the
+            submission too. None for those of ``output_dir``.
     """
 
     def __init__(
@@ -62,9 +66,10 @@ class ResultFiles:
         draws: int = 1000,
         seed: int = 0,
         more: Sequence[Part] = (),
+        weights: str | None = None,
     ) -> None:
         self.folder, self.scores, self.candidates = folder.RunFolder(output_dir), scores, candidates
-        self.draws, self.seed, self.more = draws, seed, more
+        self.draws, self.seed, self.more, self.weights = draws, seed, more, weights
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -92,6 +97,8 @@ class ResultFiles:
             **self._parts(numbers, probability),
         }
         self.folder.write_submission(rows, probability, calibrated)
+        if self.weights is not None:
+            write_seen_by_all(self.folder.submission_file, [read_seen(self.weights)])
         subsets = None if truth is None else truth.subsets
         write_results(self.folder.path, metrics, rows, probability, evaluation, label, calibrated, subsets)
 
@@ -227,6 +234,8 @@ class RunRecord:
                 candidates_sha256={"train": split.train.digest(), "validation": split.validation.digest()},
             ),
             seen_series=tuple(sorted({*split.train_series, *seen})),
+            bf16_blocks=network.bfloat16_blocks if isinstance(network, NoduleNet | NoduleDetector) else (),
+            keeps_memory=keeps_freed_memory(),
         )
 
     def attach(self, engine: Workflow) -> None:

@@ -6,21 +6,32 @@ would be built before the seed is set, and a ``@resume`` would be the text "fals
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from monai.data import set_track_meta
+from torch import nn
 
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
+from luna16_monai.machine.claims import require_empty
+from luna16_monai.networks.backends import require_device
+from luna16_monai.networks.bfloat16 import try_convolutions
+from luna16_monai.networks.nodule_detector import NoduleDetector
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.networks.precision import try_bfloat16
 from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
 from luna16_monai.training import distributed, seeds, tracking
 
-SHARED = ("dataset_dir", "deterministic", "init_weights", "network", "split")
+logger = logging.getLogger(__name__)
+
+SHARED = ("bf16", "dataset_dir", "deterministic", "init_weights", "network", "split")
 TRAINING = (*SHARED, "device", "output_dir", "resume", "seed")
 # the last two are for MONAI, which shows them as parts of the bundle
 EVALUATION = (*SHARED, "run_dir", "dataset", "preprocessing")
@@ -39,6 +50,7 @@ def training() -> None:
     explain_errors()
     build_on()
     check_settings(*TRAINING)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     if value_of("several_processes", False):
         distributed.start(value_of("device"))
@@ -48,7 +60,10 @@ def training() -> None:
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
     seeds.seed_network(value_of("seed"))
-    load_initial_weights(value_of("network"), value_of("init_weights"))
+    first = value_of("init_weights")
+    trained = {} if first is None else RunFolder(Path(first).parent).read_network()
+    load_initial_weights(value_of("network"), first, trained.get("shape_zyx"))
+    choose_precision(value_of("network"), value_of("bf16", False), value_of("device"), value_of("output_dir"))
 
 
 def evaluation() -> None:
@@ -61,6 +76,7 @@ def evaluation() -> None:
     build_on()
     take_recorded_network(value_of("init_weights"))
     check_settings(*EVALUATION)
+    require_device(value_of("device", "cpu"))
     tracking.adapt()
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
@@ -78,7 +94,54 @@ def inference() -> None:
     explain_errors()
     build_on()
     check_settings()
+    require_device(value_of("device", "cpu"))
     set_track_meta(False)
+
+
+def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, output_dir: Path | str) -> None:
+    """Let those blocks of the network be trained in bfloat16 for which a self-test finds it right and faster.
+
+    On a CPU alone; CUDA has ``amp``. A detector is trained in it as a whole or not at all. A run that goes on keeps the
+    blocks that its record names. Several processes take the blocks that are right on all of them.
+
+    Args:
+        network: is changed, not copied.
+        bf16: whether it is wanted.
+        device: of the training.
+        output_dir: of the run; what it records is that of the run to continue.
+
+    Raises:
+        ValueError: ``bf16`` is neither true nor false, or the network is neither NoduleNet nor NoduleDetector, which is
+            one block.
+    """
+    if not isinstance(bf16, bool):
+        raise ValueError(f"bf16 {bf16}: give true or false")
+    if not bf16 or torch.device(device).type != "cpu":
+        return
+    if isinstance(network, NoduleNet):
+        found = try_bfloat16(network)
+    elif isinstance(network, NoduleDetector):
+        found = try_convolutions(network, torch.full((4, 1, 32, 64, 64), -500.0))
+    else:
+        raise ValueError(f"bf16 true: {type(network).__name__} is not made of blocks as NoduleNet is: set it to false")
+    record = RunFolder(output_dir).read_record()
+    before = () if record is None else record.bf16_blocks
+    wanted = before or found.chosen
+    # rank 0 alone may see the run's folder
+    first = distributed.from_first(bytes(wanted))
+    wanted = tuple(map(bool, first or b""))
+    wrong = [distributed.greatest(int(asked and not right)) for asked, right in zip(wanted, found.right, strict=False)]
+    chosen = tuple(asked and not bad for asked, bad in zip(wanted, wrong, strict=True))
+    if before and chosen != before:
+        logger.warning("bf16: this machine trains other blocks in it than the run did before: its results will differ")
+    network.bfloat16_blocks = chosen
+    numbers = [number for number, low in enumerate(chosen, 1) if low]
+    logger.info(
+        "bf16: blocks %s of the network (a self-test took %.2f of float32's time; right in blocks %s)",
+        ", ".join(map(str, numbers)) or "none",
+        found.time_ratio,
+        ", ".join(str(number) for number, right in enumerate(found.right, 1) if right) or "none",
+    )
 
 
 def claim(output_dir: Path | str, resume: bool) -> None:
@@ -92,13 +155,9 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     if idist.get_rank() > 0:
         return
     folder = Path(output_dir)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    used = [name for name in there if name != "validation" and not name.startswith("events.out.tfevents")]
-    if used and not resume:
-        raise FileExistsError(
-            f"output_dir {folder} is in use (it holds {', '.join(used[:5])}): continue that run with --resume true, "
-            "or name another output_dir"
-        )
+    if not resume:
+        cure = "continue that run with --resume true, or name another output_dir"
+        require_empty(folder, cure, ignored=("validation", "events.out.tfevents*"))
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -30,7 +30,7 @@ PREFIXES = {"trainer": "train", "validator": "validation", "evaluator": "evaluat
 
 
 class Tracking(MLFlowHandler):
-    """MONAI's handler, which tells the scores of each engine under a name of its own.
+    """MONAI's handler, which logs the scores of each engine under a name of its own.
 
     Args:
         prefix: of the names of the scores.

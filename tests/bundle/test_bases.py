@@ -69,6 +69,13 @@ def test_base_files_refuses(tmp_path, names, error, message):
         base_files({"builds_on": names}, tmp_path)
 
 
+def test_malignancys_inference_is_the_nodule_bundles_but_for_what_it_says():
+    first, second = (read_whole(folder / "inference.yaml") for folder in (NODULES, MALIGNANCY))
+    assert set(second) == set(first)
+    assert {key for key in first if first[key] != second[key]} == {"imports", "output_file", "volumes"}
+    assert {key for key in first["volumes"] if first["volumes"][key] != second["volumes"][key]} == {"recipe"}
+
+
 def test_laid_over_changes_single_keys_lengthens_lists_and_makes_all_imports():
     below = {"imports": ["$import a", "$import b"], "x": 1, "part": {"_target_": "dict", "one": 1, "items": [1]}}
     above = {"imports": ["$import c", "$import a"], "part": {"two": 2, "+items": [2], "+more": [3]}}

@@ -97,6 +97,12 @@ def test_new_name_and_old_name_lead_to_each_other(old, new):
     assert old_name(f"luna16_monai.{new}") == f"luna16_monai.{old}"
 
 
+def test_a_name_of_between_leads_to_that_of_today_and_back_to_the_oldest():
+    now = "luna16_monai.evaluation.submission.validation_reference"
+    assert new_name("luna16_monai.evaluation.submission.validation_truth") == now
+    assert old_name(now) == "luna16_monai.evaluation.validation_truth"
+
+
 def test_names_of_others_stay():
     for name in (
         "torch.nn.Linear",

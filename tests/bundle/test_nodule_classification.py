@@ -471,7 +471,7 @@ def test_a_used_output_folder_is_refused_and_nothing_in_it_is_touched(finished):
     done = command("run", settings)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"luna16: output_dir {output} is in use (it holds ")
+    assert last.startswith(f"luna16: {output} is not empty (it holds ")
     assert last.endswith("continue that run with --resume true, or name another output_dir")
     assert {path: path.stat().st_mtime_ns for path in sorted(output.rglob("*"))} == before
 

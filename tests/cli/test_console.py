@@ -80,7 +80,27 @@ def test_bundle_is_the_nodule_bundle_or_one_that_is_trusted(tmp_path, capsys):
 def test_device_auto_is_cuda_where_it_is_available(there, device, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     assert console.device("auto") == device
+
+
+def test_device_refuses_what_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert console.device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match=r"device cuda:2: there is cuda:0 to cuda:1, and cpu: name one of them"):
+        console.device("cuda:2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError, match=rf"device {name}: .*, so there is cpu alone: name that one"):
+            console.device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "GPU", "0", "cuda:", "cuda:x", "mps", ""])
+def test_device_must_be_named_as_one(name, capsys):
+    parser = argparse.ArgumentParser()
+    console.add_device(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", name])
+    assert f"{name!r} is no device: name auto, cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
 def test_tell_prints_the_line_or_the_json_alone(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -139,3 +140,69 @@ def test_review_opens_points_of_any_format(data, tmp_path):
         shown.append([(one["series_uid"], one["point_xyz"], one["probability"]) for one in session.candidates])
     assert shown[0] == [("a", [2, 6, 7], 0.75), ("a", [5, 5, 5], 0.25)]
     assert shown[1] == shown[2] == shown[0]
+
+
+# --- what is known of the list, and what would be lost ------------------------------------------------------------
+
+
+def test_predict_keeps_the_lists_columns_behind_its_own(call, words, tmp_path):
+    table = tmp_path / "points.csv"
+    header = "id,seriesuid,path,coordX,coordY,coordZ,probability,class,diameter_mm,malignancy,note,id"
+    rows = ["007,a,x,5,5,5,0.25,1,4.5,high,'é, \"two\"',1", "008,a,y,2,6,7,0.5,0,-1,,,2"]
+    table.write_text("\n".join([header, *(row.replace("'é, \"two\"'", '"é, ""two"""') for row in rows)]) + "\n")
+    assert call(*words, "--malignancy")[0] == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        written, *cells = csv.reader(stream)
+    place, behind = written[:4], written[7:]
+    assert place == ["seriesuid", "coordX", "coordY", "coordZ"]
+    assert written[4:7] == ["probability", "calibrated_probability", "malignancy"]
+    # what the list called probability is the detector's; another name that is taken is the list's
+    assert behind == [
+        "id", "path", "detection_probability", "class", "diameter_mm", "list_malignancy", "note", "list_id",
+    ]  # fmt: skip
+    assert cells[0][7:] == ["007", "x", "0.25", "1", "4.5", "high", 'é, "two"', "1"]
+    assert cells[1][7:] == ["008", "y", "0.5", "0", "-1", "", "", "2"]
+    # predicted once more: three names are taken
+    table.write_bytes((tmp_path / "out.csv").read_bytes())
+    assert call(*words)[0] == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        again = next(csv.reader(stream))
+    ours, theirs = again[4:6], again[6:10]
+    assert ours == ["probability", "calibrated_probability"]
+    assert theirs == ["list_probability", "list_calibrated_probability", "malignancy", "id"]
+    assert "detection_probability" in again
+
+
+def test_predict_keeps_what_other_formats_know(call, words, tmp_path):
+    write_points(tmp_path / "points.csv", ["a"], [[5, 5, 5]], [0.25], "probability", diameter_mm=[4.0])
+    assert call(*converted(call, words, tmp_path / "a.mrk.json", "slicer"))[0] == 0
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["detection_probability"], row["diameter_mm"]) == ("0.25", "4.0")
+
+
+def test_predict_refuses_to_write_over_what_it_reads(call, words, tmp_path, data):
+    table, output = tmp_path / "points.csv", words.index("--output") + 1
+    before = table.read_bytes()
+    (tmp_path / "linked.csv").symlink_to(table)
+    for same in (table, tmp_path / "." / "points.csv", tmp_path / "linked.csv"):
+        words[output] = same
+        refused(call(*words), "points.csv", "would be lost", "name another file")
+    words[output] = data / "subset0" / "a.mhd"
+    refused(call(*words), "a.mhd", "would be lost")
+    words[output] = tmp_path / "out.csv"
+    refused(call(*words, "--dicom-sr", table), "--dicom-sr", "would be lost")
+    refused(call(*words, "--dicom-sr", tmp_path / "out.csv"), "--output and --dicom-sr are both")
+    assert table.read_bytes() == before
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict_refuses_a_folder_before_the_work(call, words, tmp_path):
+    output = words.index("--output") + 1
+    words[output] = tmp_path / "results"
+    words[output].mkdir()
+    refused(call(*words), "results is a folder", "name a file in it")
+    words[output] = tmp_path / "points.csv" / "out.csv"
+    refused(call(*words), "points.csv is a file, where a folder is needed")
+    words[output] = tmp_path / "out.csv"
+    refused(call(*words, "--explain", tmp_path / "points.csv"), "points.csv is a file, where a folder is needed")

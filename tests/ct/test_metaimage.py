@@ -173,6 +173,8 @@ def test_open_metaimage_reads_windows_line_ends(tmp_path):
         ({"Orientation": "0 1 0 1 0 0 0 0 1"}, "scan.mhd line 13: key 'Orientation' is not read, and would change"),
         ({"ElementToIntensityFunctionOffset": "-1024"}, "key 'ElementToIntensityFunctionOffset' is not read"),
         ({"offset": "0 0 0"}, "key 'offset' is not read, and would change the voxels or their place"),
+        # ITK takes the colon for the equals sign, and so reads a key that seems to be another one
+        ({"CompressedData :": "True"}, "key 'CompressedData :' is not read, and would change the voxels"),
         ({"PatientName\x07": "x"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
         ({"Comment": "a\x00b"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
         ({"Comment": "a\tb\x07"}, "scan.mhd line 13 is not of the form 'Key = Value'"),
@@ -404,6 +406,11 @@ def test_open_metaimage_compares_the_compressed_size(tmp_path):
     packed = zlib.compress(VOXELS.tobytes())
     path = write_zraw(tmp_path, packed, CompressedDataSize="1000")
     refused(path, f"scan.zraw is too short: {len(packed)} bytes, its header says 1000")
+    # ITK reads so many bytes and no more; what it would leave out must be nothing
+    path = write_zraw(tmp_path, packed, CompressedDataSize="12")
+    refused(path, f"scan.zraw is too long: {len(packed)} bytes, its header says 12")
+    padded = write_zraw(tmp_path, packed + bytes(7), CompressedDataSize=str(len(packed)))
+    np.testing.assert_array_equal(open_metaimage(padded).read(), VOXELS)
 
 
 def test_open_metaimage_allocates_nothing_for_a_header_that_lies(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.calibration import CalibrationErrorMetric
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, precision_recall_curve
@@ -12,12 +14,14 @@ from luna16_monai.evaluation.calibration import (
     Calibration,
     best_f1_threshold,
     brier_score,
+    calibrate,
     confusion,
     counts_at_thresholds,
     cross_fit,
     expected_calibration_error,
     fit_platt,
     fit_temperature,
+    operating_points,
     reliability_curve,
     threshold_at_false_positives_per_scan,
 )
@@ -176,6 +180,18 @@ def test_expected_calibration_error_weighs_bins_by_their_candidates() -> None:
     assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
 
 
+def test_expected_calibration_error_equals_monais() -> None:
+    rng = np.random.default_rng(5)
+    # in the middle between multiples of 1/256, so clear of the edges of 16 bins, which MONAI moves by 1e-7
+    probability = (rng.integers(0, 256, 4000) + 0.5) / 256
+    label = (rng.random(4000) < probability**1.5).astype(np.int64)
+    metric = CalibrationErrorMetric(num_bins=16, calibration_reduction="expected")
+    metric(torch.from_numpy(probability).float()[None, None], torch.from_numpy(label)[None, None])
+    expected = expected_calibration_error(probability, label, 16)
+    assert 0.05 < expected < 0.5
+    assert metric.aggregate().item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_reliability_curve_refuses_no_bins() -> None:
     with pytest.raises(ValueError, match=r"number of bins \(0\)"):
         reliability_curve(PROBABILITY, LABEL, bins=0)
@@ -249,3 +265,30 @@ def test_counts_at_thresholds_count_equal_probabilities_together():
     probability = np.array([0.2, 0.9, 0.5, 0.5, 0.2])
     threshold, nodules, others = counts_at_thresholds(probability, np.array([0, 1, 1, 0, 0]))
     assert (threshold.tolist(), nodules.tolist(), others.tolist()) == ([0.9, 0.5, 0.2], [1, 2, 2], [0, 1, 3])
+
+
+def test_calibrate_takes_back_the_share_of_nodules_in_training() -> None:
+    # true probability sigmoid(x - 3), the network says sigmoid(x): slope 1, offset -3
+    random = np.random.default_rng(0)
+    x, scan = random.normal(0, 2, 20_000), np.arange(20_000) % 20
+    label = (random.random(x.size) < expit(x - 3)).astype(int)
+    calibrated, summary = calibrate(expit(x), label, scan)
+    assert calibrated is not None
+    assert summary["platt"]["slope"] == pytest.approx(1, abs=0.1)
+    assert summary["platt"]["offset"] == pytest.approx(-3, abs=0.15)
+    assert summary["platt"]["ece"] < 0.02 < summary["temperature"]["ece"] < summary["raw"]["ece"]
+    assert np.abs(calibrated - expit(x - 3)).max() < 0.1
+
+
+def test_calibrate_tells_why_it_was_skipped() -> None:
+    calibrated, summary = calibrate(np.array([0.1, 0.9]), np.array([0, 1]), np.array([4, 4]))
+    assert (calibrated, list(summary)) == (None, ["skipped"])
+
+
+def test_thresholds_give_the_confusion_at_each() -> None:
+    # falling: 0.9 nodule, 0.8 other, 0.6 nodule, 0.3 other; 2 scans, so two false positives are one a scan
+    result = operating_points(np.array([0.3, 0.9, 0.6, 0.8]), np.array([0, 1, 1, 0]), n_scans=2)
+    best, one = result["best_f1"], result["one_false_positive_per_scan"]
+    assert [best[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.6, 2, 1, 1, 0]
+    assert [one[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.3, 2, 2, 0, 0]
+    assert "optimistic" in result["chosen_on"]

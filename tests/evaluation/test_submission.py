@@ -1,8 +1,4 @@
-"""Scoring against tables: the guards, the figures beside the score, the files, the command and the bundle's config.
-
-In the hand-made cases all points lie on the x axis. Scan 1.1 has nodules at 0 (diameter 6) and 50 mm (diameter 8) and
-an excluded finding at 100 mm; scan 1.2 has no nodule; 1.9 is in the tables, but not in the list of series.
-"""
+"""Scoring against tables: the guards, the figures beside the score, the command and the bundle's config."""
 
 from __future__ import annotations
 
@@ -13,39 +9,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import monai
-import numpy as np
 import pytest
 import torch
 from monai.bundle import create_workflow
 from point_tables import point_table
-from scipy.special import expit
+from scored_tables import EXCLUDED, MARKS, NODULES, truth
 
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation import submission as evaluation
-from luna16_monai.evaluation.calibration import calibrate, operating_points
-from luna16_monai.evaluation.submission import NO_EXCLUDED, ReferenceStandard, evaluate, read_subsets, validation_truth
+from luna16_monai.evaluation.submission import (
+    NO_EXCLUDED,
+    ReferenceStandard,
+    evaluate,
+    read_subsets,
+    validation_reference,
+)
 from luna16_monai.machine.files import write_json
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.runs.results import read_results, write_results
+from luna16_monai.runs.results import read_results
+from luna16_monai.runs.seen import Seen, seen_beside, write_seen
 from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATE = ROOT / "bundles" / "nodule_classification" / "configs" / "evaluate.yaml"
-NODULES = [("1.1", 0.0, 0, 0, 6.0), ("1.1", 50.0, 0, 0, 8.0), ("1.9", 0.0, 0, 0, 9.0)]
-EXCLUDED = [("1.1", 100.0, 0, 0, -1.0), ("1.9", 9.0, 0, 0, -1.0)]
-# a hit, its double, one on the excluded finding, a false positive in each scan
-MARKS = [
-    ("1.1", 1.0, 0, 0, 0.9),
-    ("1.1", 2.0, 0, 0, 0.3),
-    ("1.1", 101.0, 0, 0, 0.8),
-    ("1.1", 200.0, 0, 0, 0.4),
-    ("1.2", 5.0, 0, 0, 0.2),
-]
 COUNTS = ("nodules", "true_positives", "false_positives", "ignored_on_excluded", "ignored_double", "scored_candidates")
-
-
-def truth(series: tuple[str, ...] = ("1.1", "1.2"), excluded: bool = True, **more: object) -> ReferenceStandard:
-    return ReferenceStandard(series, point_table(NODULES), point_table(EXCLUDED) if excluded else None, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -85,17 +72,17 @@ class TestTruth:
         assert truth(subsets={"1.1": 4}).scan_subset is None
         assert truth().scan_subset is None
 
-    def test_validation_truth_gives_no_score_of_a_sample_of_negatives(self, phantom_dir: Path) -> None:
-        assert validation_truth(phantom_dir, ["x"], validation_negatives=100) is None
+    def test_validation_reference_gives_no_score_of_a_sample_of_negatives(self, phantom_dir: Path) -> None:
+        assert validation_reference(phantom_dir, ["x"], validation_negatives=100) is None
 
-    def test_validation_truth_tells_what_is_missing(self, tables: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_validation_reference_tells_what_is_missing(self, tables: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING)
         (tables / "annotations_excluded.csv").unlink()
-        marked = validation_truth(tables, ["1.2", "1.1"])
+        marked = validation_reference(tables, ["1.2", "1.1"])
         assert marked is not None
         assert (marked.series_uids, marked.excluded) == (("1.1", "1.2"), None)
         (tables / "annotations.csv").unlink()
-        assert validation_truth(tables, ["1.1"]) is None
+        assert validation_reference(tables, ["1.1"]) is None
         assert [NO_EXCLUDED in caplog.messages[0], "no annotations.csv" in caplog.messages[1]] == [True, True]
 
 
@@ -184,95 +171,6 @@ class TestEvaluate:
         result = evaluation.compare(one, one, draws=20)
         assert (result["cpm_difference"], result["cpm_difference_ci95"], result["scans"]) == (0.0, [0.0, 0.0], 2)
         assert [text[:20] for text in result["warnings"]] == ["first submission: 1 ", "second submission: 1"]
-
-
-class TestLabels:
-    def test_calibrate_takes_back_the_share_of_nodules_in_training(self) -> None:
-        # true probability sigmoid(x - 3), the network says sigmoid(x): slope 1, offset -3
-        random = np.random.default_rng(0)
-        x, scan = random.normal(0, 2, 20_000), np.arange(20_000) % 20
-        label = (random.random(x.size) < expit(x - 3)).astype(int)
-        calibrated, summary = calibrate(expit(x), label, scan)
-        assert calibrated is not None
-        assert summary["platt"]["slope"] == pytest.approx(1, abs=0.1)
-        assert summary["platt"]["offset"] == pytest.approx(-3, abs=0.15)
-        assert summary["platt"]["ece"] < 0.02 < summary["temperature"]["ece"] < summary["raw"]["ece"]
-        assert np.abs(calibrated - expit(x - 3)).max() < 0.1
-
-    def test_calibrate_tells_why_it_was_skipped(self) -> None:
-        calibrated, summary = calibrate(np.array([0.1, 0.9]), np.array([0, 1]), np.array([4, 4]))
-        assert (calibrated, list(summary)) == (None, ["skipped"])
-
-    def test_thresholds_give_the_confusion_at_each(self) -> None:
-        # falling: 0.9 nodule, 0.8 other, 0.6 nodule, 0.3 other; 2 scans, so two false positives are one a scan
-        result = operating_points(np.array([0.3, 0.9, 0.6, 0.8]), np.array([0, 1, 1, 0]), n_scans=2)
-        best, one = result["best_f1"], result["one_false_positive_per_scan"]
-        assert [best[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.6, 2, 1, 1, 0]
-        assert [one[key] for key in ("threshold", "tp", "fp", "tn", "fn")] == [0.3, 2, 2, 0, 0]
-        assert "optimistic" in result["chosen_on"]
-
-
-class TestResults:
-    def test_write_results_names_hits_by_row(self, tmp_path: Path) -> None:
-        marks = point_table(MARKS)
-        scored = evaluate(marks, truth(subsets={"1.1": 4, "1.2": 7}))
-        write_results(tmp_path, scored.scores, marks, marks.values, scored, subsets=scored.truth.subsets)
-        rows = [line.split(",")[4:] for line in (tmp_path / "candidates.csv").read_text(encoding="utf-8").splitlines()]
-        assert rows == [
-            ["probability", "status", "nodule", "diameter_mm", "subset"],
-            ["0.9", "hit", "1", "6.0", "4"],
-            ["0.3", "double", "1", "6.0", "4"],
-            ["0.8", "on_excluded", "", "", "4"],
-            ["0.4", "false_positive", "", "", "4"],
-            ["0.2", "false_positive", "", "", "7"],
-        ]
-        assert (tmp_path / "nodules.csv").read_text(encoding="utf-8").splitlines()[1:] == [
-            "1.1,0.000000,0.000000,0.000000,6.0,0.9,1,2,1,4",
-            "1.1,50.000000,0.000000,0.000000,8.0,,,0,0,4",
-        ]
-
-    def test_read_results_gives_back_the_match(self, tmp_path: Path) -> None:
-        marks = point_table(MARKS)
-        scored = evaluate(marks, truth())
-        write_results(tmp_path, {**scored.scores, "loss": float("nan")}, marks, marks.values, scored)
-        back = read_results(tmp_path)
-        assert back.match is not None
-        for name in vars(scored.match):
-            assert np.array_equal(getattr(back.match, name), getattr(scored.match, name)), name
-        assert (back.metrics["loss"], back.metrics["cpm"], back.label) == (None, 0.5, None)
-
-    def test_read_results_without_a_truth_has_labels_and_no_match(self, tmp_path: Path) -> None:
-        marks = point_table(MARKS)
-        write_results(tmp_path, {}, marks, marks.values, label=np.array([1, 1, 0, 0, 0]), calibrated=marks.values / 2)
-        back = read_results(tmp_path)
-        assert (back.match, back.label.tolist()) == (None, [1, 1, 0, 0, 0])  # type: ignore[union-attr]
-        assert back.calibrated is not None
-        assert back.calibrated.tolist() == [0.45, 0.15, 0.4, 0.2, 0.1]
-
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            ("metrics.json", "{", "metrics.json is damaged"),
-            ("candidates.csv", None, "no candidates.csv in"),
-            ("candidates.csv", "seriesuid,coordX\n1.1\n", "a row does not fit the header"),
-            (
-                "nodules.csv",
-                "seriesuid,coordX,coordY,coordZ,diameter_mm,candidate,candidates_on_it,reached\n",
-                "together",
-            ),
-            ("seriesuids.csv", "1.1\n", "'1.2' of the tables"),
-        ],
-    )
-    def test_read_results_refuses_damage(self, tmp_path: Path, name: str, content: str | None, message: str) -> None:
-        marks = point_table(MARKS)
-        scored = evaluate(marks, truth())
-        write_results(tmp_path, scored.scores, marks, marks.values, scored)
-        if content is None:
-            (tmp_path / name).unlink()
-        else:
-            (tmp_path / name).write_text(content)
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            read_results(tmp_path)
 
 
 class TestCommand:
@@ -387,6 +285,7 @@ class TestBundle:
         return {**folders, "validation_stride": 3, "device": "cpu", "num_workers": 0, "bootstrap_draws": 20}
 
     def test_evaluating_writes_the_results(self, settings: dict[str, object], tmp_path: Path) -> None:
+        write_seen(tmp_path / "model.pt", Seen.of(["elsewhere"], {}))
         workflow = create_workflow(config_file=str(EVALUATE), workflow_type="inference", logging_file=False, **settings)
         assert workflow.check_properties() == []
         workflow.run_id = "evaluating"
@@ -396,7 +295,10 @@ class TestBundle:
         assert results.label is not None
         assert results.metrics["scans"] == 3
         assert results.metrics["cpm"] is not None
-        assert (tmp_path / "evaluation" / "submission.csv").is_file()
+        # what the weights have seen lies beside what they scored
+        seen = seen_beside(tmp_path / "evaluation" / "submission.csv")
+        assert seen is not None
+        assert seen.has("elsewhere")
 
     def test_evaluating_refuses_scans_that_were_trained_on(self, settings: dict[str, object], tmp_path: Path) -> None:
         series = sorted(

@@ -1,4 +1,4 @@
-"""The cross-validation: which scans each fold sees, the audit, the pooled score, two folds whole, and ten."""
+"""The cross-validation: what it refuses, the pooled score, two folds whole, and ten."""
 
 from __future__ import annotations
 
@@ -23,79 +23,18 @@ from small_crossval import TINY, plan
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli import experiments as job_verbs
 from luna16_monai.cli import main as cli
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.experiments.crossval import crossval, pool
-from luna16_monai.experiments.folds import Plan, audit_leakage
 from luna16_monai.machine.files import write_json
 from luna16_monai.machine.processes import run_tasks
-from luna16_monai.runs.results import write_results
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.lidc import Patients
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
 from luna16_monai.tables.points import read_points
 
 ROOT = Path(__file__).parents[2]
 
 
-def fake_fold(one: Plan, fold: int, subsets: dict[str, int | None], probability: np.ndarray, line: tuple) -> None:
-    """What a fold leaves: its training's record and choices, its subset's scores."""
-    table = read_candidates(one.data_dir)
-    test = sorted(uid for uid, subset in subsets.items() if subset == fold)
-    rows = table.select(table.series_codes(test) >= 0)
-    truth = validation_truth(one.data_dir, test, subsets)
-    marks = read_points_of(rows, probability[: len(rows)])
-    scored = evaluate(marks, truth, draws=20)
-    told = {**scored.scores, "roc_auc": 0.5, "average_precision": 0.5, "loss": 1.0}
-    write_results(one.fold_dir(fold) / "test", told, marks, marks.values, scored, rows.values.astype(int))
-    rest = sorted(set(subsets) - set(test))
-    sizes = {"series": 1, "candidates": 1, "positives": 1}
-    data = {"name": "phantom", "kind": "synthetic", "train": sizes, "validation": sizes}
-    series = {"train_series": rest[2:], "validation_series": rest[:2], "test_series": test}
-    settings = {"max_epochs": 1, "test_subset": fold}
-    versions = {"versions": {}, "device": "cpu", "threads": 1, "parameters": 1}
-    write_json(one.fold_dir(fold) / "run.json", {"settings": settings, **versions, "data": {**data, **series}})
-    slope, offset, cut = line
-    chosen = {name: {"threshold": cut} for name in ("best_f1", "one_false_positive_per_scan")}
-    fitted = {kind: {"slope": slope, "offset": offset} for kind in ("platt", "temperature")}
-    inner = {"epoch": 3, "key_metric": "average_precision", "average_precision": 0.9}
-    write_json(one.fold_dir(fold) / "metrics.json", {**inner, "calibration": fitted, "thresholds": chosen})
-
-
-def read_points_of(rows: Any, probability: np.ndarray) -> Any:
-    from dataclasses import replace
-
-    return replace(rows, values=probability)
-
-
-# --- what a fold is -------------------------------------------------------------------------------------------------
-
-
-def test_plan_trains_without_the_subset_and_scores_it_once_afterwards(phantom_dir, store_dir, tmp_path):
-    settings = {**TINY, "init_weights": "a.pt", "validation_negatives": "6"}
-    job = plan(phantom_dir, store_dir, tmp_path, (4,), settings=settings).job(4)
-    training, scoring = (dict(zip(words[9::2], words[10::2], strict=True)) for words in job.commands)
-    assert (training["--test_subset"], training["--join_patients"], training["--resume"]) == ("4", "true", "true")
-    assert (training["--init_weights"], training["--validation_stride"]) == ("a.pt", "3")
-    # the scoring takes the same network and scans of the subset alone, all of their candidates, the fold's weights
-    assert (scoring["--validation_subset"], scoring["--run_dir"]) == ("4", str(tmp_path / "fold_4"))
-    assert scoring["--init_weights"] == str(tmp_path / "fold_4" / "model.pt")
-    assert not {"--validation_negatives", "--validation_stride", "--test_subset"} & set(scoring)
-    assert scoring["--shape_zyx"] == training["--shape_zyx"]
-    assert job.done == tmp_path / "fold_4" / "test" / "metrics.json"
-
-
-@pytest.mark.parametrize(
-    ("folds", "settings", "message"),
-    [
-        ((), {}, r"folds \[\]: name some of 0 to 9"),
-        ((1, 1), {}, r"folds \[1, 1\]: name some of 0 to 9, each once"),
-        ((10,), {}, r"folds \[10\]"),
-        ((1,), {"test_subset": "3"}, "test_subset is what each fold decides itself: leave it out of --set"),
-    ],
-)
-def test_plan_refuses(folds, settings, message, phantom_dir, store_dir, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        plan(phantom_dir, store_dir, tmp_path, folds, settings=settings)
+# --- what is refused ------------------------------------------------------------------------------------------------
 
 
 def test_crossval_refuses_a_subset_that_is_not_prepared(phantom_dir, store_dir, tmp_path):
@@ -109,11 +48,11 @@ def test_crossval_refuses_a_folder_with_other_settings_or_other_things(phantom_d
     with pytest.raises(FileNotFoundError):  # nothing was run, so there is nothing to audit
         crossval(plan(phantom_dir, store_dir, tmp_path / "cv", (0,)), nothing, progress=False)
     other = plan(phantom_dir, store_dir, tmp_path / "cv", (0,), settings={**TINY, "max_epochs": "2"})
-    with pytest.raises(ValueError, match=r"holds a cross-validation with other settings, .*: name another --output"):
+    with pytest.raises(ValueError, match=r"holds a cross-validation of other settings \(settings: .*\): name another"):
         crossval(other, nothing, progress=False)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a").touch()
-    with pytest.raises(FileExistsError, match="is not empty and holds no cross-validation"):
+    with pytest.raises(FileExistsError, match=r"is not empty \(it holds a\): that is no cross-validation"):
         crossval(plan(phantom_dir, store_dir, tmp_path / "used", (0,)), nothing, progress=False)
 
 
@@ -129,54 +68,6 @@ def test_crossval_refuses_weights_that_were_trained_on_a_test(phantom_dir, store
         crossval(other, lambda *_: iter(()), progress=False)
 
 
-# --- the audit ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def faked(phantom_dir, store_dir, tmp_path) -> tuple[Plan, dict[str, int | None]]:
-    """Two finished folds whose probabilities are made up: all 0.25 in fold 0, rising in fold 5."""
-    one = plan(phantom_dir, store_dir, tmp_path / "cv", (0, 5))
-    subsets = dict(Store(store_dir).subsets)
-    fake_fold(one, 0, subsets, np.full(99, 0.25), (1.0, 0.0, 0.5))
-    fake_fold(one, 5, subsets, np.linspace(0.1, 0.9, 99), (2.0, 0.0, 0.0))
-    return one, subsets
-
-
-def test_audit_lists_series_and_patients_of_every_split(faked):
-    one, subsets = faked
-    patients = Patients({uid: f"patient of {uid}" for uid in subsets})
-    audit = audit_leakage(one, subsets, patients)
-    assert (audit["problems"], audit["patients_in_two_tests"]) == ([], {})
-    fold = audit["folds"]["5"]
-    assert fold["test"]["series"] == [uid for uid, subset in subsets.items() if subset == 5]
-    assert fold["test"]["patients"] == [f"patient of {uid}" for uid in fold["test"]["series"]]
-    assert [len(fold[name]["series"]) for name in ("train", "validation", "test")] == [5, 2, 1]
-    assert fold["left_out"] == []
-
-
-def test_audit_finds_a_patient_in_two_splits_and_in_two_tests(faked):
-    one, subsets = faked
-    tests = [next(uid for uid, subset in subsets.items() if subset == fold) for fold in (0, 5)]
-    audit = audit_leakage(one, subsets, Patients(dict.fromkeys(tests, "P")))
-    assert audit["patients_in_two_tests"] == {"P": [0, 5]}
-    # the scan of fold 5 is in a split of fold 0's training, and the other way round
-    assert len(audit["problems"]) == 2
-    assert all("patient P is in" in problem and problem.endswith("in test") for problem in audit["problems"])
-
-
-def test_audit_finds_a_series_that_was_trained_on_and_scored(faked):
-    one, subsets = faked
-    path = one.fold_dir(0) / "run.json"
-    run = json.loads(path.read_text())
-    test = next(uid for uid, subset in subsets.items() if subset == 0)
-    run["data"]["train_series"].append(test)
-    run["data"]["test_series"] = []
-    write_json(path, run)
-    problems = audit_leakage(one, subsets, Patients())["problems"]
-    assert f"fold 0: series {test} is in train and in test" in problems
-    assert "fold 0: 1 series were scored and 0 kept out, subset 0 has 1" in problems
-
-
 # --- the pooled score -----------------------------------------------------------------------------------------------
 
 
@@ -185,7 +76,7 @@ def test_pool_scores_all_scans_once_and_each_fold_on_its_own(faked):
     told = pool(one, subsets, draws=20)
     scans = sorted(uid for uid, subset in subsets.items() if subset in (0, 5))
     submission = read_points(one.output / "submission.csv", "probability")
-    official = evaluate(submission, validation_truth(one.data_dir, scans, subsets), draws=20)
+    official = evaluate(submission, validation_reference(one.data_dir, scans, subsets), draws=20)
     assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])
     assert told["scans"] == 2
     assert told["nodules"] == (read_annotations(one.data_dir).series_codes(scans) >= 0).sum()
@@ -295,29 +186,6 @@ def test_a_fold_with_two_gpus_is_trained_by_two_processes(phantom_dir, store_dir
     assert log.count("training: loss") == 1
 
 
-def test_a_fold_with_two_gpus_needs_a_bundle_that_says_how(phantom_dir, store_dir, tmp_path):
-    mine = tmp_path / "mine"
-    shutil.copytree(bundle_dir("malignancy_classification"), mine)
-    assert "--nproc_per_node=2" in Plan(mine, phantom_dir, store_dir, tmp_path, (0,), gpus=2).job(0).commands[0]
-    (mine / "configs" / "multi_gpu_train.yaml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"multi_gpu_train\.yaml: name a bundle with"):
-        Plan(mine, phantom_dir, store_dir, tmp_path, (0,), gpus=2)
-
-
-def test_record_tells_which_files_of_another_bundle_a_cross_validation_builds_on(phantom_dir, store_dir, tmp_path):
-    """So that it does not go on where one of them has changed since."""
-    first, second = (
-        Plan(bundle_dir(name), phantom_dir, store_dir, tmp_path, (0,)).record()["configs_sha256"]
-        for name in ("nodule_classification", "malignancy_classification")
-    )
-    assert {name for name in first if "/" in name} == set()
-    assert {name for name in second if "/" in name} == {
-        "nodule_classification/train.yaml",
-        "nodule_classification/evaluate.yaml",
-    }
-    assert second["nodule_classification/train.yaml"] == first["train.yaml"] != second["train.yaml"]
-
-
 @pytest.mark.slow
 def test_crossval_goes_on_after_a_kill_and_ends_as_if_nothing_had_happened(phantom_dir, store_dir, tmp_path):
     longer = ["max_epochs=3", "samples_per_epoch=40", "checkpoint_iterations=1"]
@@ -363,7 +231,7 @@ def test_crossval_of_all_ten_folds(tmp_path):
     )
     official = evaluate(
         read_points(tmp_path / "cv" / "submission.csv", "probability"),
-        validation_truth(data, Store(store).series_uids, Store(store).subsets),
+        validation_reference(data, Store(store).series_uids, Store(store).subsets),
         draws=50,
     )
     assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from luna16_monai.geometry.grid import Geometry
-from luna16_monai.geometry.slices import LUNG_WINDOW_HU, NORMALS, cut_slices, slices_through, steps_across
+from luna16_monai.geometry.slices import (
+    LUNG_WINDOW_HU,
+    MOST_PIXELS,
+    NORMALS,
+    Plane,
+    cut_slices,
+    planes_of,
+    slices_through,
+    steps_across,
+    whole_slice,
+)
 from luna16_monai.geometry.volume import Volume
 
 SIDE = 21
@@ -91,3 +101,50 @@ def test_steps_across_are_slices_of_the_scan() -> None:
     assert steps_across(scan, (0.25, 0, 2.5), "sagittal") == (0.5, 0, 1)
     # half a voxel outside the outermost centres is still in the scan, and one can scroll inwards
     assert steps_across(scan, (0, -0.3, 0), "coronal") == (0.75, 0, 3)
+
+
+# 40 slices of 2 mm, 60 rows of 0.75 mm, 70 columns of 0.5 mm: x from -100.25 to -65.25 mm, y from -50.375 to -5.375, z
+# from -301 to -221
+OBLONG = Geometry.from_axes((70, 60, 40), (0.5, 0.75, 2.0), (-100, -50, -300), np.eye(3))
+FLIPPED = Geometry.from_axes((70, 60, 40), (0.5, 0.75, 2.0), (-65.5, -5.75, -300), np.diag([-1, -1, 1]))
+
+
+@pytest.mark.parametrize("scan", [OBLONG, FLIPPED])
+def test_planes_of_a_scan_reach_from_end_to_end_in_square_pixels(scan: Geometry) -> None:
+    assert planes_of(scan) == {
+        "axial": Plane("axial", (-100.0, -50.125, -300.0), 0.5, 90, 70, 2.0, 40),
+        "coronal": Plane("coronal", (-100.0, -50.0, -221.25), 0.5, 160, 70, 0.75, 60),
+        "sagittal": Plane("sagittal", (-100.0, -50.0, -221.375), 0.75, 107, 60, 0.5, 70),
+    }
+
+
+def test_planes_of_a_large_scan_have_no_more_pixels_than_a_screen() -> None:
+    plane = planes_of(Geometry.from_axes((1024, 512, 10), (0.3, 0.3, 2.0), (0, 0, 0), np.eye(3)))["axial"]
+    assert (plane.columns, plane.rows, plane.pixel_mm) == (MOST_PIXELS, 384, pytest.approx(0.4))
+
+
+@pytest.mark.parametrize("scan", [OBLONG, FLIPPED])
+def test_whole_slice_shows_a_voxel_where_it_lies(scan: Geometry) -> None:
+    hu = np.full(scan.shape_zyx, -1000, np.int16)
+    z, y, x = np.rint(scan.voxel_from_world((-85.0, -35.0, -280.0))).astype(int)
+    hu[z, y, x] = 400
+    volume, planes = Volume(hu, scan, scan), planes_of(scan)
+    # the voxel is 15 mm from the first column and 15.125 mm from the first row: between rows 30 and 31 of 0.5 mm
+    picture = whole_slice(volume, planes["axial"], 10)
+    assert picture.shape == (90, 70)
+    # rows 29 to 32 lie 0.625, 0.125, 0.375 and 0.875 mm off it, of 0.75 mm: 1/6, 5/6, 1/2 and 0 of 255
+    assert picture[29:33, 30].tolist() == pytest.approx([42.5, 212.5, 127.5, 0], abs=0.6)
+    assert np.unravel_index(picture.argmax(), picture.shape) == (30, 30)
+    assert not whole_slice(volume, planes["axial"], 11).any()
+    # 58.75 mm below the first row of the coronal one, 15 mm from the first column; slice 20 lies at y = -35
+    picture = whole_slice(volume, planes["coronal"], 20)
+    assert np.unravel_index(picture.argmax(), picture.shape)[1] == 30
+    assert abs(np.unravel_index(picture.argmax(), picture.shape)[0] - 117.5) < 1
+    assert whole_slice(volume, planes["sagittal"], 30).any()
+
+
+def test_whole_slice_refuses_a_slice_that_is_none() -> None:
+    volume = Volume(np.zeros(OBLONG.shape_zyx, np.int16), OBLONG, OBLONG)
+    for number in (-1, 40):
+        with pytest.raises(ValueError, match=f"slice {number}: choose one from 0 to 39"):
+            whole_slice(volume, planes_of(OBLONG)["axial"], number)

@@ -159,7 +159,9 @@ def test_predict_explains_the_most_probable(ct, weights, tmp_path, capsys, monke
         [float(row["probability"]) for row in best], abs=1e-5
     )
     assert main([str(word) for word in words]) == 2
-    assert "why is not empty: name a new folder for --explain" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "why is not empty (it holds " in told
+    assert "): name a new folder for --explain" in told
     words[-3:] = [tmp_path / "other", "--explain-top", 0]
     assert main([str(word) for word in words]) == 2
     assert "--explain of 0 candidates by 1 bundles" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -25,11 +26,18 @@ from luna16_monai.tables.points import read_points
 pytest.importorskip("highdicom", reason="the report needs the extra 'dicom'")
 from highdicom.sr import srread
 
-from luna16_monai.inference.structured_report import Algorithm, read_source, write_structured_report
+from luna16_monai.inference.structured_report import Algorithm, make_structured_report, read_source
 
 FRAME, STUDY = f"{UID}.2", f"{UID}.3"
 ALGORITHM = Algorithm("Network", "1.0", ("weights sha256 00",))
 POINTS = [(UID, 11.0, 22.0, 33.0, 0.25), (UID, 11.5, 21.25, 32.0, 0.9), (UID, 12.0, 23.0, 36.0, 0.5)]
+
+
+def write_structured_report(output: Path, *what: Any) -> int:
+    """Write a report; return how many candidates are in it."""
+    report, count = make_structured_report(*what)
+    output.write_bytes(report)
+    return count
 
 
 def identify(k: int, slice_: FileDataset) -> None:
@@ -274,6 +282,33 @@ def test_report_leaves_empty_what_is_not_as_dicom_wants_it(tmp_path, name, value
     assert pydicom.dcmread(output).StudyInstanceUID == STUDY
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PatientBirthDate", "19500000"), ("PatientBirthDate", "00000000"), ("StudyDate", "20200231"),
+     ("StudyDate", "20201301"), ("StudyTime", "240000"), ("StudyTime", "126000"), ("StudyTime", "99"),
+     ("StudyTime", "12000000"), ("PatientName", ["A^B", "C^D"])],
+)  # fmt: skip
+def test_report_leaves_dates_and_times_empty_that_do_not_exist(tmp_path, name, value):
+    with pydicom.config.disable_value_validation():
+        folder = write_dicom(tmp_path / "series", lambda k, s: changed(name, value, at=k)(k, s))
+    output = tmp_path / "report.dcm"
+    assert write_structured_report(output, read_source(folder), point_table(POINTS), 0.5, ALGORITHM) == 2
+    written = pydicom.dcmread(output)
+    assert not written[name].value
+    others = {"PatientBirthDate": "19500607", "StudyDate": "20200102", "StudyTime": "101112.5"}
+    assert {one: written[one].value for one in others if one != name} == {
+        one: text for one, text in others.items() if one != name
+    }
+
+
+def test_report_keeps_dates_and_times_that_exist(tmp_path):
+    for name, value in {"PatientBirthDate": "20000229", "StudyTime": "235959.999999", "StudyDate": "19991231"}.items():
+        folder = write_dicom(tmp_path / name, lambda k, s, n=name, v=value: changed(n, v, at=k)(k, s))
+        output = tmp_path / "report.dcm"
+        write_structured_report(output, read_source(folder), point_table(POINTS), 0.5, ALGORITHM)
+        assert pydicom.dcmread(output)[name].value == value
+
+
 def test_report_refuses_other_series_and_thresholds(folder, tmp_path):
     source, output = read_source(folder), tmp_path / "report.dcm"
     with pytest.raises(ValueError, match=r"series 9\.9 \(rows, line 2\) is not in the series of --dicom-sr"):
@@ -340,6 +375,26 @@ def test_predict_refuses_a_report_before_anything_is_written(call, folder, tmp_p
     assert message in capsys.readouterr().err
     assert not output.exists()
     assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_predict_writes_neither_table_nor_report_where_the_report_cannot_be_made(call, folder, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise ValueError("no report")
+
+    monkeypatch.setattr("luna16_monai.inference.structured_report._report", fail)
+    assert call("--ct", folder, "--dicom-sr", tmp_path / "report.dcm") == 2
+    assert not (tmp_path / "report.dcm").exists()
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_predict_reports_on_a_series_below_the_folder(call, folder, tmp_path):
+    patient = tmp_path / "patient"
+    shutil.copytree(folder, patient / "study" / "series")
+    other = write_dicom(patient / "study" / "other", lambda k, s: setattr(s, "SeriesInstanceUID", "1.2.9"))
+    assert other.is_dir()
+    output = tmp_path / "report.dcm"
+    assert call("--ct", patient, "--dicom-sr", output, "--threshold", "0") == 0
+    assert pydicom.dcmread(output).CurrentRequestedProcedureEvidenceSequence[0].StudyInstanceUID == STUDY
 
 
 def test_predict_refuses_a_report_about_a_file_that_is_not_dicom(call, tmp_path, capsys):

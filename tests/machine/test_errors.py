@@ -55,6 +55,16 @@ def test_one_line_takes_the_first_error_out_of_a_loader_workers_traceback():
         (ValueError("a\n  b\tc"), "a b c"),
         (ValueError(), "ValueError"),
         (KeyError(), "KeyError"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_7_0>: No space left on device (28)"),
+            "no room in shared memory (/dev/shm) for what the loader's processes hand over: enlarge it (docker run "
+            "--shm-size 2g), or do without such processes by --num_workers 0",
+        ),
+        (IsADirectoryError(21, "Is a directory", "out"), "out: Is a directory: name a file, not a folder"),
+        (
+            NotADirectoryError(20, "Not a directory", "a/b"),
+            "a/b: Not a directory: name another path: a part of this one is a file",
+        ),
         (FileNotFoundError(2, "No such file", "x.raw"), "[Errno 2] No such file: 'x.raw'"),
     ],
 )

@@ -156,12 +156,14 @@ def test_claim_takes_a_folder_for_one_kind_of_work(tmp_path):
     path.parent.mkdir()
     for _ in range(2):
         claim(path, first, "search")
-    with pytest.raises(ValueError, match=r"out holds a search with other trials \(3, now 4\): name another --output"):
+    with pytest.raises(
+        ValueError, match=r"holds a search of other settings \(trials 3 instead of 4\): name another --output"
+    ):
         claim(path, record(4), "search")
     config.write_text("max_epochs: 2\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"with other configs_sha256, config\.yaml \([0-9a-f]{64}, now [0-9a-f]{64}\)"):
+    with pytest.raises(ValueError, match=r"\(configs_sha256: config\.yaml [0-9a-f]{64} instead of [0-9a-f]{64}\)"):
         claim(path, record(3), "search")
-    with pytest.raises(FileExistsError, match="out is not empty and holds no cross-validation: name another --output"):
+    with pytest.raises(FileExistsError, match=r"\(it holds .*\): that is no cross-validation, so name another folder"):
         claim(path.with_name("crossval.json"), first, "cross-validation")
 
 

@@ -1,4 +1,4 @@
-"""Malignant against benign nodules: what a ruler measures, and what becomes of nodules on the whole way."""
+"""Malignant against benign nodules: how they are scored, and what becomes of nodules on the whole way."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_volume import OneVolume
 from point_tables import point_table
 
 from luna16_monai.dataset.candidates import CandidateList
-from luna16_monai.geometry.grid import Geometry
-from luna16_monai.geometry.volume import Volume
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, MalignancyKinds
 from luna16_monai.malignancy.scores import MalignancyScores, end_to_end
-from luna16_monai.malignancy.size_baseline import measure_nodules, score_ruler
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.tables.lidc import write_readings
 from luna16_monai.tables.points import write_points
@@ -26,39 +24,6 @@ pytest.importorskip("sklearn", reason="the ruler needs the extra 'baselines'")
 SERIES = tuple(f"1.{number}" for number in range(8))
 # in each series a malignant nodule of 12 mm, a benign one of 6 mm and an undecided one, 40 mm apart
 NODULES = [(uid, 0.0, 0.0, z, d) for uid in SERIES for z, d in ((0.0, 12.0), (40.0, 6.0), (80.0, 9.0))]
-
-
-class OneVolume:
-    """A store in which every scan is the same: air, and a bright ball of 12 mm around the origin."""
-
-    def __init__(self) -> None:
-        geometry = Geometry.from_axes((41, 41, 121), (1, 1, 1), (-20, -20, -20), np.eye(3))
-        z, y, x = np.ogrid[-20:101, -20:21, -20:21]
-        hu = np.where(z**2 + y**2 + x**2 <= 36, 50, -1000).astype(np.int16)
-        self.one = Volume(hu, geometry, geometry)
-
-    def volume(self, _: str) -> Volume:
-        return self.one
-
-
-def test_measure_nodules_takes_the_mean_of_the_ball():
-    measured = measure_nodules(
-        point_table([("a", 0, 0, 0, 12.0), ("a", 0, 0, 6, 1.0), ("a", 0, 0, 7, 2.0)]), OneVolume()
-    )  # type: ignore[arg-type]
-    # the ball; one voxel at its edge; at 7 mm the voxel and its six neighbours, of which one lies at 6 mm
-    assert measured.tolist() == [[12, 50], [1, 50], [2, pytest.approx(-1000 + 1050 / 7)]]
-
-
-def test_score_ruler_ranks_by_diameter_and_learns_what_brightness_adds():
-    train = np.array([[5.0, -600], [6.0, -500], [5.5, 20], [6.5, 50]])
-    test = np.array([[9.0, -600], [5.0, 40]])
-    scores = score_ruler(train, np.array([0, 0, 1, 1]), test)
-    assert scores["diameter"].tolist() == [9, 5]
-    # the classes differ in brightness alone
-    dark = score_ruler(train, np.array([0, 0, 1, 1]), np.array([[5.5, -600]]))["diameter_and_mean_hu"]
-    assert scores["diameter_and_mean_hu"][1] > 0.5 > dark[0]
-    with pytest.raises(ValueError, match="4 nodules to train on, all of one class"):
-        score_ruler(train, np.ones(4, int), test)
 
 
 def test_end_to_end_counts_every_nodule_once():

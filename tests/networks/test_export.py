@@ -61,6 +61,16 @@ def check(kind: str, path: Path, network: NoduleNet, image: torch.Tensor) -> Non
         np.testing.assert_allclose(found[1], probabilities, atol=atol)
 
 
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_export_takes_weights_as_other_programs_wrap_them(trained, tmp_path, kind):
+    """As DistributedDataParallel names them, in a dict of more."""
+    state = torch.load(trained[0], weights_only=True)
+    wrapped, output = tmp_path / "wrapped.pt", tmp_path / "a.out"
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, wrapped)
+    assert main(["export", "--format", kind, "--output", str(output), "--weights", str(wrapped)]) == 0
+    check(kind, output, trained[1], torch.rand((2, 1, *SHAPE)) * 2000 - 1000)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino", "pt2"])
 def test_exports_equal_torch_on_random_cutouts(exported, trained, kind, batch):
@@ -117,9 +127,7 @@ def test_onnx_says_what_it_takes(exported):
     assert about["classes"] == '["non-nodule", "nodule"]'
 
 
-@pytest.mark.parametrize(
-    "kind", ["pt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("torchscript", "onnx"))]
-)
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     words = ["export", "--json", "--format", kind, "--output", str(tmp_path / "model")]
     # a process of its own: who prints what is settled when a package is first imported

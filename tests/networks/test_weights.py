@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from luna16_monai.networks.weights import load_initial_weights, load_state, read_weights
+from luna16_monai.networks.nodule_net import NoduleNet
+from luna16_monai.networks.weights import grown_head, load_initial_weights, load_state, read_state, read_weights
 
 
 class Small(nn.Module):
@@ -42,6 +43,54 @@ def test_read_weights_names_an_open_file_as_it_was_told():
 def test_read_weights_tells_that_no_file_is_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.pt"):
         read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "network", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_read_state_takes_what_other_programs_write(first, tmp_path, wrapper, prefix):
+    state = {prefix + name: value for name, value in read_weights(first).items()}
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "other.pt")
+    found = read_state(tmp_path / "other.pt")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "backbone.weight": [[1], [2]],
+        "head.weight": [[3, 4], [5, 6]],
+    }
+
+
+def test_read_state_keeps_a_part_that_is_called_module(tmp_path):
+    """It is no prefix where another part stands beside it."""
+    torch.save({"module.weight": torch.zeros(1), "head.weight": torch.zeros(1)}, tmp_path / "model.pt")
+    assert list(read_state(tmp_path / "model.pt")) == ["module.weight", "head.weight"]
+
+
+def test_read_state_names_what_is_no_weights(first, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = run / "checkpoints" / "iteration_4.pt"
+    torch.save({"network": {"weight": torch.zeros(1)}, "optimizer": {}, "iteration": 4}, checkpoint)
+    with pytest.raises(ValueError, match=r"iteration_4\.pt is a checkpoint of a run, .*: name the run's model\.pt"):
+        read_state(checkpoint)
+    (run / "model.pt").touch()
+    with pytest.raises(ValueError, match=rf"name {run / 'model.pt'} instead"):
+        read_state(checkpoint)
+    contents = {
+        "lfs.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer"),
+        "page.pt": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page, not the weights"),
+        "old_page.pt": (b"<HTML><body>Sign in</body></html>", "is a web page, not the weights"),
+        "empty.pt": (b"", "holds no plain weights, or is damaged"),
+        "cut.pt": (first.read_bytes()[:200], "holds no plain weights, or is damaged"),
+    }
+    for name, (content, message) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} {message}"):
+            read_state(tmp_path / name)
+    torch.jit.script(nn.Linear(1, 1)).save(str(tmp_path / "export.ts"))
+    with pytest.raises(ValueError, match=r"export\.ts is a TorchScript program, an export: name the model\.pt"):
+        read_state(tmp_path / "export.ts")
+    for what in ({}, {"a": 1}, [torch.zeros(1)], torch.zeros(1), {"state_dict": {}}):
+        torch.save(what, tmp_path / "what.pt")
+        with pytest.raises(ValueError, match=r"what\.pt holds no weights of a network"):
+            read_state(tmp_path / "what.pt")
 
 
 def test_load_initial_weights_replaces_all_of_the_same_size(first):
@@ -89,3 +138,68 @@ def test_load_state_names_weights_of_another_network():
         load_state(torch.nn.Linear(2, 1), torch.nn.Linear(3, 1).state_dict(), "the weights model.pt")
     with pytest.raises(ValueError, match="Missing key"):
         load_state(torch.nn.Linear(2, 1), {}, "init_weights x.pt")
+
+
+def test_grown_head_puts_each_weight_into_the_cell_that_its_voxels_have_now():
+    """Cells of 4 voxels: (8, 4, 4) has 2 x 1 x 1 of them; in (8, 12, 12) these are the middle ones of 2 x 3 x 3."""
+    network = NoduleNet((8, 12, 12), channels=(1, 2), return_probabilities=False)
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])  # (class, channel and z)
+    grown = grown_head(network, weight, (8, 4, 4))
+    assert grown is not None
+    cells = grown.reshape(2, 2, 2, 3, 3)
+    assert cells[:, :, :, 1, 1].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    cells[:, :, :, 1, 1] = 0
+    assert not cells.any()
+
+
+@pytest.mark.parametrize(
+    ("two_scales", "large", "small", "fits"),
+    [
+        (False, (32, 48, 48), (32, 16, 16), True),
+        (False, (32, 48, 48), (16, 24, 24), False),  # 8 and 12 voxels from the face: half a cell, three quarters
+        (False, (16, 24, 24), (32, 48, 48), False),  # smaller
+        (True, (32, 96, 96), (32, 32, 32), True),
+        (True, (32, 64, 64), (32, 32, 32), False),
+    ],
+)
+def test_grown_head_fits_where_the_difference_is_whole_cells(two_scales, large, small, fits):
+    one, other = (NoduleNet(shape, two_scales=two_scales, return_probabilities=False) for shape in (small, large))
+    assert (grown_head(other, one.head.weight.detach(), small) is not None) == fits
+
+
+@pytest.mark.parametrize(("two_scales", "large"), [(False, (24, 24, 24)), (True, (40, 40, 40))])
+def test_grown_head_gives_the_same_logits_where_the_border_does_not_matter(tmp_path, two_scales, large):
+    """Convolutions that look at their middle voxel alone see no border; two scales: the middle part alone counts."""
+    small = (8, 8, 8)
+    torch.manual_seed(0)
+    settings = {"channels": (2, 3), "return_probabilities": False, "two_scales": two_scales}
+    one, other = NoduleNet(small, **settings).eval(), NoduleNet(large, **settings).eval()
+    with torch.no_grad():
+        for part in one.modules():
+            if isinstance(part, nn.Conv3d):
+                middle = part.weight[:, :, 1, 1, 1].clone()
+                part.weight.zero_()[:, :, 1, 1, 1] = middle
+    torch.save(one.state_dict(), tmp_path / "model.pt")
+    load_initial_weights(other, str(tmp_path / "model.pt"), small)
+    assert not other.fresh_head
+    image = torch.randn(4, 1, *large) * 300
+    margin = (large[0] - small[0]) // 2
+    inside = image[..., margin:-margin, margin:-margin, margin:-margin]
+    with torch.inference_mode():
+        torch.testing.assert_close(other(image), one(inside))
+
+
+def test_load_initial_weights_says_what_became_of_the_head_of_a_smaller_cutout(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for small, shape, told, fresh in [
+        ((8, 4, 4), (8, 4, 4), "is carried over to its cells", False),
+        ((8, 8, 8), (8, 8, 8), "starts fresh", True),  # two voxels from the face: half a cell
+        ((8, 4, 4), None, "starts fresh", True),  # not known
+    ]:
+        one = NoduleNet(small, channels=(1, 2), return_probabilities=False)
+        torch.save(one.state_dict(), tmp_path / "model.pt")
+        other = NoduleNet((8, 12, 12), channels=(1, 2), return_probabilities=False)
+        load_initial_weights(other, str(tmp_path / "model.pt"), shape)
+        assert told in caplog.text
+        assert other.fresh_head == fresh
+        caplog.clear()

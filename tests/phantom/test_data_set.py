@@ -191,7 +191,8 @@ def test_write_phantom_refuses_another_data_set(small_phantom, tmp_path):
     ):
         write_phantom(small_phantom, SCANS, SEED + 1, settings=SMALL)
     (tmp_path / "annotations.csv").write_text("real")
-    with pytest.raises(ValueError, match=r"holds annotations\.csv, which is not a phantom's: choose another folder"):
+    refused = r"is not empty \(it holds annotations\.csv\): that is no unfinished phantom, so name another folder"
+    with pytest.raises(FileExistsError, match=refused):
         write_phantom(tmp_path, SCANS, SEED, settings=SMALL)
     assert (tmp_path / "annotations.csv").read_text(encoding="utf-8") == "real"
 

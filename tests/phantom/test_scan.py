@@ -100,6 +100,17 @@ def test_finish_scan_keeps_world_coordinates_when_flipped(tmp_path, flipped, ori
     assert (sitk.GetArrayFromImage(image) == 500).sum() == 1
 
 
+def test_finish_scan_keeps_marks_in_a_scan_that_shows_a_part_of_the_lungs():
+    """A mark beside the last voxels is moved onto their centres; others stay where they are."""
+    hu = np.zeros((4, 5, 6), np.int16)
+    geometry = Geometry.from_axes((6, 5, 4), (1, 1, 2), (10, 20, 30), np.eye(3))
+    marks = [(np.array([-0.8, 2.5, 7.3]), 0), (np.array([3.0, 2.25, 1.5]), 1), (np.array([9.0, -1.0, 0.2]), 0)]
+    scan = finish_scan(hu, geometry, [], [], marks, flipped=False)
+    # mm from the corner less half a voxel, from the origin on
+    assert scan.findings.candidates == [[15, 22, 30, 0], [11, 21.75, 32, 1], [10, 20, 36, 0]]
+    assert geometry.contains([point[:3] for point in scan.findings.candidates]).all()
+
+
 def test_draw_scan_repeats_and_differs_between_scans():
     first, other = plan_scans(2, SEED, load_shape_bank())
     one, again, two = (draw_scan(plan, SEED, SMALL) for plan in (first, first, other))

@@ -15,7 +15,7 @@ from browser import MISSING, PROGRAM, Browser
 
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation.calibration import Calibration, calibrate, operating_points
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.machine.files import write_json
 from luna16_monai.report.gallery import choose_examples
 from luna16_monai.report.page import write_report
@@ -35,7 +35,7 @@ def write_run(folder: Path, data_dir: Path, points: PointTable, labels: np.ndarr
     random = np.random.default_rng(seed)
     series = sorted({points.series_uids[code] for code in points.series})
     subsets = dict.fromkeys(series, 1)
-    truth = validation_truth(data_dir, series, subsets)
+    truth = validation_reference(data_dir, series, subsets)
     assert truth is not None
     probability = Calibration(1, 0).apply(1 / (1 + np.exp(-random.normal(2.5 * labels - 2, 1.2))))
     scored = evaluate(replace(points, values=probability), truth, draws=50)
@@ -134,6 +134,28 @@ class TestWriteReport:
         result = write_report(tmp_path, tmp_path / "report.html", tmp_path / "no store")
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert (result["pictures"], "no picture" in text, 'id="calibration"' in text) == (0, True, False)
+
+    def test_report_of_a_detection_run_tells_ranks_diameters_and_what_the_mask_loses(
+        self, run_dir: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(run_dir, folder)
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        at = {"10": 0.5, "25": 0.625, "50": 0.75, "100": 0.875, "200": 1.0}
+        metrics["sensitivity_at_candidates"] = at
+        metrics["sensitivity_at_candidates_ci95"] = {number: [value - 0.125, value] for number, value in at.items()}
+        metrics["sensitivity_at_candidates_by_diameter_mm"] = {"<5": None, ">=15": at}
+        metrics["diameter_error_mm"] = {"median": 0.4, "p90": 1.25, "nodules": 9}
+        metrics["lost_to_lung_mask"] = 1
+        write_json(folder / "metrics.json", metrics)
+        write_report(folder, tmp_path / "report.html")
+        text = re.sub(r"\s+", " ", (tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert "nodule detection</title>" in text
+        assert '<th scope="row">25</th><td>0.625</td><td>0.500 – 0.625</td><td>–</td><td>0.62</td>' in text
+        assert f"leaves out 1 of {metrics['nodules']} nodules" in text
+        assert "of 9 nodules that were found: median error 0.40 mm, 90th percentile 1.25 mm." in text
+        assert "<dt>Sensitivity at 25 candidates</dt><dd>0.625</dd>" in text
+        assert "ranks-" in text
 
     def test_report_of_a_folder_without_a_run_is_wrong_input(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

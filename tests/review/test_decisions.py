@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luna16_monai.interchange import formats
 from luna16_monai.review.decisions import COLUMNS, Decisions, login_name
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import point_key, read_points
@@ -56,6 +57,24 @@ def test_training_reads_decisions_as_candidates(tmp_path):
     assert [table.series_uids[code] for code in table.series] == ["1.3", "1.2"]
     np.testing.assert_array_equal(table.points_xyz, [[1.5, -2.25, 3], [4, 5, 6]])
     assert table.values.tolist() == [1, 0]
+
+
+def test_diameters_are_a_last_column_that_other_readers_understand(tmp_path):
+    path = tmp_path / "candidates_V2.csv"
+    decisions = Decisions(path, "Anna")
+    decisions.decide(point_key("1.2", (4, 5, 6)), 0)
+    decisions.decide(point_key("1.2", (1.5, -2.25, 3)), 1, 6.5)
+    assert [row["diameter_mm"] for row in rows(path)] == ["-1", "6.5"]
+    assert list(rows(path)[0]) == [*COLUMNS, "diameter_mm"]
+    assert [one.diameter_mm for one in decisions.read().values()] == [None, 6.5]
+    assert read_candidates(tmp_path).values.tolist() == [0, 1]
+    assert formats.read_candidates(path).values["diameter_mm"].tolist() == [-1, 6.5]
+    points = formats.read(path)
+    assert points.values["class"].tolist() == [0, 1]
+    assert "column 'reviewer' left out: it holds other things than numbers" in points.notes
+    # the last diameter goes: so does the column
+    decisions.decide(point_key("1.2", (1.5, -2.25, 3)), None)
+    assert list(rows(path)[0]) == list(COLUMNS)
 
 
 def test_two_processes_and_a_thread_lose_no_decision_and_the_file_is_always_whole(tmp_path):

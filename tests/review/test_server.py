@@ -186,7 +186,7 @@ def test_decide_saves_at_once_and_training_can_read_it(server, tmp_path):
     assert (status, json.loads(body)["decisions"]["1"]["label"]) == (200, 0)
     table = read_points(tmp_path / "decisions.csv", "class")
     assert (table.points_xyz.tolist(), table.values.tolist()) == ([list(POINTS[2])], [0.0])
-    assert json.loads(decide(server, {"number": 1, "label": None})[1]) == {"decisions": {}, "decided": 0}
+    assert json.loads(decide(server, {"number": 1, "label": None})[1]) == {"decisions": {}, "decided": 0, "count": 4}
     assert server.saved == 2
 
 
@@ -204,6 +204,55 @@ def test_decide_refuses_what_a_foreign_form_could_send(server):
     body = json.dumps({"number": 0, "label": 1}).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         assert ask(server, f"/{server.token}/decide", body, Content_Type=kind)[0] == 400
+
+
+def add(server: ReviewServer, content: object, token: str | None = None) -> tuple[int, bytes]:
+    address = f"/{server.token if token is None else token}/add"
+    status, _, body = ask(server, address, json.dumps(content).encode(), Content_Type="application/json")
+    return status, body
+
+
+def test_add_saves_a_nodule_that_is_missing(server, tmp_path):
+    status, body = add(server, {"series_uid": UID, "point_xyz": [-75.0, -20, -245.5], "diameter_mm": 6})
+    assert (status, json.loads(body)["count"], json.loads(body)["decisions"]["4"]["label"]) == (200, 5, 1)
+    told = json.loads(ask(server, f"/{server.token}/candidates")[2])
+    assert (told["candidates"][4]["probability"], told["candidates"][4]["diameter_mm"]) == (None, 6)
+    assert told["scans"][UID]["axial"]["slices"] == 40
+    table = read_points(tmp_path / "decisions.csv", "diameter_mm")
+    assert (table.points_xyz.tolist(), table.values.tolist()) == ([[-75, -20, -245.5]], [6])
+    assert server.saved == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"series_uid": "9"}, {"series_uid": 3}, {"point_xyz": [0, 0]}, {"point_xyz": [0, 0, 0]}, {"point_xyz": "abc"},
+     {"point_xyz": [-75, -20, None]}, {"point_xyz": [-75, -20, 10**400]}, {"point_xyz": [-75, -20, float("nan")]},
+     {"diameter_mm": 0}, {"diameter_mm": True}, {"diameter_mm": None}, {"diameter_mm": float("inf")}],
+)  # fmt: skip
+def test_add_refuses_what_it_does_not_understand(server, change, tmp_path):
+    content = {"series_uid": UID, "point_xyz": [-75.0, -20.0, -245.5], "diameter_mm": 6.0}
+    assert add(server, {**content, **change})[0] == 400
+    assert add(server, content, token="x")[0] == 403
+    body = json.dumps(content).encode()
+    assert ask(server, f"/{server.token}/add", body, Content_Type="text/plain")[0] == 400
+    assert not (tmp_path / "decisions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("series=1.2.3&view=axial&number=40&window=lung", "slice 40: choose one from 0 to 39"),
+        ("series=1.2.3&view=axial&number=-1&window=lung", "slice -1"),
+        ("series=9&view=axial&number=0&window=lung", "9"),
+        ("series=1.2.3&view=../x&number=0&window=lung", "../x"),
+        ("series=1.2.3&view=axial&number=0", "window is given 0 times"),
+    ],
+)
+def test_whole_slice_refuses_what_is_not_on_its_lists(server, query, message):
+    status, _, body = ask(server, f"/{server.token}/whole?{query}")
+    assert status == 400
+    assert message in body.decode()
+    assert ask(server, f"/{server.token}/whole?series={UID}&view=axial&number=0&window=lung")[0] == 200
 
 
 def test_a_second_reviewer_sees_the_first_ones_decisions(server, predictions, ct, tmp_path):
@@ -284,8 +333,14 @@ def test_review_refuses_nothing_to_show_and_a_foreign_decisions_file(predictions
     refused(capsys, [*words, "--reviewer", "An\nna"], "reviewer", "on one line")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_path, number, code, how):
     words = ["review", "--predictions", predictions, "--ct", ct, "--reviewer", "Anna", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "luna16_monai", *map(str, words)],
@@ -311,10 +366,12 @@ def test_review_ends_on_a_signal_and_tells_what_was_saved(predictions, ct, tmp_p
     finally:
         process.kill()
     path = tmp_path / "predictions_decisions.csv"
-    assert (process.returncode, rest) == (0, "")
+    assert (process.returncode, rest) == (code, "")
     unknown, err = err.split("\n", 1)
     assert unknown.startswith("luna16: whether the weights have seen the CTs at hand is not known")
-    assert err == f"luna16: review has ended, 1 decisions saved; {path} holds 1 of 4\n"
+    ended, last = err.splitlines()
+    assert ended == f"luna16: review has ended, 1 decisions saved; {path} holds 1 of 4"
+    assert last == f"luna16: {how}; the same command goes on where it stopped"
     assert told["decisions"] == str(path)
     assert (told["candidates"], told["reviewer"]) == (4, "Anna")
     assert read_points(path, "class").points_xyz.tolist() == [list(POINTS[3])]
@@ -327,6 +384,7 @@ SHOWN = (
     "document.querySelectorAll('.view[data-shown]').length === 3 && !document.querySelector('.view.stale')"
     " && [...document.querySelectorAll('.view img')].every(image => image.naturalWidth > 0)"
 )
+WHOLE = "document.querySelector('.whole[data-shown]:not([hidden])') && !document.querySelector('.whole.stale')"
 WORD = "document.querySelector('#word').textContent"
 
 
@@ -483,3 +541,85 @@ def test_review_reads_a_data_folder_in_lunas_layout(phantom_dir, tmp_path):
     assert [one["series_uid"] for one in review.candidates] == uids[::-1]
     for number in (0, 1):
         assert review.picture(number, "coronal", 0, 50.0, "lung")[0].startswith(b"\xff\xd8")
+
+    def test_whole_slices_scroll_and_mark_the_candidates(self, browser, server):
+        browser.open(server.url)
+        browser.wait(SHOWN)
+        browser.press("s")
+        browser.wait(WHOLE)
+        place = "document.querySelector('#slice').textContent"
+        # the first candidate lies at z = -250; slices at -300, -298, ...
+        assert browser.value(place) == "z -250.0 mm, slice 26 of 40, lung window"
+        marks = (
+            "[...document.querySelectorAll('.whole circle')].map(one => [one.dataset.number, one.getAttribute('cx')])"
+        )
+        # 14.5 mm from the first column's centre, in pixels of 0.5 mm
+        assert browser.value(marks) == [["0", "29.5"]]
+        box = browser.value("(() => { const b = document.querySelector('.sheet').getBoundingClientRect();"
+                            " return b.width / b.height; })()")  # fmt: skip
+        # 35 by 45 mm, though the voxels are oblong
+        assert box == pytest.approx(35 / 45, rel=0.01)
+        browser.roll(".sheet", -100)
+        browser.wait(f"{WHOLE} && {place}.includes('slice 27 of 40')")
+        browser.press("ArrowUp")
+        browser.press("ArrowUp")
+        browser.wait(f"{WHOLE} && {place}.includes('slice 29 of 40')")
+        # z = -244: 4 mm from the third one, whose circle has 8 mm where no diameter is known; 6 mm from the first
+        assert browser.value(marks) == [["2", "20.5"]]
+        browser.press("ArrowRight")
+        browser.wait(f"{WHOLE} && {place}.startsWith('z -230.0 mm')")
+        browser.press("w")
+        browser.wait(f"{WHOLE} && {place}.endsWith('mediastinum window')")
+        browser.press("a")
+        browser.wait(f"{WORD}.startsWith('accepted by Anna')")
+        assert browser.value("document.querySelector('.whole circle').classList.contains('accepted')")
+        browser.click("[data-plane=coronal]")
+        browser.wait(f"{WHOLE} && {place}.startsWith('y -10.3 mm')")
+        browser.press("s")
+        browser.wait(SHOWN)
+        assert browser.errors == []
+
+    def test_a_click_into_a_whole_slice_adds_a_candidate(self, browser, server, tmp_path):
+        browser.open(server.url, dark=True)
+        browser.wait(SHOWN)
+        browser.click("[data-do=whole]")
+        browser.wait(WHOLE)
+        for _ in range(3):
+            browser.press("ArrowUp")
+        browser.wait(f"{WHOLE} && document.querySelector('#slice').textContent.includes('slice 29')")
+        browser.click(".sheet")
+        assert not browser.value("document.querySelector('.whole form').hidden")
+        # letters in the field are no commands
+        browser.press("a")
+        browser.press("Escape")
+        assert browser.value("document.querySelector('.whole form').hidden")
+        browser.click(".sheet")
+        browser.value("document.querySelector('#diameter').value = '7.5'")
+        browser.click(".whole form [type=submit]")
+        browser.wait("document.querySelectorAll('.list li').length === 5")
+        browser.wait(f"{WORD}.startsWith('accepted by Anna')")
+        assert browser.value("document.querySelector('.value').textContent") == "added"
+        assert "diameter 7.5 mm" in browser.value("document.querySelector('#place').textContent")
+        table = read_points(tmp_path / "decisions.csv", "diameter_mm")
+        # the middle of the slice at z = -244, to a pixel
+        assert table.points_xyz[0] == pytest.approx([-82.75, -27.875, -244], abs=0.5)
+        assert table.values.tolist() == [7.5]
+        browser.press("u")
+        browser.wait(f"{WORD} === 'not decided'")
+        assert len(read_points(tmp_path / "decisions.csv", "class")) == 0
+        assert browser.errors == []
+
+    def test_page_of_a_ct_without_a_candidate_opens_in_whole_slices(self, browser, ct, tmp_path):
+        write_points(tmp_path / "p.csv", [], np.zeros((0, 3)), [], "probability")
+        session = Review(tmp_path / "p.csv", [ct], Decisions(tmp_path / "d.csv", "Anna"), may_be_empty=True)
+        with Serving(session) as server:
+            browser.open(server.url, width=360, height=740, mobile=True)
+            browser.wait(WHOLE)
+            assert "no candidate was found" in browser.value("document.querySelector('#count').textContent")
+            assert browser.value("document.documentElement.scrollWidth") == 360
+            for key in ("ArrowRight", "n", "0", "s", "s", "a"):
+                browser.press(key)
+            browser.click(".sheet")
+            browser.value("document.querySelector('.whole form').requestSubmit()")
+            browser.wait("document.querySelectorAll('.list li').length === 1")
+        assert browser.errors == []

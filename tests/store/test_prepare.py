@@ -251,12 +251,13 @@ def test_prepare_refuses_another_recipe(data, store):
     run(data, store)
     before = contents(store)
     message = (
-        rf"the store {store} was made by another transform list \(spacing_zyx native, now \[2\.0, 1\.0, 1\.0\]\): "
+        rf"{store} holds a store of other settings \(spacing_zyx native instead of \[2\.0, 1\.0, 1\.0\], "
+        r"transform list \w{12} instead of \w{12}\): name another --store, or remove this one"
     )
-    with pytest.raises(ValueError, match=message + "name another --store, or remove this one"):
+    with pytest.raises(ValueError, match=message):
         run(data, store, Preparation.read(PREPARE_YAML, [2, 1, 1]))
     other = Preparation({**NATIVE.config, "note": "the same spacing, another list"})
-    with pytest.raises(ValueError, match=r"was made by another transform list"):
+    with pytest.raises(ValueError, match=r"of other settings \(transform list \w{12} instead of \w{12}\)"):
         run(data, store, other)
     assert contents(store) == before
 
@@ -371,3 +372,91 @@ def test_prepare_refuses_a_list_that_cannot_be_built_before_it_begins(data, stor
     with pytest.raises(ValueError, match=r"the transform list cannot be built \(.*Spacingdd.*\): mend it"):
         run(data, store, Preparation.read(path))
     assert not store.exists()
+
+
+# --- a CT that was replaced -----------------------------------------------------------------------------------------
+
+
+def replace_ct(data: Path, uid: str, seed: int) -> None:
+    """Other voxels under the same name, of the same size."""
+    write_scan(data / "subset0", uid, random_hu(seed, (10, 12, 14)), None, (0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prepare_makes_a_replaced_ct_anew_and_says_so(data, store, caplog, workers):
+    run(data, store)
+    before = contents(store)
+    replace_ct(data, "a", 77)
+    caplog.clear()
+    result = run(data, store, workers=workers, log_dir=store / "logs")
+    told = "series a: a.raw has changed since it was prepared: it was prepared again"
+    assert [record.getMessage() for record in caplog.records if "series" in record.getMessage()] == [told]
+    assert told in (store / "logs" / "a.log").read_text()
+    np.testing.assert_array_equal(result.volume("a").voxels[:], random_hu(77, (10, 12, 14)))
+    shutil.rmtree(store / "logs")
+    after = contents(store)
+    assert sorted(name for name in after if after[name] != before[name]) == ["a.b2nd", "a.json", "store.json"]
+    assert verify(store, progress=False) == []
+
+
+def test_prepare_makes_a_ct_anew_whose_header_alone_changed(data, store, caplog):
+    run(data, store)
+    header = data / "subset0" / "a.mhd"
+    header.write_text(header.read_text().replace("Offset = 0 0 0", "Offset = 5 0 0"))
+    result = run(data, store)
+    assert "series a: a.mhd has changed" in caplog.text
+    assert result.volume("a").geometry.affine[:3, 3].tolist() == [5, 0, 0]
+
+
+def test_prepare_makes_nothing_anew_where_the_time_alone_changed(data, store, caplog, monkeypatch):
+    run(data, store)
+    before = contents(store)
+    for path in sorted(data.rglob("a.*")):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(prepare_module, "prepare_volume", lambda *_: pytest.fail("this CT was prepared already"))
+    caplog.clear()
+    run(data, store)
+    assert "changed" not in caplog.text
+    after = contents(store)
+    assert sorted(name for name in after if after[name] != before[name]) == ["a.json", "store.json"]
+    assert verify(store, progress=False) == []
+    # the new time is kept, so that nothing is read a third time
+    monkeypatch.setattr("luna16_monai.store.source.sha256", lambda _: pytest.fail("the checksum was known"))
+    run(data, store)
+
+
+def test_prepare_takes_another_format_of_a_ct_for_a_change(data, store, caplog):
+    run(data, store)
+    for path in data.rglob("a.*"):
+        path.unlink()
+    import SimpleITK as sitk
+
+    voxels = random_hu(5, (10, 12, 14))
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(data / "subset0" / "a.nii.gz"))
+    result = run(data, store)
+    assert "series a: a.mhd, a.nii.gz, a.raw has changed" in caplog.text
+    assert np.array_equal(np.sort(np.asarray(result.volume("a").voxels[:]), None), np.sort(voxels, None))
+
+
+def test_prepare_stopped_before_a_replaced_ct_was_made_leaves_no_whole_store(data, store, monkeypatch):
+    run(data, store)
+    replace_ct(data, "a", 77)
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "prepare_volume", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(data, store)
+    with pytest.raises(FileNotFoundError, match="is not finished: run luna16 prepare again"):
+        Store(store)
+    assert run(data, store).volume("a").voxels[0, 0, 0] == random_hu(77, (10, 12, 14))[0, 0, 0]
+
+
+def test_prepare_leaves_a_store_from_before_as_it_is(data, store, monkeypatch):
+    """Its records say nothing of the files."""
+    run(data, store)
+    for path in [store / f"{uid}.json" for uid in SERIES]:
+        entry = json.loads(path.read_text())
+        del entry["source_files"]
+        path.write_text(json.dumps(entry))
+    replace_ct(data, "a", 77)
+    monkeypatch.setattr(prepare_module, "prepare_volume", lambda *_: pytest.fail("this CT was prepared already"))
+    run(data, store)

@@ -163,7 +163,15 @@ def test_read_series_uids_is_sorted_and_lenient_about_commas_and_blank_lines(tmp
             "line 1: column coordY is missing (found: 'seriesuid, coordX, y, coordZ, class')",
         ),
         (TABLE.replace("class", "coordX"), "line 1: column coordX stands there twice"),
-        (TABLE.replace(",", ";"), "line 1: column seriesuid is missing"),
+        (TABLE.replace(",", ";"), "line 1: the columns are parted by semicolons: save the table with commas between"),
+        (TABLE.replace(",", "\t"), "line 1: the columns are parted by tabs: save the table with commas between"),
+        ("seriesuid;x,coordX;y", "line 1: the columns are parted by semicolons"),
+        ("a;b,c", "line 1: column seriesuid is missing (found: 'a;b, c')"),
+        (TABLE.replace("1,2,3", '"1,5",2,3'), "line 3: coordX is '1,5', not a finite number: write 1.5, with a point"),
+        (
+            TABLE.replace("1,2,3", "1,5,2,25,3,0"),
+            "line 3: 8 values, but the header names 5: write the numbers with points where they have decimal commas",
+        ),
         (TABLE.replace("-300.25", "left"), "line 2: coordZ is 'left', not a finite number"),
         (TABLE.replace("-300.25", ""), "line 2: coordZ is '', not a finite number"),
         (TABLE.replace("4,5,6", "4,nan,6"), "line 4: coordY is 'nan', not a finite number"),
@@ -197,7 +205,7 @@ def test_read_candidates_refuses(tmp_path, content, message):
     assert str(path) in text
     assert "\n" not in text
     assert len(text) < 500 + len(str(path))
-    assert re.search(r"mend|expected|must name|keep|close|CSV", text), "no cure is told"
+    assert re.search(r"mend|expected|must name|keep|close|CSV|save|write", text), "no cure is told"
 
 
 def test_read_candidates_refuses_a_very_long_line_of_many_values(tmp_path):

@@ -105,6 +105,25 @@ def test_run_goes_on_bit_for_bit(undisturbed: Path, tmp_path: Path, phase: str, 
     assert small_run.seen(output_dir) == small_run.seen(undisturbed)
 
 
+def test_run_in_bfloat16_on_two_scales_goes_on_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
+    small_run.build(tmp_path / "whole" / "run", bf16=True).run()
+    run_until(tmp_path / "stopped" / "run", "backward", 12, bf16=True)
+    small_run.build(tmp_path / "stopped" / "run", resume=True, bf16=True).run()
+    states = []
+    for name in ("whole", "stopped"):
+        state = small_run.build(tmp_path / name / "run", resume=True, bf16=True).load_newest()
+        assert state is not None
+        states.append(state)
+    assert_same(states[1], states[0])
+    seen = small_run.seen(tmp_path / "whole" / "run")
+    assert small_run.seen(tmp_path / "stopped" / "run") == seen
+    # and bfloat16 was in use
+    exact = small_run.build(tmp_path / "exact" / "run", bf16=True)
+    exact.network.bfloat16_blocks = ()
+    exact.run()
+    assert small_run.seen(tmp_path / "exact" / "run")["loss 1"] != seen["loss 1"]
+
+
 def test_run_stopped_many_times_goes_on_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
     for phase, number in (("forward", 6), ("batch", 6), ("validation", 2), ("backward", 3)):
@@ -276,7 +295,7 @@ def test_claim_refuses_a_used_folder(tmp_path: Path) -> None:
     (tmp_path / "new" / "events.out.tfevents.1.host.2.0").touch()
     claim(tmp_path / "new", resume=False)
     (tmp_path / "new" / "model.pt").touch()
-    with pytest.raises(FileExistsError, match=r"is in use \(it holds model.pt\).*--resume true"):
+    with pytest.raises(FileExistsError, match=r"is not empty \(it holds model.pt\).*--resume true"):
         claim(tmp_path / "new", resume=False)
     claim(tmp_path / "new", resume=True)
 

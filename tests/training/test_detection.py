@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 
 from luna16_monai.detection.crops import LabelledScans
 from luna16_monai.detection.peaks import LEAST_MM
-from luna16_monai.evaluation.submission import validation_truth
+from luna16_monai.evaluation.submission import validation_reference
 from luna16_monai.store.reading import Store
 from luna16_monai.training.detection import ClipGradients, DetectionScores, MeanLoss
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "bundles" / "nodule_detection" / "configs" / "train.yaml"
 
 
@@ -47,7 +48,7 @@ def test_detection_scores_of_a_perfect_output(phantom_dir, store_dir):
     scans = LabelledScans(phantom_dir, Store(store_dir))
     uids = scans.store.series_uids
     scores = DetectionScores(
-        validation_truth(phantom_dir, uids), scans, uids, SimpleNamespace(stride_zyx=(4, 4, 4))
+        validation_reference(phantom_dir, uids), scans, uids, SimpleNamespace(stride_zyx=(4, 4, 4))
     )  # fmt: skip
     scores.reset()
     expected = 0

@@ -30,6 +30,7 @@ from torch import nn
 
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.networks.backends import share_batch_norm
+from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.tables.points import read_points
 from luna16_monai.training import distributed as ranks
 from luna16_monai.training import seeds
@@ -110,6 +111,14 @@ def test_share_batch_norm_is_for_cuda():
     assert type(network[0]) is nn.BatchNorm3d
     with pytest.raises(ValueError, match="sync_batch_norm on device cpu: it works on CUDA alone"):
         share_batch_norm(network, "cpu")
+    with pytest.raises(ValueError, match="sync_batch_norm maybe: give true, false, or null"):
+        share_batch_norm(network, "cuda", enabled="maybe")
+    # left to the network: one with the tail's alone needs none
+    assert share_batch_norm(network, "cpu", enabled=None) is network
+    plain = share_batch_norm(NoduleNet((16, 16, 16)), "cuda", enabled=None)
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in plain.modules())
+    recipes = share_batch_norm(NoduleNet((16, 16, 16), norm="BATCH"), "cuda", enabled=None)
+    assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in recipes.modules()) == 9
     shared = share_batch_norm(network, "cuda")
     assert [type(layer) for layer in shared] == [nn.SyncBatchNorm, nn.Conv3d, nn.SyncBatchNorm]
     assert list(shared.state_dict()) == names
@@ -118,11 +127,11 @@ def test_share_batch_norm_is_for_cuda():
 # --- the overlay ----------------------------------------------------------------------------------------------------
 
 
-def test_multi_gpu_train_yaml_starts_as_train_yaml_does_but_for_the_group():
-    single, several = (yaml.safe_load(Path(file).read_text(encoding="utf-8"))["initialize"] for file in FILES)
-    assert [step for step in several if step != "$training_distributed.start(@device)"] == single
-    # the settings are checked before, and nothing is written or built before it is known who is first
-    assert several.index("$training_distributed.start(@device)") == 3
+def test_multi_gpu_train_yaml_has_no_steps_of_its_own():
+    single, several = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in FILES)
+    assert several["several_processes"] is True
+    assert "several_processes" not in single
+    assert not {"initialize", "training", "run"} & set(several)
 
 
 @pytest.mark.parametrize(("power", "rate"), [(None, 2e-3), (1.0, 4e-3), (0.0, 1e-3)])

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import create_workflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.data import get_track_meta, set_track_meta
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.machine.errors import one_line
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.training import distributed
+from luna16_monai.networks.precision import SelfTest
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.training import distributed, start
 from luna16_monai.training.seeds import seed_network
 
 CONFIGS = bundle_dir() / "configs"
@@ -65,8 +67,17 @@ def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_pa
     settings = {**data, "output_dir": str(run), "resume": "false", "network_def": {"_target_": "no.such.network"}}
     with pytest.raises(RuntimeError) as caught:
         started([CONFIGS / "train.yaml"], settings)
-    assert one_line(caught.value).startswith(f"output_dir {run} is in use (it holds model.pt)")
+    assert one_line(caught.value).startswith(f"{run} is not empty (it holds model.pt): continue that run")
     assert [path.name for path in run.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_training_refuses_a_device_that_is_not_there(data, tmp_path, name):
+    with pytest.raises(RuntimeError) as caught:
+        started([CONFIGS / "train.yaml"], {**data, "device": name, "output_dir": str(tmp_path / "run")})
+    assert one_line(caught.value).startswith(f"device {name}: ")
+    assert "cpu" in one_line(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_of_several_processes_joins_them_before_it_claims_the_folder(data, tmp_path, monkeypatch):
@@ -83,6 +94,56 @@ def test_training_of_several_processes_joins_them_before_it_claims_the_folder(da
     assert one_line(caught.value).startswith("max_epoch is no setting of this bundle")
 
 
+@pytest.mark.parametrize(
+    ("found", "blocks"),
+    [
+        (SelfTest((True, True, True, False), 0.6), (True, True, True, False)),
+        (SelfTest((True, True, True, True), 1.5), (False,) * 4),
+    ],
+)
+def test_recipe_trains_in_bfloat16_where_the_self_test_finds_it_right_and_faster(
+    data, tmp_path, monkeypatch, found, blocks
+):
+    monkeypatch.setattr(start, "try_bfloat16", lambda _: found)
+    files = [CONFIGS / "train.yaml", CONFIGS / "recipe.yaml"]
+    flow = started(files, {**data, "output_dir": str(tmp_path / "run")})
+    assert flow.network_def.bfloat16_blocks == blocks
+
+
+def test_run_that_goes_on_keeps_the_blocks_of_its_record(data, tmp_path, monkeypatch, caplog):
+    """A second self-test may find another time; the run goes on as it began, as far as that is right here."""
+    files = [CONFIGS / "train.yaml", CONFIGS / "recipe.yaml"]
+    settings = {**data, "output_dir": str(tmp_path / "run"), "max_epochs": 1, "samples_per_epoch": 16}
+    settings |= {"num_workers": 0, "validation_negatives": 20, "resume": True}
+    monkeypatch.setattr(start, "try_bfloat16", lambda _: SelfTest((True, True, True, False), 0.6))
+    started(files, settings).run()
+    record = RunFolder(tmp_path / "run").read_record()
+    assert record is not None
+    assert record.bf16_blocks == (True, True, True, False)
+    assert record.settings["bf16"] is True
+    assert record.keeps_memory is (sys.platform == "linux")
+
+    monkeypatch.setattr(start, "try_bfloat16", lambda _: SelfTest((True, True, True, True), 2.0))
+    assert started(files, settings).network_def.bfloat16_blocks == (True, True, True, False)
+    assert "results will differ" not in caplog.text
+    monkeypatch.setattr(start, "try_bfloat16", lambda _: SelfTest((True, False, True, True), 0.6))
+    assert started(files, settings).network_def.bfloat16_blocks == (True, False, True, False)
+    assert "results will differ" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bf16": "maybe"}, "bf16 maybe: give true or false"),
+        ({"bf16": True, "network_def": {"_target_": "torch.nn.Identity"}}, "bf16 true: Identity is not made of blocks"),
+    ],
+)
+def test_training_refuses_a_wrong_bf16_in_one_line(data, tmp_path, settings, message):
+    with pytest.raises(RuntimeError) as caught:
+        started([CONFIGS / "train.yaml"], {**data, "output_dir": str(tmp_path / "run"), **settings})
+    assert one_line(caught.value).startswith(message)
+
+
 def test_evaluation_takes_the_network_of_a_run_from_before(data, tmp_path):
     """Its record had no entry for the network, and named it as it was called then."""
     run = tmp_path / "run"
@@ -93,3 +154,31 @@ def test_evaluation_takes_the_network_of_a_run_from_before(data, tmp_path):
     assert flow.parser["shape_zyx"] == [16, 24, 24]
     weights = torch.load(run / "model.pt", weights_only=True)
     assert torch.equal(flow.network_def.state_dict()["head.weight"], weights["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["nodule_classification", "malignancy_classification", "nodule_detection"])
+def test_training_refuses_a_setting_that_nothing_reads_in_each_bundle(data, tmp_path, name):
+    settings = {**data, "output_dir": str(tmp_path / "run"), "learning_rat": 0.1}
+    with pytest.raises(RuntimeError) as caught:
+        started([bundle_dir(name) / "configs" / "train.yaml"], settings)
+    assert one_line(caught.value).startswith("learning_rat is no setting of this bundle")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["nodule_classification", "malignancy_classification"])
+def test_evaluation_after_its_training_is_that_file_alone(name):
+    """As `luna16 crossval` names the files: train.yaml, overlays, evaluate.yaml."""
+    folder, given = bundle_dir(name) / "configs", {"init_weights": "w.pt", "run_dir": "run", "output_dir": "out"}
+    alone, after = (
+        dict(whole([folder / file for file in files], given).parser.config)
+        for files in (["evaluate.yaml"], ["train.yaml", "evaluate.yaml"])
+    )
+    assert {key for key in {**alone, **after} if alone.get(key) != after.get(key)} == set()
+
+
+def whole(files: list[Path], settings: dict[str, Any]) -> Any:
+    """A scoring after its first steps; nothing of it is built."""
+    flow = ConfigWorkflow(list(map(str, files)), workflow_type="infer", logging_file=False, **settings)
+    flow.parser["initialize"] = ["$start.build_on()"]
+    flow.initialize()
+    return flow

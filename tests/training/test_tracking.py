@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
+from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.training import tracking
 from luna16_monai.training.tracking import default_store, run_name
 
@@ -125,6 +127,37 @@ def handlers() -> dict[str, Any]:
     """A config as MONAI leaves it after --tracking mlflow."""
     added = {"_target_": "MLFlowHandler", "_disabled_": "@is_not_rank0", "artifacts": "@save_execute_config"}
     return {"train": {"handlers": [{"_target_": "X"}, dict(added)]}, "validate": {"handlers": [dict(added)]}}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "name"),
+    [
+        ("nodule_classification", "train.yaml"),
+        ("nodule_classification", "evaluate.yaml"),
+        ("malignancy_classification", "train.yaml"),
+        ("malignancy_classification", "evaluate.yaml"),
+        ("nodule_detection", "train.yaml"),
+    ],
+)
+def test_each_engine_of_a_config_is_tracked_once(monkeypatch, bundle, name):
+    monkeypatch.setattr(tracking, "require", lambda *_: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    kind = "train" if name == "train.yaml" else "infer"
+    path = bundle_dir(bundle) / "configs" / name
+    flow = ConfigWorkflow(str(path), workflow_type=kind, logging_file=False, tracking="mlflow")
+    flow.parser["initialize"] = ["$[start.build_on(), start.tracking.adapt()]"]
+    flow.initialize()
+    config: Any = flow.parser.config
+    lists = {
+        "train": config["train"]["handlers"],
+        "validate": config["validate"]["handlers"],
+        "evaluator": config.get("handlers", []),
+    }
+    found = {place: [one.get("prefix") for one in many if "MLFlow" in str(one) or "Tracking" in str(one)]
+             for place, many in lists.items()}  # fmt: skip
+    # evaluate.yaml builds on train.yaml, whose engines it holds and does not run
+    own = {"evaluator": ["evaluation"]} if name == "evaluate.yaml" else {"evaluator": []}
+    assert found == {"train": ["train"], "validate": ["validation"], **own}
 
 
 def test_adapt_leaves_a_config_without_mlflow_alone():

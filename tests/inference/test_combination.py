@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luna16_monai.inference.two_stages import combine
+from luna16_monai.inference.combination import combine
 
 
 def test_combine_is_the_mean_of_the_logits():
@@ -23,3 +23,8 @@ def test_combine_is_finite_at_certain_probabilities():
     assert combine(np.array([0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0])).tolist() == pytest.approx(
         [0, 1, 0.5], abs=2e-6
     )
+
+
+def test_combine_refuses_a_weight_that_is_no_share():
+    with pytest.raises(ValueError, match=r"classifier_weight 1.5: give a share"):
+        combine(np.array([0.5]), np.array([0.5]), 1.5)

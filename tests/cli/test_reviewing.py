@@ -1,0 +1,75 @@
+"""``luna16 review`` without predictions: they are made first. The page itself is tested in tests/review."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from luna16_monai.cli.main import main
+from luna16_monai.networks.nodule_detector import NoduleDetector
+from luna16_monai.review.server import ReviewServer
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    network = NoduleDetector()
+    torch.nn.init.normal_(network.head.weight, std=0.5)
+    path = tmp_path_factory.mktemp("detector") / "model.pt"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The servers that were started; each ends at once."""
+    started = []
+
+    def serve(self, tell):
+        tell()
+        started.append(self)
+        self.server_close()
+
+    monkeypatch.setattr(ReviewServer, "serve_until_stopped", serve)
+    return started
+
+
+def test_review_without_predictions_predicts_first(phantom_dir, weights, tmp_path, monkeypatch, capsys, served):
+    monkeypatch.chdir(tmp_path)
+    ct = sorted(phantom_dir.glob("subset*/*.mhd"))[0]
+    words = ["review", "--ct", ct, "--detector-weights", weights, "--max", 4, "--views", 1, "--reviewer", "Anna"]
+    assert main([*map(str, words), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    name = f"{ct.stem}_predictions.csv"
+    assert (told["predictions"], told["candidates"]) == (name, 4)
+    assert told["decisions"] == f"{ct.stem}_predictions_decisions.csv"
+    with (tmp_path / name).open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    shown = served[0].review.candidates
+    assert [one["diameter_mm"] for one in shown] == [float(row["diameter_mm"]) for row in rows]
+    # a second call would write over what was decided about
+    assert main([*map(str, words)]) == 2
+    assert f"review it with --predictions {name}" in capsys.readouterr().err
+    assert main(["review", "--ct", str(ct), "--predictions", name, "--reviewer", "Anna"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ras"], "--ras is about a table of predictions"),
+        (["--port", "70000"], "port 70000"),
+        (["--reviewer", "An\nna"], "reviewer"),
+    ],
+)
+def test_review_refuses_before_it_predicts(phantom_dir, tmp_path, monkeypatch, capsys, served, more, message):
+    monkeypatch.chdir(tmp_path)
+    ct = sorted(phantom_dir.glob("subset*/*.mhd"))[0]
+    assert main(["review", "--ct", str(ct), "--detector-weights", "nowhere.pt", *more]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert served == []
+    assert not list(tmp_path.glob("*.csv"))
