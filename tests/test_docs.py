@@ -511,7 +511,11 @@ def test_public_ci_runs_what_ci_runs():
     (job,) = yaml.safe_load(text(ROOT / ".github" / "workflows" / "ci.yml"))["jobs"].values()
     assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
     (python,) = (step for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python@"))
-    assert python["with"]["python-version"] == "3.11"
+    assert python["with"]["python-version"] == "${{ matrix.python }}"
+    pythons = job["strategy"]["matrix"]["python"]
+    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"
+    named = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["classifiers"]
+    assert pythons == re.findall(r"Python :: (3\.\d+)", "\n".join(named)) == ["3.11", "3.12", "3.13"]
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
     assert "make check" in text(ROOT / ".ci" / "run")
     (prerequisites,) = re.findall(r"^check:(.*)$", text(ROOT / "Makefile"), re.MULTILINE)
