@@ -1,11 +1,11 @@
 # make demo and make test do all the set-up they need; the second time they start at once.
 
 VENV := .venv
-# PYTHON=... wins; else the newest of these that starts (a shim of pyenv may be there and not start)
+# PYTHON=... wins; else the newest of these that can make an environment (a shim of pyenv may be there and not start)
 ifdef PYTHON
 ASKED := asked-python
 endif
-PYTHON ?= $(or $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell $(name) -c pass >/dev/null 2>&1 && echo $(name)))),python3.11)
+PYTHON ?= $(or $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell $(name) -c "import ensurepip" >/dev/null 2>&1 && echo $(name)))),python3.11)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
