@@ -34,7 +34,7 @@ from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.dataset.cutouts import LoadCutoutd
 from luna16_monai.dataset.sampler import RatioSampler
 from luna16_monai.dataset.splits import Split
-from luna16_monai.evaluation.submission import evaluate, validation_truth
+from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.store.reading import Store
 
@@ -103,7 +103,7 @@ def by_hand(data: Path, store_dir: Path, output: Path, seed: int) -> Iterator[tu
         return (load(item)["image"][0].numpy() for item in candidates)
 
     naive.write_files(output / "npz", cutouts(split.train), split.train.labels.tolist())
-    truth = validation_truth(data, split.validation_series, store.subsets)
+    truth = validation_reference(data, split.validation_series, store.subsets)
     if truth is None:
         sys.exit(f"{data} has no annotations to score against")
     table = split.validation.table

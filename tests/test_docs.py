@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "nodule_classification" / "configs"
 MALIGNANCY = ROOT / "bundles" / "malignancy_classification" / "configs"
+DETECTION = ROOT / "bundles" / "nodule_detection" / "configs"
+OTHERS = {"malignancy": MALIGNANCY, "detection": DETECTION}
 FILES = ("train.yaml", "evaluate.yaml", "inference.yaml")
 PAGES = sorted(
     [
@@ -353,16 +355,16 @@ def top(path: Path) -> dict[str, Any]:
     "file",
     [
         *sorted(path.name for path in CONFIGS.glob("*.yaml")),
-        *sorted(f"malignancy: {path.name}" for path in MALIGNANCY.glob("*.yaml")),
+        *(f"{name}: {path.name}" for name, configs in OTHERS.items() for path in sorted(configs.glob("*.yaml"))),
     ],
 )
 def test_configuration_page_has_every_setting_and_its_default(file):
     told = {key.strip("`"): default for key, (default, _) in table(text(DOCS / "configuration.md"), file).items()}
-    if file.startswith("malignancy: "):
-        same = file.removeprefix("malignancy: ")
+    other, _, same = file.rpartition(": ")
+    if other:
         below = top(CONFIGS / same)
         # only what differs from the bundle that it lies over is told again
-        settings = {key: value for key, value in top(MALIGNANCY / same).items() if below.get(key, ...) != value}
+        settings = {key: value for key, value in top(OTHERS[other] / same).items() if below.get(key, ...) != value}
     else:
         settings = top(CONFIGS / file)
     assert list(told) == list(settings)
@@ -509,7 +511,11 @@ def test_public_ci_runs_what_ci_runs():
     (job,) = yaml.safe_load(text(ROOT / ".github" / "workflows" / "ci.yml"))["jobs"].values()
     assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
     (python,) = (step for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python@"))
-    assert python["with"]["python-version"] == "3.11"
+    assert python["with"]["python-version"] == "${{ matrix.python }}"
+    pythons = job["strategy"]["matrix"]["python"]
+    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"
+    named = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["classifiers"]
+    assert pythons == re.findall(r"Python :: (3\.\d+)", "\n".join(named)) == ["3.11", "3.12", "3.13"]
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
     assert "make check" in text(ROOT / ".ci" / "run")
     (prerequisites,) = re.findall(r"^check:(.*)$", text(ROOT / "Makefile"), re.MULTILINE)

@@ -40,6 +40,16 @@ def test_module_has_a_test_file_of_its_name(module):
     assert (TESTS / package / f"test_{name}").is_file()
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_no_private_name_of_another(module):
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    ours = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "luna16_monai" in (node.module or "")
+    ]
+    names = {one.name for node in ours for one in node.names} - {"__version__"}
+    assert not {name for name in names if name.startswith("_")}
+
+
 def test_no_test_file_imports_another():
     for path in TESTS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

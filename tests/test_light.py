@@ -20,9 +20,9 @@ print(json.dumps([code, sorted(set(sys.modules) & {heavy})]))
 """
 
 
-def loaded(work: str) -> list[str]:
+def loaded(work: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     """Run statements in a new process; the heavy packages that are loaded afterwards."""
-    program = PROGRAM.format(work=work, heavy=set(HEAVY))
+    program = PROGRAM.format(work=work, heavy=set(heavy))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     code, modules = json.loads(done.stdout.splitlines()[-1])
@@ -90,6 +90,13 @@ def scored(phantom_dir: Path, tmp_path: Path) -> tuple[list[object], Path]:
     words: list[object] = ["evaluate", "--submission", submission, "--annotations", phantom_dir / "annotations.csv"]
     words += ["--excluded", phantom_dir / "annotations_excluded.csv", "--seriesuids", phantom_dir / "seriesuids.csv"]
     return [*words, "--subsets", phantom_dir, "--bootstrap", 20, "--output", output], output
+
+
+def test_evaluate_of_tables_loads_no_reader_of_cts(scored):
+    words, _ = scored
+    without = [word for word in words if word != "--subsets"]
+    without.remove(words[words.index("--subsets") + 1])
+    assert loaded(verb(*without), (*HEAVY, "SimpleITK", "nibabel", "pydicom")) == []
 
 
 def test_evaluate_by_subsets_and_report_are_light(scored, store_dir):

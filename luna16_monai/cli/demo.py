@@ -1,6 +1,7 @@
 """``luna16 demo``: the whole main job on synthetic data, from nothing to a table of scores.
 
 With ``--malignancy`` it goes on from there: the second bundle, fine-tuned from the demo's network, beside a ruler.
+With ``--detection``: the detector, alone and with the demo's network behind it, beside a plain blob detector.
 
 Each step is the command that a user would type, so that the demo shows what it does and breaks where they would.
 """
@@ -37,6 +38,7 @@ class Plan:
         stride: every so many scans one is held out.
         nodules: settings of the nodule bundle's training, beside those of its ``recipe.yaml``.
         malignancy: settings of the second bundle's training.
+        detection: settings of the detector's training.
         baselines: what the network is compared with.
     """
 
@@ -44,6 +46,7 @@ class Plan:
     stride: int
     nodules: dict[str, Any]
     malignancy: dict[str, Any]
+    detection: dict[str, Any]
     baselines: tuple[str, ...] = ("mean_hu_centre", "size_brightness", "radial_profile")
 
 
@@ -55,6 +58,7 @@ SHORT = Plan(
     stride=3,
     nodules={"max_epochs": 12, "samples_per_epoch": 4096, "val_interval": 12},
     malignancy={**FINE_TUNING, "max_epochs": 6, "samples_per_epoch": 1024, "val_interval": 3},
+    detection={"max_epochs": 10, "samples_per_epoch": 3000, "val_interval": 10, "bf16": True},
 )
 # What the phantom's hardness is measured with.
 LONG = Plan(
@@ -62,6 +66,7 @@ LONG = Plan(
     stride=5,
     nodules={"max_epochs": 12, "samples_per_epoch": 12288, "val_interval": 12},
     malignancy={**FINE_TUNING, "max_epochs": 6, "samples_per_epoch": 4096, "val_interval": 6},
+    detection={"max_epochs": 16, "samples_per_epoch": 8000, "val_interval": 16, "bf16": True},
     baselines=("mean_hu_centre", "size_brightness", "radial_profile", "component_shape"),
 )
 
@@ -78,6 +83,8 @@ def add_demo(verbs: Verbs) -> None:
     verb.add_argument("--output", type=Path, metavar="DIR", help="default: demo in the folder of LUNA16_RUNS")
     text = "go on to the second bundle, from the finished demo in --output"
     verb.add_argument("--malignancy", type=Path, metavar="DIR", help=text)
+    text = "go on to the detector, from the finished demo in --output"
+    verb.add_argument("--detection", type=Path, metavar="DIR", help=text)
     verb.add_argument("--long", action="store_true", help="200 scans instead of 60")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the training")
 
@@ -87,6 +94,8 @@ def run_demo(options: argparse.Namespace) -> int:
     from luna16_monai.machine.extras import require
     from luna16_monai.runs.folder import RunFolder
 
+    if options.malignancy and options.detection:
+        raise ValueError("--malignancy and --detection: give one of them, then the other")
     # asked for now, not after minutes of training
     require("baselines", "luna16 demo", "sklearn")
     require("report", "luna16 demo", "matplotlib", "jinja2")
@@ -95,13 +104,15 @@ def run_demo(options: argparse.Namespace) -> int:
     console.require_folder("--output", output)
     data, store = console.folder("LUNA16_DATA", "data/phantom"), console.folder("LUNA16_STORE", "data/store")
     demo = _Demo(plan, output, data.with_name(data.name + suffix), store.with_name(store.name + suffix), options)
-    if options.malignancy is None:
+    further = options.malignancy or options.detection
+    if further is None:
         result = demo.classify_nodules()
     else:
         if not RunFolder(output).report_file.is_file():
             demo.say(f"no finished demo in {output}: that comes first\n")
             demo.classify_nodules()
-        result = demo.classify_malignancy(options.malignancy)
+        go_on = demo.classify_malignancy if options.malignancy else demo.detect_nodules
+        result = go_on(further)
     if options.json:
         print(json.dumps(result, indent=2))
     return console.DONE
@@ -183,6 +194,36 @@ class _Demo:
             started,
         )
         return self._result(output, {"nodule_run": str(self.output), "malignancy": metrics["malignancy"]})
+
+    def detect_nodules(self, output: Path) -> dict[str, Any]:
+        """Train the detector, and score it with and without the nodule run behind it; return what --json prints."""
+        from luna16_monai.experiments import detection_demo
+        from luna16_monai.runs.folder import RunFolder
+
+        started = time.monotonic()
+        self._prepare(5)
+        detector = output / "detector"
+        title = f"3/5  training the detector -> {detector}"
+        self._train("nodule_detection", title, {"output_dir": detector, **self.plan.detection})
+        scans = detection_demo.held_out(self.data, self.store, self.plan.stride)
+        both = ["--detector-weights", RunFolder(detector).weights, "--weights", self.run.weights]
+        files = ["--ct", *scans.values(), "--max", detection_demo.LIMIT, "--output", output / "both_stages.csv"]
+        self._luna16("4/5  both stages on the held-out scans", "predict", *files, *both)
+        metrics = detection_demo.score(output, self.data, self.store, list(scans))
+        self._report("5/5", output)
+        self.say(detection_demo.table(metrics))
+        run = RunFolder(output)
+        self._list_files(
+            {
+                "report, opens in any browser": run.report_file,
+                "weights of the detector": RunFolder(detector).weights,
+                "scores": run.metrics_file,
+                "candidates, both stages": output / "both_stages.csv",
+            },
+            started,
+        )
+        scores = {name: metrics[name] for name in detection_demo.NAMES}
+        return self._result(output, {"nodule_run": str(self.output), **scores})
 
     def _prepare(self, steps: int) -> None:
         title = f"1/{steps}  synthetic CTs in LUNA16's layout -> {self.data}"

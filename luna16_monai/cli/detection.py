@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,21 +30,40 @@ def add_detect(verbs: Verbs) -> None:
     verb.add_argument("--weights", type=Path, metavar="FILE", help="a run's model.pt; default: the bundle's own")
     add_lungs(verb)
     console.add_symlinks(verb)
+    verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     console.add_device(verb)
+    console.add_workers(verb, "CTs at once; default: 1")
+    console.add_ray(verb)
 
 
 def run_detect(options: argparse.Namespace) -> int:
     """Run ``luna16 detect``; return its exit code."""
+    from luna16_monai.inference.detect_many import Search, detect_many, forget
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
 
     console.require_file("--output", options.output, options.weights, options.lung_mask, *options.ct)
+    if options.ray:
+        # each node has a current folder of its own
+        options.ct, options.output = [path.absolute() for path in options.ct], options.output.absolute()
     detector, volumes = opened(options, options.bundle, options.weights)
-    found = detector.candidates(
-        volumes, options.max, options.threshold, lungs(options), console.shows_progress(options)
-    )  # fmt: skip
+    if len(volumes.series_uids) > 1:
+        search = Search(
+            detector.bundle, console.device(options.device), options.weights, options.max, options.threshold,
+            options.lung_mask, options.no_lung_mask, options.backend,
+        ).absolute()  # fmt: skip
+        execute = None
+        if options.ray:
+            from luna16_monai.machine.cluster import run_tasks
+
+            execute = partial(run_tasks, address=options.ray, dashboard=options.dashboard)
+        shown = console.shows_progress(options)
+        found = detect_many(search, detector, volumes, options.output, options.workers or 1, shown, execute)
+    else:
+        found = detector.candidates(volumes, options.max, options.threshold, lungs(options))
     warn(found)
     found.write(options.output)
+    forget(options.output)
     records = [read_seen(found.weights)]
     write_seen_by_all(options.output, records)
     print("luna16:", tell_seen(records, found.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
@@ -84,7 +104,7 @@ def opened(options: argparse.Namespace, bundle: Path | None, weights: Path | Non
     from luna16_monai.inference.detect import read_detector
 
     folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
-    detector, prepare = read_detector(folder, console.device(options.device), weights)
+    detector, prepare = read_detector(folder, console.device(options.device), weights, options.backend)
     return detector, prepare(options.ct, options.allow_symlinks)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luna16_monai.cli import console
+from luna16_monai.cli import console, detection
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
+    from luna16_monai.interchange.points import Points
 
 
 def add_convert(verbs: Verbs) -> None:
@@ -98,6 +100,11 @@ def add_challenge(verbs: Verbs) -> None:
     console.add_trust(verb)
     text = "a run's model.pt; several are averaged"
     verb.add_argument("--weights", type=Path, nargs="+", metavar="FILE", help=text)
+    text = "finds the nodules where a case has no list; default: the detection bundle"
+    verb.add_argument("--detector", type=Path, metavar="DIR", help=text)
+    text = "a run's model.pt, for the detector; default: its bundle's own"
+    verb.add_argument("--detector-weights", type=Path, metavar="FILE", help=text)
+    detection.add_max(verb)
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     console.add_device(verb)
 
@@ -114,7 +121,7 @@ def run_challenge(options: argparse.Namespace) -> int:
     port = port_of(os.environ)
     bundle = console.bundle(options.bundle or bundle_dir("malignancy_classification"), options.trust_bundle)
     classifier = Classifier(bundle, console.device(options.device), options.weights or (), options.backend)
-    challenge = Challenge(classifier, options.input, options.output)
+    challenge = Challenge(classifier, options.input, options.output, _finder(options))
     if not options.serve:
         told = challenge.answer()
         line = f"challenge: {told['points']} nodules in {told['output']} ({told['seconds']} s)"
@@ -129,3 +136,22 @@ def run_challenge(options: argparse.Namespace) -> int:
             # Ctrl-C, or the container is stopped: what a server is meant to end by
             return console.DONE
     return console.DONE
+
+
+def _finder(options: argparse.Namespace) -> Callable[[Path], Points]:
+    """Return what finds the nodules of a case without a list; the detector is read when the first one comes."""
+    from functools import lru_cache
+
+    from luna16_monai.bundle.folders import bundle_dir
+    from luna16_monai.inference.challenge import detected
+    from luna16_monai.inference.detect import read_detector
+
+    folder = console.bundle(options.detector or bundle_dir(detection.BUNDLE), options.trust_bundle)
+    device = console.device(options.device)
+    read = lru_cache(maxsize=1)(lambda: read_detector(folder, device, options.detector_weights, options.backend))
+
+    def find(image: Path) -> Points:
+        detector, prepare = read()
+        return detected(detector.candidates(prepare([image], False), options.max))
+
+    return find

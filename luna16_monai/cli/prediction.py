@@ -74,7 +74,14 @@ def predict_anew(options: argparse.Namespace, output: Path) -> None:
         options: of that verb.
         output: the table that is written; there is no file yet.
     """
-    apart = {"candidates": None, "output": output, "format": None, "ras": False, "dicom_sr": None, "report": None}
+    apart: dict[str, Any] = {
+        "candidates": None,
+        "output": output,
+        "format": None,
+        "ras": False,
+        "dicom_sr": None,
+        "report": None,
+    }
     apart |= {"threshold": 0.5, "explain": None, "explain_top": 10}
     result = predicted(argparse.Namespace(**{**vars(options), **apart}))
     print(f"luna16: {result['candidates']} candidates of {result['series']} CTs in {output}", file=sys.stderr)
@@ -165,8 +172,9 @@ def _detected(
     from luna16_monai.inference.two_stages import detect_and_score
 
     detector, volumes = detection.opened(options, options.detector, options.detector_weights)
-    check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids)
-    stores = volumes_of(both, options.ct, options.allow_symlinks, [volumes])
+    links = options.allow_symlinks
+    check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids, links)
+    stores = volumes_of(both, options.ct, links, [volumes])
     found, listed, scored = detect_and_score(
         detector, volumes, both, stores, views, options.max, detection.lungs(options), console.shows_progress(options)
     )
@@ -179,7 +187,7 @@ def _check_files(options: argparse.Namespace) -> None:
     read = [options.candidates, options.detector_weights, options.malignancy_weights, *options.ct]
     read += options.weights or []
     # a folder is checked by the format: several CTs may make one
-    console.require_file("--output", options.output, *read, may_be_folder=options.candidates is not None)
+    console.require_file("--output", options.output, *read, may_be_folder=True)
     console.require_file("--dicom-sr", options.dicom_sr, *read)
     console.require_folder("--explain", options.explain)
     if options.dicom_sr is not None and options.dicom_sr.resolve() == options.output.resolve():

@@ -23,19 +23,25 @@ def add_evaluate(verbs: Verbs) -> None:
     text = "seriesuid, coordX, coordY, coordZ, probability; or any format of convert"
     verb.add_argument("--submission", type=Path, required=True, metavar="FILE", help=text)
     verb.add_argument("--ras", action="store_true", help="the submission's table or boxes are RAS, not LPS")
+    text = "also count the nodules that these masks lose: a folder with one named as each series, or one file"
+    verb.add_argument("--lung-mask", type=Path, metavar="PATH", help=text)
     verb.add_argument("--output", type=Path, metavar="DIR", help="for metrics.json, candidates.csv, nodules.csv")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``luna16 evaluate``; return its exit code."""
+    from luna16_monai.evaluation.lost import lost_to_lung_mask
     from luna16_monai.evaluation.submission import evaluate
-    from luna16_monai.interchange.formats import Conventions, read_as_table
+    from luna16_monai.interchange.formats import Conventions, read_as_table, read_diameters
     from luna16_monai.runs.results import write_results
 
     _check_results(options)
-    truth = _truth(options)
-    submission, notes = read_as_table(options.submission, "probability", Conventions(ras=options.ras))
-    evaluation = evaluate(submission, truth, options.bootstrap, options.seed)
+    truth, conventions = _truth(options), Conventions(ras=options.ras)
+    submission, notes = read_as_table(options.submission, "probability", conventions)
+    diameters = read_diameters(options.submission, conventions)
+    evaluation = evaluate(submission, truth, options.bootstrap, options.seed, diameter_mm=diameters)
+    if options.lung_mask is not None:
+        evaluation.scores["lost_to_lung_mask"] = len(lost_to_lung_mask(truth.nodules, options.lung_mask))
     if options.output is not None:
         write_results(
             options.output, evaluation.scores, submission, submission.values, evaluation, subsets=truth.subsets
@@ -237,12 +243,17 @@ def _truth(options: argparse.Namespace) -> Any:
 
 def _told(scores: dict[str, Any]) -> str:
     interval = "" if scores["cpm_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*scores["cpm_ci95"])
-    columns = scores["sensitivity_at"]
-    return "\n".join(
-        [
-            f"evaluate: CPM {scores['cpm']:.4f}{interval} on {scores['scans']} scans with {scores['nodules']} nodules",
-            "  false positives a scan " + "".join(f"{rate:>8}" for rate in columns),
-            "  sensitivity            " + "".join(f"{value:8.4f}" for value in columns.values()),
-            f"  {scores['candidate_ceiling']:.4f} of the nodules have a candidate on them",
-        ]
-    )
+    columns, ranks = scores["sensitivity_at"], scores["sensitivity_at_candidates"]
+    lines = [
+        f"evaluate: CPM {scores['cpm']:.4f}{interval} on {scores['scans']} scans with {scores['nodules']} nodules",
+        "  false positives a scan " + "".join(f"{rate:>8}" for rate in columns),
+        "  sensitivity            " + "".join(f"{value:8.4f}" for value in columns.values()),
+        "  candidates a scan      " + "".join(f"{number:>8}" for number in ranks),
+        "  sensitivity            " + "".join(f"{value:8.4f}" for value in ranks.values()),
+        f"  {scores['candidate_ceiling']:.4f} of the nodules have a candidate on them",
+    ]
+    if error := scores.get("diameter_error_mm"):
+        lines.append(f"  diameters are off by {error['median']:.2f} mm in the median, {error['p90']:.2f} at the 90th %")
+    if "lost_to_lung_mask" in scores:
+        lines.append(f"  {scores['lost_to_lung_mask']} nodules lie outside the lung masks")
+    return "\n".join(lines)

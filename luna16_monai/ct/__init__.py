@@ -4,6 +4,7 @@
 - ``folders``: find CTs in a data folder
 - ``metaimage``: .mhd and .mha
 - ``nifti``: .nii and .nii.gz
+- ``nrrd``: .nrrd
 - ``dicom``: DICOM series
 - ``dicom_slice``: one slice of a DICOM series
 - ``dicom_pixels``: its voxels in HU

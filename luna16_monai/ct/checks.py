@@ -23,7 +23,7 @@ ROUNDED_COSINES = 5e-3
 # By how many voxels the rounding of a direction may move the end of its axis.
 ROUNDED_VOXELS = 0.5
 _CHUNK = 1 << 20
-_DAMAGED = "the file is damaged, fetch or write it anew"
+DAMAGED = "the file is damaged, fetch or write it anew"
 
 
 def check_file(path: Path, data_dir: Path, allow_symlinks: bool, what: str = "") -> None:
@@ -87,11 +87,11 @@ def check_voxels(shape: tuple[int, ...], dtype: DTypeLike, compressed_bytes: int
     """
     voxels = math.prod(shape)
     if voxels > MAX_VOXELS:
-        raise ValueError(f"{name} asks for {voxels} voxels, the limit is {MAX_VOXELS}: {_DAMAGED}")
-    if compressed_bytes is not None and _voxel_bytes(shape, dtype) > compressed_bytes * MAX_INFLATION:
+        raise ValueError(f"{name} asks for {voxels} voxels, the limit is {MAX_VOXELS}: {DAMAGED}")
+    if compressed_bytes is not None and voxel_bytes(shape, dtype) > compressed_bytes * MAX_INFLATION:
         raise ValueError(
-            f"{name} asks for {_voxel_bytes(shape, dtype)} bytes, more than {compressed_bytes} compressed bytes can "
-            f"hold: {_DAMAGED}"
+            f"{name} asks for {voxel_bytes(shape, dtype)} bytes, more than {compressed_bytes} compressed bytes can "
+            f"hold: {DAMAGED}"
         )
 
 
@@ -126,11 +126,11 @@ def inflate(file: BinaryIO, size: int, name: str, gzip: bool = False) -> NDArray
             if rest[:2] != b"\x1f\x8b":
                 break
     except zlib.error as error:
-        raise ValueError(f"{name} can't be inflated ({error}): {_DAMAGED}") from error
+        raise ValueError(f"{name} can't be inflated ({error}): {DAMAGED}") from error
     if not stream.eof or filled < size:
-        raise ValueError(f"{name} is too short: it inflates to {filled} bytes, its header says {size}: {_DAMAGED}")
+        raise ValueError(f"{name} is too short: it inflates to {filled} bytes, its header says {size}: {DAMAGED}")
     if rest or file.read(1):
-        raise ValueError(f"{name} is too long: bytes follow the end of the compressed voxels: {_DAMAGED}")
+        raise ValueError(f"{name} is too long: bytes follow the end of the compressed voxels: {DAMAGED}")
     return out
 
 
@@ -162,5 +162,6 @@ def after_zeros(rest: bytes, file: BinaryIO) -> bytes:
     return rest if rest[:1] == b"\x1f" else rest.lstrip(b"\0")
 
 
-def _voxel_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+def voxel_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    """Return how many bytes the voxels of a volume take."""
     return math.prod(shape) * np.dtype(dtype).itemsize

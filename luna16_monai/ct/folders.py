@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luna16_monai.ct.opening import CT, SUFFIXES, _suffix, find_series, open_ct, series_uid
+from luna16_monai.ct.opening import CT, SUFFIXES, ct_suffix, find_series, open_ct, series_uid
 
 # LUNA16's lung masks bear the names of the CTs.
 _MASKS = "seg-lungs"
@@ -59,7 +59,7 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
     found: dict[str, CTFile] = {}
     for folder, subset in places(data_dir):
         for path in sorted(folder.iterdir()):
-            if not _suffix(path) or path.name.startswith("."):
+            if not ct_suffix(path) or path.name.startswith("."):
                 continue
             uid = series_uid(path, allow_symlinks)
             if uid in found:
@@ -74,7 +74,7 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
 def holds_ct_files(folder: Path) -> bool:
     """Return whether a folder holds files that are CTs by their names, or LUNA16's subsets."""
     return any(
-        (_suffix(path) and not path.name.startswith(".")) or path.name in map(subset_folder, SUBSETS)
+        (ct_suffix(path) and not path.name.startswith(".")) or path.name in map(subset_folder, SUBSETS)
         for path in folder.iterdir()
     )
 
@@ -95,7 +95,7 @@ def cts_at(path: Path, allow_symlinks: bool) -> tuple[list[tuple[str, CT]], dict
         ValueError: a header that cannot be trusted.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha or .nii(.gz) file, or a folder")
+        raise FileNotFoundError(f"no CT {path}: name an .mhd, .mha, .nii(.gz) or .nrrd file, or a folder")
     if path.is_dir() and holds_ct_files(path):
         return [(ct.series_uid, ct.ct) for ct in find_cts(path, allow_symlinks)], {}
     if not path.is_dir():

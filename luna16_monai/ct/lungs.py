@@ -99,7 +99,7 @@ def lung_mask(hu: NDArray[np.int16], geometry: Geometry) -> LungMask:
     return LungMask(_lungs(small, spacing), Geometry((z, y, x), affine))
 
 
-def read_lung_mask(path: Path, ct: Geometry, series_uid: str) -> LungMask:
+def read_lung_mask(path: Path, ct: Geometry | None, series_uid: str) -> LungMask:
     """Return a lung mask read from a file: every voxel above 0 is lung.
 
     In the masks that come with LUNA16 (values 0, 3, 4, 5) the trachea, 5, is none.
@@ -107,7 +107,7 @@ def read_lung_mask(path: Path, ct: Geometry, series_uid: str) -> LungMask:
     Args:
         path: .mhd, .mha, .nii or .nii.gz; or a folder that holds such a file named as the series. Its grid may differ
             from the CT's: points are looked up in the world.
-        ct: where the CT's voxels lie.
+        ct: where the CT's voxels lie; None where it is not known, and not checked.
         series_uid: of the CT.
 
     Raises:
@@ -119,7 +119,7 @@ def read_lung_mask(path: Path, ct: Geometry, series_uid: str) -> LungMask:
         named = [path / f"{series_uid}{suffix}" for suffix in SUFFIXES]
         file = next((one for one in named if one.is_file()), named[0])
     if not file.is_file():
-        raise FileNotFoundError(f"no lung mask {file}: give the mask of series {series_uid}, or use --no-lung-mask")
+        raise FileNotFoundError(f"no lung mask {file}: give the mask of series {series_uid}, or do without one")
     opened = open_ct(file, allow_symlinks=True)
     values = opened.load()  # a mask is not in HU
     lungs = values > 0
@@ -128,7 +128,7 @@ def read_lung_mask(path: Path, ct: Geometry, series_uid: str) -> LungMask:
     if not lungs.any():
         raise ValueError(f"lung mask {file.name} is empty: give a mask whose lung voxels are above 0")
     mask = LungMask(lungs, opened.geometry)
-    if mask.box(ct) is None:
+    if ct is not None and mask.box(ct) is None:
         raise ValueError(
             f"lung mask {file.name} ({extent(opened.geometry)}) lies beside series {series_uid} ({extent(ct)}): "
             "does it belong to this CT?"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.ct.checks import _DAMAGED, _voxel_bytes, after_zeros, check_file, check_voxels, inflate, right_angles
+from luna16_monai.ct.checks import DAMAGED, after_zeros, check_file, check_voxels, inflate, right_angles, voxel_bytes
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.machine.files import atomic_write
 
@@ -87,7 +87,7 @@ class MetaImage:
         with self.data_path.open("rb") as file:
             file.seek(self.offset)
             if self.compressed:
-                bytes_ = inflate(file, _voxel_bytes(self.geometry.shape_zyx, self.dtype), self.data_path.name)
+                bytes_ = inflate(file, voxel_bytes(self.geometry.shape_zyx, self.dtype), self.data_path.name)
                 flat = bytes_.view(self.dtype)
             else:
                 count = math.prod(self.geometry.shape_zyx)
@@ -133,7 +133,7 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     dtype = np.dtype(_DTYPES[header["ElementType"]]).newbyteorder(">" if msb else "<")
     x, y, z = header["DimSize"]
     stored = data_path.stat().st_size - offset
-    expected = header.get("CompressedDataSize", stored) if compressed else _voxel_bytes((z, y, x), dtype)
+    expected = header.get("CompressedDataSize", stored) if compressed else voxel_bytes((z, y, x), dtype)
     check_voxels((z, y, x), dtype, stored if compressed else None, name)
     if header.get("HeaderSize") == "-1" and not compressed and stored > expected:
         # ITK: what is too much lies at the start
@@ -142,7 +142,7 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
     if stored != expected and not (compressed and stored > expected and _zeros_from(data_path, offset + expected)):
         raise ValueError(
             f"{data_path.name} is too {'short' if stored < expected else 'long'}: {stored} bytes, its header says "
-            f"{expected} (DimSize {x} {y} {z}, {header['ElementType']}): {_DAMAGED}"
+            f"{expected} (DimSize {x} {y} {z}, {header['ElementType']}): {DAMAGED}"
         )
     return MetaImage(path, data_path, offset, stored, compressed, dtype, _geometry(header, name))
 
@@ -193,7 +193,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         key, value = found.groups()
         if "ElementDataFile" in header:
             what = key if key in _KEYS else "a line"
-            raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {_DAMAGED}")
+            raise ValueError(f"{where}: {what} after ElementDataFile, which ends a header: {DAMAGED}")
         check = _KEYS.get(key)
         if check is None:
             # ITK also takes a colon for the equals sign
@@ -205,7 +205,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             skipped += 1
             continue
         if key in header:
-            raise ValueError(f"{where}: {key} appears twice: {_DAMAGED}")
+            raise ValueError(f"{where}: {key} appears twice: {DAMAGED}")
         try:
             header[key] = check(value)
         except ValueError as error:
@@ -221,7 +221,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 def _geometry(header: dict[str, Any], name: str) -> Geometry:
     spacing = np.array(header["ElementSpacing"])
     if np.any(spacing == 0):
-        raise ValueError(f"{name}: ElementSpacing {spacing.tolist()} mm must not be 0: {_DAMAGED}")
+        raise ValueError(f"{name}: ElementSpacing {spacing.tolist()} mm must not be 0: {DAMAGED}")
     # The file lists the axes one after the other; in a direction matrix they are columns.
     direction = np.reshape(header.get("TransformMatrix", np.eye(3)), (3, 3)).T
     right = right_angles(direction, header["DimSize"])
@@ -279,7 +279,7 @@ def _numbers(count: int) -> Callable[[str], list[float]]:
     def check(value: str) -> list[float]:
         numbers = [float(word) if _NUMBER.fullmatch(word) else math.nan for word in value.split()]
         if len(numbers) != count or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"is not {count} finite numbers: {_DAMAGED}")
+            raise ValueError(f"is not {count} finite numbers: {DAMAGED}")
         return numbers
 
     return check
@@ -289,7 +289,7 @@ def _counts(count: int) -> Callable[[str], list[int]]:
     def check(value: str) -> list[int]:
         words = value.split()
         if len(words) != count or not all(map(_COUNT.fullmatch, words)):
-            raise ValueError(f"is not {count} positive whole numbers: {_DAMAGED}")
+            raise ValueError(f"is not {count} positive whole numbers: {DAMAGED}")
         return [int(word) for word in words]
 
     return check

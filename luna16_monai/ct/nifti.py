@@ -35,7 +35,7 @@ _NIFTI_ERRORS = (
 _SILENT = logging.Logger("nifti", level=logging.CRITICAL + 1)
 
 
-def _open_nifti(path: Path) -> tuple[Geometry, Callable[[], NDArray[Any]]]:
+def open_nifti(path: Path) -> tuple[Geometry, Callable[[], NDArray[Any]]]:
     """Check a NIfTI header; the voxels are read without nibabel, so that their number and checksum are verified."""
     name = path.name
     gzipped = _is_gzipped(path)

@@ -1,4 +1,4 @@
-"""Open a CT: MetaImage, NIfTI or a folder of DICOM files, to HU voxels and their geometry.
+"""Open a CT: MetaImage, NIfTI, NRRD or a folder of DICOM files, to HU voxels and their geometry.
 
 `open_ct` looks at headers only and refuses what can't be trusted; its result reads the voxels. Whatever the format:
 HU stay int16 where that holds every value exactly; NaN, infinite and complex voxels, sheared axes and sizes that the
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from luna16_monai.ct import dicom
 from luna16_monai.ct.checks import check_file
 from luna16_monai.ct.metaimage import open_metaimage
-from luna16_monai.ct.nifti import _open_nifti
+from luna16_monai.ct.nifti import open_nifti
+from luna16_monai.ct.nrrd import open_nrrd
 from luna16_monai.ct.units import check_hounsfield
 from luna16_monai.geometry.grid import Geometry
 
-SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz")
+SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz", ".nrrd")
+# what 3D Slicer calls a segmentation is no CT
+_NO_CT = (".seg.nrrd", "-label.nrrd")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     """Check the headers of a CT without reading its voxels.
 
     Args:
-        path: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files of one series.
+        path: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files of one series.
         data_dir: the folder that symbolic links must not leave; default: the one that holds the files.
         allow_symlinks: whether they may leave it.
 
@@ -87,13 +90,15 @@ def open_ct(path: Path, data_dir: Path | None = None, allow_symlinks: bool = Fal
     if path.is_dir():
         folder = _only_series(path, allow_symlinks)
         return CT(folder, *dicom.open_series(folder, data_dir or path, allow_symlinks))
-    suffix = _suffix(path)
+    suffix = ct_suffix(path)
     if suffix in (".mhd", ".mha"):
         image = open_metaimage(path, data_dir, allow_symlinks)
         return CT(path, image.geometry, image.read, image.data_path)
     check_file(path, data_dir or path.parent, allow_symlinks)
     if suffix in (".nii", ".nii.gz"):
-        return CT(path, *_open_nifti(path))
+        return CT(path, *open_nifti(path))
+    if suffix == ".nrrd":
+        return CT(path, *open_nrrd(path))
     if dicom.is_dicom(path):
         raise ValueError(f"{path.name} is one DICOM file of a CT: give the folder of its series")
     raise ValueError(f"{path.name} is no CT: give {', '.join(SUFFIXES)} or a folder of DICOM files")
@@ -113,7 +118,7 @@ def series_uid(path: Path, allow_symlinks: bool = False) -> str:
     """
     if path.is_dir():
         return dicom.series_uid(_only_series(path, allow_symlinks), allow_symlinks)
-    return path.name[: -len(_suffix(path))] if _suffix(path) else path.stem
+    return path.name[: -len(ct_suffix(path))] if ct_suffix(path) else path.stem
 
 
 def find_series(folder: Path, allow_symlinks: bool = False) -> dict[str, Path]:
@@ -156,12 +161,15 @@ def _only_series(folder: Path, allow_symlinks: bool) -> Path:
 
 def has_ct_suffix(path: Path) -> bool:
     """Return whether a file's name ends as a CT's does."""
-    return bool(_suffix(path))
+    return bool(ct_suffix(path))
 
 
-def _suffix(path: Path) -> str:
+def ct_suffix(path: Path) -> str:
     """Return the ending that makes a file a CT, in lower case; empty where there is none."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+    name = path.name.lower()
+    if name.endswith(_NO_CT):
+        return ""
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def _hounsfield(voxels: NDArray[Any], name: str) -> NDArray[Any]:

@@ -104,8 +104,11 @@ class CropList(Dataset[dict[str, Any]]):
         shape_zyx: voxels of a crop.
         stride_zyx: voxels of a cell of the network's output.
         strength: of the augmentation.
+        mined_share: of the crops near a candidate of class 0, how many are near a mined point instead, once there are
+            some, see ``training.mining``.
 
     Attributes:
+        mined: (n, 4) float64, the number of a series and a point in it.
         labels: (n,) what each item is near: 1 a nodule, 2 a candidate of class 0, 0 anywhere in a scan's lungs.
         table: the series and the point of each item; of the last kind the point says nothing.
     """
@@ -118,7 +121,11 @@ class CropList(Dataset[dict[str, Any]]):
         shape_zyx: Sequence[int] = (32, 64, 64),
         stride_zyx: Sequence[int] = (4, 4, 4),
         strength: Strength | None = None,
+        mined_share: float = 0.5,
     ) -> None:
+        if not 0 <= mined_share <= 1:
+            raise ValueError(f"mined_share {mined_share:g}: give a share from 0 to 1")
+        self.mined, self.mined_share = np.zeros((0, 4)), mined_share
         self.scans, self.series_uids = scans, tuple(series_uids)
         self.shape, self.stride = np.array(shape_zyx), tuple(stride_zyx)
         if (self.shape % 16).any() or (self.shape // self.stride < 3).any():
@@ -146,12 +153,16 @@ class CropList(Dataset[dict[str, Any]]):
         """Return ``image`` (1, z, y, x) float32 HU, ``label`` (8, z, y, x) and ``candidate``, the index."""
         index, seed = item
         rng = np.random.default_rng(seed)
-        uid = self.series_uids[self.table.series[index]]
+        series, point = self.table.series[index], self.table.points_xyz[index]
+        if self.labels[index] == NEGATIVE and len(self.mined) and rng.random() < self.mined_share:
+            row = self.mined[rng.integers(len(self.mined))]
+            series, point = int(row[0]), row[1:]
+        uid = self.series_uids[series]
         volume, labels = self.scans.volume(uid), self.scans.labels(uid)
         if self.labels[index] == NOWHERE:
             middle = _anywhere(rng, labels.lungs, labels.geometry)
         else:
-            middle = labels.geometry.voxel_from_world(self.table.points_xyz[index])
+            middle = labels.geometry.voxel_from_world(point)
         margin = np.minimum(np.ceil(_EDGE_MM / np.array(labels.geometry.spacing_zyx)), self.shape // 2 - 1)
         start = np.floor(middle - margin - rng.random(3) * (self.shape - 2 * margin)).astype(int)
         start = np.clip(start, 0, np.maximum(np.array(labels.geometry.shape_zyx) - self.shape, 0))

@@ -53,7 +53,8 @@ class TiledInferer(Inferer):
             inner: Any = (..., *map(slice, (low - wide_low) // stride, (high - wide_low) // stride))
             if first is None:
                 first = part.new_empty((*part.shape[:2], *(shape // stride).tolist()))
-                first = first.contiguous(memory_format=torch.channels_last_3d)
+                if part.is_contiguous(memory_format=torch.channels_last_3d):
+                    first = first.contiguous(memory_format=torch.channels_last_3d)
             place = (..., *map(slice, low // stride, high // stride))
             first[place] = part[inner]
         if first is None:

@@ -4,6 +4,7 @@
 - ``match``: what becomes of each mark
 - ``froc``: FROC and CPM
 - ``ranks``: sensitivity by rank, and the error of diameters
+- ``lost``: nodules outside a lung mask
 - ``roc``: ROC AUC and average precision
 - ``benchmark``: AUC and share found of labelled candidates, by size and in difference
 - ``bootstrap``: resampling of scans

@@ -6,7 +6,7 @@ hit already keep their rank: it is what somebody sees who reads a list from its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,8 @@ def sensitivity_by_rank(
 
     Returns:
         ``sensitivity_at_candidates`` and its ``_ci95``, keyed by the number of candidates, and
-        ``sensitivity_at_candidates_by_diameter_mm``, keyed by the range; None where a range has no nodule.
+        ``sensitivity_at_candidates_by_diameter_mm`` and its ``_ci95``, keyed by the range; None where a range has no
+        nodule.
 
     Raises:
         ValueError: there is no nodule.
@@ -62,21 +63,35 @@ def sensitivity_by_rank(
     if not nodules.scan.size:
         raise ValueError("no nodule to find: name scans that have some")
     found = nodule_ranks(marks, nodules)[:, None] < np.array(NUMBERS)
-    intervals = None
-    if draws:
-        hits = np.stack([np.bincount(nodules.scan, found[:, k], n_scans) for k in range(len(NUMBERS))], 1)
-        nodules_of = np.bincount(nodules.scan, minlength=n_scans).astype(float)
-        drawn = [w @ hits / (w @ nodules_of)[:, None] for w in _with_nodules(nodules_of, n_scans, draws, seed)]
-        intervals = _keyed(interval(np.concatenate(drawn)))
-    by_diameter: dict[str, Mapping[str, Any] | None] = {}
-    for name, (low, high) in DIAMETER_BINS_MM.items():
-        inside = (nodules.scored_diameter_mm >= low) & (nodules.scored_diameter_mm < high)
-        by_diameter[name] = _keyed(found[inside].mean(0)) if inside.any() else None
+    diameter = nodules.scored_diameter_mm
+    ranges = {name: (diameter >= low) & (diameter < high) for name, (low, high) in DIAMETER_BINS_MM.items()}
+    every = np.ones(len(diameter), bool)
+    drawn = {name: _interval(found, nodules.scan, one, n_scans, draws, seed) for name, one in ranges.items()}
     return {
         "sensitivity_at_candidates": _keyed(found.mean(0)),
-        "sensitivity_at_candidates_ci95": intervals,
-        "sensitivity_at_candidates_by_diameter_mm": by_diameter,
+        "sensitivity_at_candidates_ci95": _interval(found, nodules.scan, every, n_scans, draws, seed),
+        "sensitivity_at_candidates_by_diameter_mm": {
+            name: _keyed(found[one].mean(0)) if one.any() else None for name, one in ranges.items()
+        },
+        "sensitivity_at_candidates_by_diameter_mm_ci95": drawn if draws else None,
     }
+
+
+def _interval(
+    found: NDArray[np.bool_],
+    scan: NDArray[np.integer[Any]],
+    rows: NDArray[np.bool_],
+    n_scans: int,
+    draws: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Return the 95 % intervals over draws of scans, of some nodules; None without draws or nodules."""
+    if not draws or not rows.any():
+        return None
+    hits = np.stack([np.bincount(scan[rows], found[rows, k], n_scans) for k in range(len(NUMBERS))], 1)
+    nodules_of = np.bincount(scan[rows], minlength=n_scans).astype(float)
+    drawn = [w @ hits / (w @ nodules_of)[:, None] for w in _with_nodules(nodules_of, n_scans, draws, seed)]
+    return _keyed(interval(np.concatenate(drawn)))
 
 
 def diameter_error(marks: Marks, nodules: Findings, diameter_mm: FloatArray) -> dict[str, float | int] | None:
@@ -85,13 +100,13 @@ def diameter_error(marks: Marks, nodules: Findings, diameter_mm: FloatArray) -> 
     Args:
         marks: the candidates.
         nodules: the annotations; those without a diameter are left out.
-        diameter_mm: (n,) the list's diameter of each mark.
+        diameter_mm: (n,) the list's diameter of each mark; marks without one (NaN) are left out.
 
     Returns:
         ``median`` and ``p90`` of the absolute error of the most probable mark on each nodule, mm; ``nodules``.
     """
     mark, nodule = pairs_inside(marks, nodules)
-    known = nodules.diameter_mm[nodule] > 0
+    known = (nodules.diameter_mm[nodule] > 0) & np.isfinite(diameter_mm[mark])
     mark, nodule = mark[known], nodule[known]
     if not len(mark):
         return None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import MARKS_PER_SCAN, MarkStatus, Match, match_marks
-from luna16_monai.evaluation.ranks import sensitivity_by_rank
+from luna16_monai.evaluation.ranks import diameter_error, sensitivity_by_rank
 from luna16_monai.tables.hits import Findings, Marks
 from luna16_monai.tables.luna16 import find_table, read_annotations, read_nodules, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
@@ -196,7 +196,12 @@ def validation_reference(
 
 
 def evaluate(
-    submission: PointTable, truth: ReferenceStandard, draws: int = 1000, seed: int = 0, match: Match | None = None
+    submission: PointTable,
+    truth: ReferenceStandard,
+    draws: int = 1000,
+    seed: int = 0,
+    match: Match | None = None,
+    diameter_mm: FloatArray | None = None,
 ) -> Evaluation:
     """Score a submission as LUNA16 does, with bootstrap intervals.
 
@@ -206,6 +211,7 @@ def evaluate(
         draws: of the bootstrap; 0 leaves the intervals None.
         seed: of the draws.
         match: of the submission with the truth, where it is known already; None makes it.
+        diameter_mm: (n,) what the submission tells of each mark, NaN where nothing; None leaves its error out.
 
     Raises:
         ValueError: the submission names a scan that is not scored, or none that is; `draws` is below 0; the match is
@@ -227,7 +233,10 @@ def evaluate(
             "give that of the same candidates in the same order"
         )
     scores = froc.score(match, draws, seed, truth.scan_subset)
-    scores |= sensitivity_by_rank(*truth.compared(submission), match.n_scans, draws, seed)
+    compared = truth.compared(submission)
+    scores |= sensitivity_by_rank(*compared, match.n_scans, draws, seed)
+    if diameter_mm is not None:
+        scores["diameter_error_mm"] = diameter_error(*compared, diameter_mm)
     repeated = len(duplicate_rows(submission))
     warnings = []
     if (unmarked := scores["scans_without_marks"]) > 0:

@@ -182,7 +182,7 @@ class _Fold:
             **{name: sizes["series"] for name, sizes in self.run.data.sizes.items()},
             "scans": len(self.results.series_uids),
             **{key: told[key] for key in ("nodules", "cpm", "cpm_ci95", "sensitivity_at") if key in told},
-            **{key: told[key] for key in ("roc_auc", "average_precision", "loss")},
+            **{key: told[key] for key in ("roc_auc", "average_precision", "loss") if key in told},
             "calibration": {kind: [line.slope, line.offset] for kind, line in self.calibrations.items()},
             "thresholds": {
                 name: {"threshold": cut, **confusion(probability, self.label, cut)}

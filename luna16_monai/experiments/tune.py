@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -194,6 +195,7 @@ def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progr
     """Search by Optuna alone, whose journal holds what was drawn and is open to several processes."""
     import optuna
 
+    drop_unfinished_line(plan.output / JOURNAL)
     study = optuna.create_study(
         storage=_journal(plan), study_name=STUDY, direction="maximize", load_if_exists=True, pruner=_pruner(plan)
     )
@@ -220,6 +222,25 @@ def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progr
             bar.update()
             if failure is not None:
                 logger.warning("a trial failed: %s", failure)
+
+
+def drop_unfinished_line(journal: Path) -> None:
+    """Cut off what a killed process has left of a line: Optuna would write the next one behind it, and read neither.
+
+    Under Optuna's own lock, which a killed process leaves behind for 30 s.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not journal.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(journal, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _run_one_here(plan: TunePlan, stores: Mapping[str, Path], known: int, number: int) -> str | None:

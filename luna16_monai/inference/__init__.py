@@ -5,6 +5,7 @@
 - ``benchmark``: weights on labelled cutouts
 - ``views``: test-time flips and turns
 - ``detect``: candidates of bare CTs, the work of ``luna16 detect``
+- ``detect_many``: the same on a data folder, in several processes, on where it was stopped
 - ``predict``: the work of ``luna16 predict``
 - ``combination``: the probability of both stages together
 - ``two_stages``: ``luna16 predict`` without a list: candidates detected and classified, CT by CT

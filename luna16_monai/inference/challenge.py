@@ -1,9 +1,10 @@
 """One case as a challenge's container gets it: a CT and its nodules in, their likelihoods of malignancy out.
 
 As grand-challenge runs LUNA25: ``images/<any>/<one>.mha`` and ``nodule-locations.json`` below the input folder, the
-answer beside its name in the output folder. The platform calls a container in two ways: once for each case (exec), or
-as a server that loads its network once (invoke): ``GET /health`` says 200 as soon as it can work, ``POST /invoke``
-treats the case that lies in the input folder then, and says 201.
+answer beside its name in the output folder. Where that list is missing, the answer is about a detector's candidates.
+The platform calls a container in two ways: once for each case (exec), or as a server that loads its network once
+(invoke): ``GET /health`` says 200 as soon as it can work, ``POST /invoke`` treats the case that lies in the input
+folder then, and says 201.
 
 Nothing but the answer is written, whole or not at all. An answer that lies there already is removed first, so that no
 other case's answer is taken for this one's.
@@ -15,12 +16,16 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from luna16_monai.inference.classifier import Classifier
+from luna16_monai.inference.detect import Candidates
 from luna16_monai.interchange import formats
 from luna16_monai.interchange.grand_challenge import read_multiple_points
 from luna16_monai.interchange.luna25 import ANSWER, CLINICAL, LOCATIONS, read_clinical
@@ -41,10 +46,13 @@ class Challenge:
         classifier: the malignancy bundle, or another one whose probabilities are asked for.
         input_dir: where each case lies.
         output_dir: where its answer goes.
+        detect: gives the nodules of a CT where a case lists none; None refuses such a case.
     """
 
-    def __init__(self, classifier: Classifier, input_dir: Path, output_dir: Path) -> None:
-        self.classifier, self.input_dir, self.output_dir = classifier, input_dir, output_dir
+    def __init__(
+        self, classifier: Classifier, input_dir: Path, output_dir: Path, detect: Callable[[Path], Points] | None = None
+    ) -> None:
+        self.classifier, self.input_dir, self.output_dir, self.detect = classifier, input_dir, output_dir, detect
         self._one_case_at_a_time = threading.Lock()
 
     def answer(self) -> dict[str, Any]:
@@ -61,32 +69,45 @@ class Challenge:
             begun = time.monotonic()
             output = self.output_dir / ANSWER
             output.unlink(missing_ok=True)
-            image, points = read_case(self.input_dir)
+            image, points = read_case(self.input_dir, self.detect)
             table = points.table(None)
             volumes = self.classifier.volumes([image])
-            probability = self.classifier.probabilities(table, volumes)
+            probability = self.classifier.probabilities(table, volumes) if len(table) else np.zeros(0)
             scored = Points(points.source, points.series, points.points_xyz, {PROBABILITY: probability}, points.names)
             formats.write(output, scored, formats.LUNA25)
             return {"output": str(output), "points": len(points), "seconds": round(time.monotonic() - begun, 2)}
 
 
-def read_case(input_dir: Path) -> tuple[Path, Points]:
+def detected(candidates: Candidates) -> Points:
+    """Return a detector's candidates as a case lists nodules, with names of their own."""
+    names = tuple(f"candidate {number}" for number in range(1, len(candidates.table) + 1))
+    table = candidates.table
+    return Points(table.source, tuple(table.row_series()), table.points_xyz, {}, names)
+
+
+def read_case(input_dir: Path, detect: Callable[[Path], Points] | None = None) -> tuple[Path, Points]:
     """Return a case's CT and its nodules, which lie in it.
 
+    Args:
+        input_dir: where the case lies.
+        detect: as of `Challenge`.
+
     Raises:
-        FileNotFoundError, ValueError: as `Challenge.answer`.
+        FileNotFoundError, ValueError: as `Challenge.answer`, and as ``detect``.
     """
     images = sorted(input_dir.glob("images/*/*.mha"))
     if len(images) != 1:
         found = ", ".join(str(path.relative_to(input_dir)) for path in images[:3]) or "none"
         error = ValueError if images else FileNotFoundError
         raise error(f"{input_dir}/images/*/*.mha: one CT a case is meant, found {found}: put one there")
-    locations = input_dir / LOCATIONS
-    if not locations.is_file():
-        raise FileNotFoundError(f"{locations} is missing, and nodules of a bare CT are not looked for: add that list")
     clinical = input_dir / CLINICAL
     if clinical.is_file():
         read_clinical(clinical)  # the network knows no age, but a damaged case is refused
+    locations = input_dir / LOCATIONS
+    if not locations.is_file():
+        if detect is None:
+            raise FileNotFoundError(f"{locations} is missing, and no detector is at hand: add that list")
+        return images[0], detect(images[0])
     scans = Scans.open(images)
     points = read_multiple_points(locations, scans)
     scans.require(points)

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import get_track_meta, set_track_meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from luna16_monai.bundle.bases import read_whole
 from luna16_monai.bundle.moved import refuse_moved
@@ -130,12 +131,17 @@ class Classifier:
         preprocessing: Preprocessing,
         views: int | None = None,
         batch_size: int = 32,
+        done: Callable[[int], object] = int,
     ) -> NDArray[np.float64]:
-        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows."""
+        """Score some rows of a table, batch by batch; gives (n,) in the order of the rows.
+
+        After each batch ``done`` is called with its number of rows.
+        """
         result = np.empty(len(rows))
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
             result[part] = self.score(self.images(table, rows[part], preprocessing), views).numpy()
+            done(len(rows[part]))
         return result
 
     def preprocessing(self, volumes: VolumeSource) -> Preprocessing:
@@ -189,12 +195,18 @@ class Scorer:
         classifiers: the bundles.
         volumes: of each bundle, see `volumes_of`.
         views: as `Classifier.probabilities`.
+        progress: show a bar with the time that is left.
     """
 
     def __init__(
-        self, classifiers: Sequence[Classifier], volumes: Sequence[InMemoryStore], views: int | None = None
+        self,
+        classifiers: Sequence[Classifier],
+        volumes: Sequence[InMemoryStore],
+        views: int | None = None,
+        progress: bool = False,
     ) -> None:
         self.classifiers, self.volumes, self.views = tuple(classifiers), tuple(volumes), views
+        self.progress = progress
         self._built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
 
     def __call__(self, table: PointTable) -> list[NDArray[np.float64]]:
@@ -206,10 +218,12 @@ class Scorer:
         for prepared in dict.fromkeys(self.volumes):
             prepared.require_inside(table)
         scored = [np.empty(len(table)) for _ in self.classifiers]
-        for code in np.unique(table.series):
-            rows = np.flatnonzero(table.series == code)
-            for one, preprocessing, result in zip(self.classifiers, self._built, scored, strict=True):
-                result[rows] = one.score_rows(table, rows, preprocessing, self.views)
+        total = len(table) * len(scored)
+        with tqdm(total=total, desc="predict", unit="candidate", disable=not self.progress) as bar:
+            for code in np.unique(table.series):
+                rows = np.flatnonzero(table.series == code)
+                for one, preprocessing, result in zip(self.classifiers, self._built, scored, strict=True):
+                    result[rows] = one.score_rows(table, rows, preprocessing, self.views, done=bar.update)
         return scored
 
 

@@ -21,12 +21,14 @@ from luna16_monai.ct.lungs import LungMask, lung_mask, read_lung_mask, whole_sca
 from luna16_monai.detection.crops import box_of, lung_box
 from luna16_monai.detection.peaks import Found, candidates_of
 from luna16_monai.detection.tiles import TiledInferer
+from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 LIMIT = 50
 THICK_MM = 3.0
+SPACING_MM = (0.1, 10.0)
 SOURCE = "the detector's candidates"
 
 Lungs = Callable[[str, Volume], LungMask]
@@ -168,6 +170,7 @@ class Detector:
             raise error
         for uid in tqdm(volumes.series_uids, desc="detect", unit="CT", disable=not progress):
             warnings = []
+            require_spacing(uid, volumes.cts[uid].geometry)
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
                 thick = f"series {uid} has slices {thickest:.1f} mm apart"
                 warnings.append(f"{thick}: thick slices multiply false candidates")
@@ -184,6 +187,22 @@ def check_limits(limit: int, threshold: float) -> None:
     """Refuse a limit below 1, and a threshold that is no probability."""
     if limit < 1 or not 0 <= threshold <= 1:
         raise ValueError(f"max {limit}, threshold {threshold:g}: give 1 or more, and a probability from 0 to 1")
+
+
+def require_spacing(uid: str, geometry: Geometry) -> None:
+    """Refuse a CT whose voxels are so small or large that no nodule of it can be recognised.
+
+    Raises:
+        ValueError: a side outside `SPACING_MM`.
+    """
+    low, high = SPACING_MM
+    sides = geometry.spacing_zyx
+    if not all(low <= side <= high for side in sides):
+        told = " x ".join(f"{side:g}" for side in sides)
+        raise ValueError(
+            f"series {uid} has voxels of {told} mm: the detector takes {low:g} to {high:g} mm; mend the "
+            "header, or give another reconstruction"
+        )
 
 
 def _in_memory(volume: Volume) -> Volume:
@@ -215,7 +234,7 @@ def lungs_from(mask: Path | None, whole: bool = False) -> Lungs:
 
 
 def read_detector(
-    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None
+    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None, backend: str = "auto"
 ) -> tuple[Detector, Callable[[Sequence[Path], bool], InMemoryStore]]:
     """Return a bundle's detector, and what prepares CTs for it (paths, whether links may leave their folder).
 
@@ -223,6 +242,7 @@ def read_detector(
         bundle: its folder.
         device: where the network runs.
         weights: a model.pt; None takes the bundle's own.
+        backend: ``torch``, ``openvino`` on a CPU, or ``auto``, which takes OpenVINO where it is installed.
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
@@ -235,7 +255,9 @@ def read_detector(
     if "detector" not in config:
         raise ValueError(f"bundle {bundle.name} has no detector: name one that detects, such as nodule_detection")
     # paths, not texts, in which MONAI would read # as ::
-    config.update(bundle_root=bundle, device=str(device), **({} if weights is None else {"weights": weights}))
+    config.update(
+        bundle_root=bundle, device=str(device), backend=backend, **({} if weights is None else {"weights": weights})
+    )
     parser = ConfigParser(config)
     detector: Detector = parser.get_parsed_content("detector")
     detector.bundle = bundle

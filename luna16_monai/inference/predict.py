@@ -165,7 +165,7 @@ def predict(
     if scored is None:
         both = classifiers if malignancy is None else [*classifiers, malignancy]
         volumes = volumes_of(both, cts, allow_symlinks)
-        scored = Scored(volumes, Scorer(both, volumes, views)(listed.points))
+        scored = Scored(volumes, Scorer(both, volumes, views, progress)(listed.points))
     columns, calibrated = _columns(classifiers, listed, scored.values, malignancy is not None)
     if listed.detection is not None:
         order = np.lexsort((-columns["probability"], listed.table.series))

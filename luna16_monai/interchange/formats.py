@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luna16_monai.interchange.documents import read_json
 from luna16_monai.interchange.grand_challenge import HOLDS as POINT_HOLDS
@@ -149,6 +150,21 @@ def read_as_table(
         return (from_ras(table) if conventions.ras else table), ()
     points = read(path, None, conventions)
     return points.table(value_column), points.notes
+
+
+def read_diameters(path: Path, conventions: Conventions | None = None) -> NDArray[np.float64] | None:
+    """Return the diameter of each point in mm, (n,), NaN where it is not known; None where none is.
+
+    Args:
+        path, conventions: as `read_as_table`.
+    """
+    if format_of(path) != LUNA16:
+        points = read(path, None, conventions)
+        return points.value(DIAMETER) if points.knows(DIAMETER) else None
+    if not has_column(path, DIAMETER):
+        return None
+    diameters = read_points(path, DIAMETER).values
+    return np.where(diameters > 0, diameters, np.nan)
 
 
 def read_candidates(path: Path) -> Points:

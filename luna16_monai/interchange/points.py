@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from luna16_monai.tables.points import PointTable
-from luna16_monai.tables.text import _is_series_uid, _no_series_uid
+from luna16_monai.tables.text import is_series_uid, no_series_uid
 
 FloatArray = NDArray[np.float64]
 
@@ -123,8 +123,8 @@ class Points:
     def _check(self) -> None:
         """Refuse what cannot be, naming the first row that holds it."""
         for uid in set(self.series):
-            if not _is_series_uid(uid):
-                raise ValueError(_no_series_uid(uid, self.place(self.series.index(uid))))
+            if not is_series_uid(uid):
+                raise ValueError(no_series_uid(uid, self.place(self.series.index(uid))))
         bad = np.flatnonzero(~np.isfinite(self.points_xyz).all(axis=1))
         if len(bad):
             point = self.points_xyz[bad[0]].tolist()

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from luna16_monai.ct.folders import cts_at
-from luna16_monai.ct.opening import CT, SUFFIXES
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.interchange.points import Points
-from luna16_monai.tables.text import _is_series_uid
+from luna16_monai.tables.text import is_series_uid
+
+if TYPE_CHECKING:
+    from luna16_monai.ct.opening import CT
 
 NAMELESS = ("nodule-locations", "lung-nodule-malginancy-likelihoods")
 """Names of files that are the same for every CT."""
@@ -38,6 +40,9 @@ class Scans:
             FileNotFoundError: a path does not exist, or a folder holds no CT.
             ValueError: a header that cannot be trusted, or one series twice.
         """
+        # it brings SimpleITK, nibabel and pydicom along, which points without CTs do without
+        from luna16_monai.ct.folders import cts_at
+
         cts: dict[str, CT] = {}
         wrong: dict[str, ValueError] = {}
         for path in paths:
@@ -63,7 +68,7 @@ class Scans:
         """
         if len(self.cts) == 1:
             return next(iter(self.cts))
-        if not self.cts and (name in NAMELESS or not _is_series_uid(name)):
+        if not self.cts and (name in NAMELESS or not is_series_uid(name)):
             raise ValueError(f"{path} does not say which CT its points belong to: name that with --ct")
         return self.known(name, str(path)) if self.cts else name
 
@@ -77,9 +82,11 @@ class Scans:
         Raises:
             ValueError: it is none of the CTs that were named, or no name.
         """
+        from luna16_monai.ct.opening import SUFFIXES
+
         name = image.replace("\\", "/").rstrip("/").rpartition("/")[2]
         name = next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
-        if not _is_series_uid(name):
+        if not is_series_uid(name):
             raise ValueError(f"{where}: image {image[:60]!r} names no file: mend it")
         return self.known(name, where) if self.cts else name
 

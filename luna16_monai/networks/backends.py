@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.weights import load_state, read_state
 
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -64,15 +65,29 @@ def load_weights(
         ValueError: they belong to another network, the file holds more than weights, or the backend does not fit.
         ModuleNotFoundError: OpenVINO was asked for and is missing.
     """
+    if _loaded(network, path, device, backend):
+        return OpenVinoNetwork(network.eval(), shape_zyx)
+    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+
+def load_detector(
+    network: NoduleDetector, path: Path | str, device: torch.device | str = "cpu", backend: str = "torch"
+) -> nn.Module:
+    """Return a detector with its weights, for `TiledInferer`; arguments and errors as `load_weights`."""
+    if _loaded(network, path, device, backend):
+        return OpenVinoDetector(network.eval())
+    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+
+
+def _loaded(network: nn.Module, path: Path | str, device: torch.device | str, backend: str) -> bool:
+    """Give a network its weights; return whether OpenVINO is to run it."""
     on_cpu = torch.device(device).type == "cpu"
     if backend not in BACKENDS or (backend == "openvino" and not on_cpu):
         raise ValueError(f"backend {backend} on {device}: name one of {', '.join(BACKENDS)}; openvino runs on a CPU")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights {path}: train the bundle and put its model.pt there, or name a file")
     load_state(network, read_state(path), f"the weights {path}")
-    if backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino")):
-        return OpenVinoNetwork(network.eval(), shape_zyx)
-    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    return backend == "openvino" or (backend == "auto" and on_cpu and is_installed("openvino"))
 
 
 OUTPUTS = ("logits", "probabilities")
@@ -107,11 +122,64 @@ class OpenVinoNetwork(nn.Module):
         openvino = import_openvino()
         # one call at a time, which is to have all cores
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = openvino.compile_model(_converted(openvino, network, shape_zyx), "CPU", hints)
+        self.compiled = openvino.compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch."""
         return torch.from_numpy(self.compiled(image.numpy())[0])
+
+
+class OpenVinoDetector(nn.Module):
+    """A detector that OpenVINO runs on the CPU, both parts of it on volumes of any size.
+
+    Args:
+        network: with its weights.
+
+    Raises:
+        ModuleNotFoundError: openvino is missing.
+    """
+
+    def __init__(self, network: NoduleDetector) -> None:
+        super().__init__()
+        openvino = import_openvino()
+        self.stem_stride_zyx = network.stem_stride_zyx
+        network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        small = torch.zeros(1, 1, *network.total_stride_zyx)
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        with torch.no_grad():
+            first = network.fine(small)
+        examples = {"fine": small, "coarse": first}
+        self._compiled = {}
+        for name, example in examples.items():
+            shape = [-1, example.shape[1], -1, -1, -1]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = openvino.convert_model(_Part(network, name), example_input=example, input=[shape])
+            self._compiled[name] = openvino.compile_model(model, "CPU", hints)
+
+    def fine(self, image: Tensor) -> Tensor:
+        """Return the first level, as `NoduleDetector.fine`."""
+        return torch.from_numpy(self._compiled["fine"](image.float().numpy())[0])
+
+    def coarse(self, first: Tensor) -> Tensor:
+        """Return the output from the first level, as `NoduleDetector.coarse`."""
+        return torch.from_numpy(self._compiled["coarse"](first.numpy())[0])
+
+
+class _Part(nn.Module):
+    """One part of a detector, named ``fine`` or ``coarse``, as a network of its own."""
+
+    def __init__(self, network: NoduleDetector, name: str) -> None:
+        super().__init__()
+        self.network, self.part = network, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        return self.network.fine(x) if self.part == "fine" else self.network.coarse(x)
 
 
 def import_openvino() -> ModuleType:
@@ -127,7 +195,8 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
-def _converted(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:
+def openvino_model(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:
+    """Return the network as OpenVINO's model, which gives probabilities, for batches of any size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = openvino.convert_model(

@@ -49,6 +49,11 @@ class NoduleNet(nn.Module):
     # constant for TorchScript, which then compiles one of the two returns
     __constants__ = ("return_probabilities",)
 
+    # which blocks are trained in bfloat16, see networks.precision; scoring is float32
+    bfloat16_blocks: tuple[bool, ...] = ()
+    # set where all but the head goes on from other weights, see networks.weights
+    fresh_head = False
+
     def __init__(
         self,
         spatial_shape_zyx: Sequence[int] = (32, 48, 48),
@@ -103,10 +108,6 @@ class NoduleNet(nn.Module):
                 nn.ReLU(),
             ]
         self.backbone = nn.Sequential(*blocks)
-        # which blocks are trained in bfloat16, see networks.precision; scoring is float32
-        self.bfloat16_blocks: tuple[bool, ...] = ()
-        # set where all but the head goes on from other weights, see networks.weights
-        self.fresh_head = False
         self.trainable_blocks: int | None = None
         features = channels[-1] * math.prod(side // 2 ** len(channels) for side in inner_zyx)
         self.head = nn.Linear(features, num_classes)

@@ -98,7 +98,7 @@ def write_background_phantom(
     same in training and validation, so that scores show that everything works, not how well it generalises.
 
     Args:
-        background: .mhd, .mha, .nii, .nii.gz, or a folder of DICOM files; in HU, with the lungs in view.
+        background: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files; in HU, with the lungs in view.
         output, scans, seed, workers, progress: as `data_set.write_phantom`.
         nodules: fewest and most nodules a scan.
         negatives: candidates of class 0 a scan, fewer where the blob detector finds less.

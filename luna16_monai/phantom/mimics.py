@@ -17,7 +17,7 @@ from luna16_monai.phantom.lesions import (
     random_turn,
     tube_share,
 )
-from luna16_monai.phantom.nodules import CLEARANCE_MM, Nodule, ScanSettings, _nodule_position, clearance, in_view
+from luna16_monai.phantom.nodules import CLEARANCE_MM, Nodule, ScanSettings, clearance, in_view, nodule_position
 
 Floats = NDArray[np.floating]
 
@@ -67,7 +67,7 @@ def _place_plugs(
         slenderness = rng.uniform(2.2, 3.4) / settings.likeness
         radius = diameter / 2 / np.cbrt(1.5 * slenderness)
         length = 2 * radius * slenderness
-        point, _ = _nodule_position(rng, chest, 1.5 * radius)
+        point, _ = nodule_position(rng, chest, 1.5 * radius)
         if clearance(point[None], nodules)[0] <= length / 2 + CLEARANCE_MM or lung.distance_at(point)[0] > -radius:
             continue
         turn, bend = random_turn(rng), rng.normal(0, 0.12) * length

@@ -115,7 +115,7 @@ def place_nodules(
         diameter = float(bank.diameter_mm[shape])
         if diameter > 22 and rng.random() < 0.5:
             continue
-        position, location = _nodule_position(rng, chest, diameter / 2)
+        position, location = nodule_position(rng, chest, diameter / 2)
         if not _has_room(chest, position, diameter / 2, placed):
             continue
         look = choose_look(rng, bank, shape, softness)
@@ -128,7 +128,8 @@ def place_nodules(
     return placed
 
 
-def _nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -> tuple[Floats, Location]:
+def nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) -> tuple[Floats, Location]:
+    """Return a random place for a nodule, (z, y, x) in mm, and whether it is free, on a vessel or at the wall."""
     lung, fate = chest.lung, rng.random()
     deepest = -float(lung.distance_mm.min())
     if fate < 0.18:

@@ -99,7 +99,7 @@ def _nodule(row: int, results: Results, match: Match) -> Example:
     )
 
 
-def _pictures(examples: Sequence[Example], store_dir: Path | None) -> list[dict[str, str] | None]:
+def pictures_of(examples: Sequence[Example], store_dir: Path | None) -> list[dict[str, str] | None]:
     """Return the slices of each example as data addresses; None where the store lacks that place."""
     if store_dir is None or not (store_dir / "store.json").is_file():
         return [None] * len(examples)

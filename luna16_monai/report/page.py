@@ -14,7 +14,7 @@ from luna16_monai import __version__
 from luna16_monai.geometry.slices import SIDE_MM
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
-from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, _pictures, choose_examples
+from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, choose_examples, pictures_of
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import Results, read_results
 
@@ -47,7 +47,7 @@ def write_report(
     run = RunFolder(run_dir)
     record = run.read_record()
     examples = choose_examples(results, per_kind)
-    pictures = _pictures(examples, store_dir)
+    pictures = pictures_of(examples, store_dir)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("luna16_monai", "resources"),
         autoescape=True,
@@ -85,9 +85,9 @@ def _charts(results: Results, run: RunFolder) -> dict[str, str]:
     if results.match is not None:
         drawn["froc"] = charts.froc_chart(results.match)
         drawn["diameter"] = charts.diameter_chart(results.metrics["by_diameter_mm"])
-    if results.metrics.content.get("sensitivity_at_candidates"):
-        ranks = [results.metrics.content.get(f"sensitivity_at_candidates{end}") for end in ("", "_ci95")]
-        drawn["ranks"] = charts.rank_chart(*ranks)
+    ranks = results.metrics.content.get("sensitivity_at_candidates")
+    if ranks:
+        drawn["ranks"] = charts.rank_chart(ranks, results.metrics.content.get("sensitivity_at_candidates_ci95"))
     label = results.label
     positives = "malignant nodules" if "malignancy" in results.metrics else "nodules"
     if label is not None and 0 < label.sum() < label.size:

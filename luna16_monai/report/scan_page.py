@@ -118,7 +118,7 @@ def _readings(
     """The candidates by falling probability; the first ones from the threshold on have pictures."""
     known = {name: np.asarray(values, float) for name, values in columns.items()}
     ranked_by = known[CALIBRATED if CALIBRATED in known else "probability"]
-    more = [name for name in ("detection_probability", "malignancy") if name in known]
+    more: list[str] = [name for name in ("detection_probability", "malignancy") if name in known]
     if CALIBRATED in known:
         more.insert(0, "probability")
     order = np.argsort(-ranked_by, kind="stable").tolist()

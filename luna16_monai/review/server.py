@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         numbers = [*point, diameter] if isinstance(point, list) else []
         if len(numbers) != 4 or any(type(one) not in (int, float) for one in numbers):
             raise ValueError("a candidate names series_uid, point_xyz of three numbers and diameter_mm: send these")
-        state = self.server.review.add(str(said.get("series_uid")), point, diameter)
+        state = self.server.review.add(str(said.get("series_uid")), numbers[:3], numbers[3])
         self.server.saved += 1
         self._send_json(state)
 

@@ -33,14 +33,14 @@ from luna16_monai.machine.files import write_json
 from luna16_monai.setup.archives import TABLES, in_gb, unpack
 from luna16_monai.setup.fetching import (
     Archive,
-    _fetch,
-    _Interruption,
-    _open,
-    _persist,
-    _read,
-    _require_web,
-    _size,
-    _skip,
+    Interruption,
+    fetch,
+    open_address,
+    persist,
+    read_block,
+    require_web,
+    size_of,
+    skip_on_bar,
 )
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def download(
     if wrong := [number for number in numbers if number not in SUBSETS]:
         raise ValueError(f"subset {wrong[0]}: LUNA16 has 0 to 9")
     base = (SITE if base_url is None else base_url).rstrip("/")
-    _require_web(base)
+    require_web(base)
     keys = {*TABLES, *(f"{subset_folder(number)}.zip" for number in numbers)}
     archives = [archive for record in RECORDS for archive in _published(record, keys, base)]
     aside = output / ASIDE
@@ -128,7 +128,7 @@ def _published(record: int, keys: set[str], base: str) -> list[Archive]:
     if not wanted:
         return []
     url = f"{base}/records/{record}"
-    content = _persist(url, lambda: _read_record(url))
+    content = persist(url, lambda: _read_record(url))
     try:
         files = {file["key"]: file for file in json.loads(content)["files"]}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -151,15 +151,15 @@ def _archive(key: str, file: Any, url: str, base: str) -> Archive:
     if not isinstance(link, str):
         raise ValueError(f"{where}: links.self {link!r} is no address")
     address = base + link.removeprefix(SITE) if link.startswith(SITE + "/") else urljoin(url, link)
-    _require_web(address, url)
+    require_web(address, url)
     return Archive(key, address, size, checksum.removeprefix("md5:"))
 
 
 def _read_record(url: str) -> bytes:
-    with _open(url) as response:
-        announced, content = response.length, _read(response, LARGEST_RECORD)
+    with open_address(url) as response:
+        announced, content = response.length, read_block(response, LARGEST_RECORD)
         if announced is not None and len(content) < min(announced, LARGEST_RECORD):
-            raise _Interruption("the connection dropped")
+            raise Interruption("the connection dropped")
         return content
 
 
@@ -199,14 +199,14 @@ def _finished(output: Path, archive: Archive) -> dict[str, int] | None:
     try:
         marker = json.loads(_marker(output, archive).read_text(encoding="utf-8"))
         files = {str(name): int(size) for name, size in marker["files"].items()}
-        same = marker["md5"] == archive.md5 and all(_size(output / name) == size for name, size in files.items())
+        same = marker["md5"] == archive.md5 and all(size_of(output / name) == size for name, size in files.items())
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return files if same else None
 
 
 def _require_room(output: Path, todo: Sequence[Archive], keep_archives: bool) -> None:
-    there = {archive.key: _size(output / archive.key) or _size(_part(output / ASIDE, archive)) for archive in todo}
+    there = {archive.key: size_of(output / archive.key) or size_of(_part(output / ASIDE, archive)) for archive in todo}
     sizes = [archive.size for archive in todo]
     archives = sum(sizes) if keep_archives else max(sizes, default=0)
     unpacked = sum(archive.size * (EXPANSION if archive.key.endswith(".zip") else 1) for archive in todo)
@@ -223,11 +223,11 @@ def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) 
     """Fetch, check and unpack one archive, its marker is written last; false where it lay in the output folder."""
     own, part = output / archive.key, _part(output / ASIDE, archive)
     if lies_there := own.is_file():
-        if _size(own) != archive.size or _md5(own) != archive.md5:
+        if size_of(own) != archive.size or _md5(own) != archive.md5:
             raise ValueError(
                 f"{own} is there, but not as published (md5 {archive.md5}): move it away, or name another --output"
             )
-        _skip(bar, archive.size)
+        skip_on_bar(bar, archive.size)
     else:
         _fetch_right(archive, part, bar)
         if keep_archives or not archive.key.endswith(".zip"):
@@ -247,11 +247,11 @@ def _bring(archive: Archive, output: Path, bar: tqdm[Any], keep_archives: bool) 
 
 def _fetch_right(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
     for _ in range(2):
-        _fetch(archive, part, bar)
+        fetch(archive, part, bar)
         if (found := _md5(part)) == archive.md5:
             return
         part.unlink()
-        _skip(bar, -archive.size)
+        skip_on_bar(bar, -archive.size)
         logger.warning("%s: its md5 is %s, the record says %s", archive.key, found, archive.md5)
     raise RuntimeError(
         f"{archive.key} from {archive.url} came twice with the wrong md5 ({found}, the record says {archive.md5}): "

@@ -40,7 +40,7 @@ class Archive:
     md5: str
 
 
-class _Interruption(Exception):
+class Interruption(Exception):
     """What another attempt may mend.
 
     Args:
@@ -53,14 +53,14 @@ class _Interruption(Exception):
         self.gained, self.wait_s = gained, wait_s
 
 
-class _NoSuchRange(_Interruption):
+class _NoSuchRange(Interruption):
     """What is there of a file ends where the server's file has no more to give."""
 
 
 # --- fetching -------------------------------------------------------------------------------------------------------
 
 
-def _require_web(url: str, came_from: str | None = None) -> None:
+def require_web(url: str, came_from: str | None = None) -> None:
     """Refuse what is no web address, and one without encryption that an encrypted one leads to."""
     try:
         parts = urlsplit(url)
@@ -78,7 +78,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        _require_web(newurl, req.full_url)
+        require_web(newurl, req.full_url)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -98,7 +98,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
+def open_address(url: str, start: int = 0) -> http.client.HTTPResponse:
     """Ask for a file from a byte on."""
     headers = {"User-Agent": f"luna16_monai/{__version__}", "Accept-Encoding": "identity"}
     if start:
@@ -111,7 +111,7 @@ def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
         if error.code == 416 and start:
             raise _NoSuchRange(text) from error
         if error.code in PASSING:
-            raise _Interruption(text, wait_s=_asked_pause(error.headers.get("Retry-After"))) from error
+            raise Interruption(text, wait_s=_asked_pause(error.headers.get("Retry-After"))) from error
         raise RuntimeError(f"{url}: {text}: try later, or name a mirror with --base-url") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
@@ -120,27 +120,28 @@ def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
                 f"{url}: its certificate is not trusted ({reason.verify_message}): install the system's certificates, "
                 "or name your proxy's in SSL_CERT_FILE"
             ) from error
-        raise _Interruption(str(reason) or type(reason).__name__) from error
+        raise Interruption(str(reason) or type(reason).__name__) from error
 
 
 def _asked_pause(header: str | None) -> float:
     return min(float(header), LONGEST_PAUSE_S) if header is not None and header.isdecimal() else 0.0
 
 
-def _read(response: http.client.HTTPResponse, size: int) -> bytes:
+def read_block(response: http.client.HTTPResponse, size: int) -> bytes:
+    """Read up to so many bytes; a connection that drops is an `Interruption`."""
     try:
         return response.read(size)
     except (OSError, http.client.HTTPException) as error:
-        raise _Interruption(f"the connection dropped ({error})") from error
+        raise Interruption(f"the connection dropped ({error})") from error
 
 
-def _persist(name: str, attempt: Callable[[], Result]) -> Result:
+def persist(name: str, attempt: Callable[[], Result]) -> Result:
     """Try again, after pauses that grow, until some attempts in a row have brought nothing."""
     failures = 0
     while True:
         try:
             return attempt()
-        except _Interruption as error:
+        except Interruption as error:
             failures = 1 if error.gained else failures + 1
             if failures == ATTEMPTS:
                 raise RuntimeError(
@@ -152,23 +153,23 @@ def _persist(name: str, attempt: Callable[[], Result]) -> Result:
             time.sleep(pause)
 
 
-def _fetch(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
+def fetch(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
     """Fetch an archive into a file, going on at its end, until it has the right length."""
-    furthest = there = min(_size(part), archive.size)
-    _skip(bar, there)
+    furthest = there = min(size_of(part), archive.size)
+    skip_on_bar(bar, there)
 
     def attempt() -> None:
         nonlocal furthest
         try:
             _fetch_on(archive, part, bar)
-        except _Interruption as error:
+        except Interruption as error:
             # counted from the furthest place, for a server that always begins anew never ends
-            error.gained = _size(part) - furthest >= BLOCK
-            furthest = max(furthest, _size(part))
+            error.gained = size_of(part) - furthest >= BLOCK
+            furthest = max(furthest, size_of(part))
             raise
 
-    if _size(part) != archive.size:
-        _persist(archive.key, attempt)
+    if size_of(part) != archive.size:
+        persist(archive.key, attempt)
 
 
 def _fetch_on(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
@@ -179,13 +180,13 @@ def _fetch_on(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
         def begin_anew() -> None:
             nonlocal have
             stream.truncate(0)
-            _skip(bar, -min(have, archive.size))
+            skip_on_bar(bar, -min(have, archive.size))
             have = 0
 
         if have > archive.size:
             begin_anew()
         try:
-            response = _open(archive.url, have)
+            response = open_address(archive.url, have)
         except _NoSuchRange:
             begin_anew()
             raise
@@ -194,21 +195,21 @@ def _fetch_on(archive: Archive, part: Path, bar: tqdm[Any]) -> None:
                 begin_anew()  # a server without ranges sends all of it
             if contradiction := _contradiction(response, have, archive.size):
                 begin_anew()
-                raise _Interruption(contradiction)
-            while block := _read(response, BLOCK):
+                raise Interruption(contradiction)
+            while block := read_block(response, BLOCK):
                 if have + len(block) > archive.size:
                     begin_anew()
-                    raise _Interruption(f"the server sends more than the {archive.size} bytes of the record")
+                    raise Interruption(f"the server sends more than the {archive.size} bytes of the record")
                 stream.write(block)
                 have += len(block)
                 bar.update(len(block))
         if have < archive.size:
-            raise _Interruption(f"the connection dropped after {have} of {archive.size} bytes")
+            raise Interruption(f"the connection dropped after {have} of {archive.size} bytes")
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _skip(bar: tqdm[Any], size: int) -> None:
+def skip_on_bar(bar: tqdm[Any], size: int) -> None:
     """Move a bar without the rate and the time left taking it for work done."""
     if not bar.disable:
         bar.n, bar.initial, bar.last_print_n = bar.n + size, bar.initial + size, bar.last_print_n + size
@@ -227,5 +228,6 @@ def _contradiction(response: http.client.HTTPResponse, have: int, size: int) -> 
     return None
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Return the size of a file, 0 where there is none."""
     return path.stat().st_size if path.is_file() else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ class InMemoryStore:
                 step._loader.dtype = None
         self.kept = kept
         self._volumes: OrderedDict[str, Volume] = OrderedDict()
+
+    def holding(self, cts: Mapping[str, CT]) -> InMemoryStore:
+        """Return a store of the same recipe with other CTs, which are open already."""
+        other = copy.copy(self)
+        other.cts, other.wrong, other._volumes = dict(cts), {}, OrderedDict()
+        return other
 
     @property
     def series_uids(self) -> tuple[str, ...]:

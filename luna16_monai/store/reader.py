@@ -14,7 +14,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from luna16_monai.ct.opening import CT, _suffix, open_ct
+from luna16_monai.ct.opening import CT, ct_suffix, open_ct
 
 # LoadImage makes a text of whatever it is given, so an opened CT reaches its reader beside it
 _OPENED: ContextVar[CT | None] = ContextVar("opened", default=None)
@@ -56,7 +56,7 @@ class CTReader(ImageReader):
 
     def verify_suffix(self, filename: Any) -> bool:
         """Tell whether every path is a folder or ends as a CT does."""
-        return all(Path(name).is_dir() or bool(_suffix(Path(name))) for name in ensure_tuple(filename))
+        return all(Path(name).is_dir() or bool(ct_suffix(Path(name))) for name in ensure_tuple(filename))
 
     def read(self, data: Any, **kwargs: Any) -> list[Path]:
         """Return the paths; all that can fail happens in `get_data`.

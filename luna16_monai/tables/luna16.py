@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import KDTree
 
-from luna16_monai.tables.points import PointTable, _runs_of_equal_points, read_points
-from luna16_monai.tables.text import _is_series_uid, _named_errors, _no_series_uid, open_table
+from luna16_monai.tables.points import PointTable, read_points, runs_of_equal_points
+from luna16_monai.tables.text import is_series_uid, named_errors, no_series_uid, open_table
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ SAME_NODULE_MM = 0.01
 """Two nodules are not so near each other."""
 SERIES_COLUMNS = {"seriesuid", "seriesuids", "seriesinstanceuid", "seriesinstanceuids"}
 """What the header of a list of series calls them, letters alone."""
-FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".dcm")
+FILE_ENDS = (".mhd", ".mha", ".raw", ".zraw", ".nii", ".nii.gz", ".nrrd", ".dcm")
 DICOM_UID = re.compile(r"\d+(\.\d+)+")
 
 
@@ -49,7 +49,7 @@ def find_table(data_dir: Path, name: str) -> Path | zipfile.Path | None:
         (data_dir / f"{script}.zip", (f"{script}/annotations/{file}", f"annotations/{file}")),
     ):
         if archive.is_file():
-            with _named_errors(archive):
+            with named_errors(archive):
                 found = (zipfile.Path(archive, member) for member in members)
                 if (path_in_zip := next((path for path in found if path.is_file()), None)) is not None:
                     return path_in_zip
@@ -151,8 +151,8 @@ def read_series_uids(path: Path | zipfile.Path) -> tuple[str, ...]:
 def _check_series_uids(uids: Sequence[str], path: Path | zipfile.Path) -> None:
     """Raise ValueError where a text of a list of series is no identifier, or stands there twice."""
     for uid in uids:
-        if not _is_series_uid(uid):
-            raise ValueError(_no_series_uid(uid, str(path)))
+        if not is_series_uid(uid):
+            raise ValueError(no_series_uid(uid, str(path)))
         if uid.lower().endswith(FILE_ENDS):
             raise ValueError(f"{uid} ({path}) names a file: list the series alone, as the other tables do")
     if len(uids) > 1 and not DICOM_UID.fullmatch(uids[0]) and all(DICOM_UID.fullmatch(uid) for uid in uids[1:]):
@@ -172,7 +172,7 @@ def read_series_list(data_dir: Path) -> tuple[str, ...] | None:
 
 
 def _refuse_contradictions(table: PointTable) -> None:
-    order, same = _runs_of_equal_points(table)
+    order, same = runs_of_equal_points(table)
     values = table.values[order]
     clash = np.flatnonzero(same & (values[1:] != values[:-1]))
     if len(clash):

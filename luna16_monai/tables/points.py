@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from luna16_monai.geometry.grid import lps_from_ras
 from luna16_monai.machine.files import write_csv
-from luna16_monai.tables.text import _is_series_uid, _no_series_uid, open_table, require_columns
+from luna16_monai.tables.text import is_series_uid, no_series_uid, open_table, require_columns
 
 
 def from_ras(table: PointTable) -> PointTable:
@@ -208,11 +208,12 @@ def point_key(series_uid: str, point_xyz: Iterable[float]) -> Key:
 
 def duplicate_rows(table: PointTable) -> NDArray[np.intp]:
     """Return rows that repeat an earlier row's series and point exactly, as indices in the order of the file."""
-    order, same = _runs_of_equal_points(table)
+    order, same = runs_of_equal_points(table)
     return np.sort(order[1:][same])
 
 
-def _runs_of_equal_points(table: PointTable) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+def runs_of_equal_points(table: PointTable) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return the rows sorted by series and point, and whether each equals the one before it."""
     order = np.lexsort((*table.points_xyz.T, table.series))
     series, points = table.series[order], table.points_xyz[order]
     same = (series[1:] == series[:-1]) & (points[1:] == points[:-1]).all(axis=1)
@@ -247,8 +248,8 @@ def _parse_rows(
     uid_position, *number_positions = positions
     uids = [row[uid_position].strip() for row in rows]
     for uid in dict.fromkeys(uids):
-        if not _is_series_uid(uid):
-            raise ValueError(_no_series_uid(uid, f"{path}, line {lines[uids.index(uid)]}"))
+        if not is_series_uid(uid):
+            raise ValueError(no_series_uid(uid, f"{path}, line {lines[uids.index(uid)]}"))
         codes.setdefault(uid, len(codes))
     numbers = np.empty((len(rows), len(number_positions)))
     for target, position in enumerate(number_positions):

@@ -22,7 +22,7 @@ def open_table(path: Path | zipfile.Path) -> Iterator[Iterator[str]]:
     Raises:
         ValueError: it is no text in UTF-8, a line is longer than a million characters, or its zip is damaged.
     """
-    with _named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
+    with named_errors(path), path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
         yield _lines(stream, path)
 
 
@@ -71,7 +71,7 @@ def _lines(stream: IO[str], path: Path | zipfile.Path) -> Iterator[str]:
 
 
 @contextmanager
-def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
+def named_errors(path: Path | zipfile.Path) -> Iterator[None]:
     """Tell which file could not be read as text, or unpacked."""
     try:
         yield
@@ -81,10 +81,11 @@ def _named_errors(path: Path | zipfile.Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged, or no zip that can be read ({error}): fetch it again") from error
 
 
-def _is_series_uid(uid: str) -> bool:
+def is_series_uid(uid: str) -> bool:
     """Return whether this may become part of a file's name."""
     return 0 < len(uid) <= 200 and uid[0] != "." and uid.isprintable() and not set(uid) & set("/\\")
 
 
-def _no_series_uid(uid: str, where: str) -> str:
+def no_series_uid(uid: str, where: str) -> str:
+    """Return the message about a text that is no series identifier."""
     return f"{uid[:40]!r} ({where}) is no series identifier: a plain name without slashes was expected"

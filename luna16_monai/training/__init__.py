@@ -3,6 +3,7 @@
 - ``start``: what a training, a scoring or a prediction begins with
 - ``metrics``: scores of an epoch
 - ``detection``: scores, best epoch and gradients of the detector
+- ``mining``: false positives of the detector on its training scans
 - ``results``: what a run writes
 - ``handlers``: progress, losses, profile
 - ``checkpoints``: exact resume

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from luna16_monai.detection.crops import LabelledScans
 from luna16_monai.detection.peaks import candidates_of
 from luna16_monai.evaluation import froc
+from luna16_monai.evaluation.calibration import operating_points
 from luna16_monai.evaluation.ranks import NUMBERS, diameter_error, sensitivity_by_rank
+from luna16_monai.evaluation.roc import average_precision, roc_auc
 from luna16_monai.evaluation.submission import ReferenceStandard, evaluate
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.results import write_results
+from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.points import PointTable, write_points
 
 LIMIT = 200
@@ -132,8 +135,58 @@ class DetectionScores(Metric):
         return {"cpm": froc.cpm(match), **{f"sensitivity_at_{number}": at[str(number)] for number in NUMBERS}}
 
 
+class DetectionResults:
+    """Write the results of a validation epoch: ``metrics.json``, ``submission.csv`` and the tables of `write_results`.
+
+    Args:
+        output_dir: where to.
+        scores: holds the candidates of the validation epoch.
+        draws: of the bootstrap.
+    """
+
+    def __init__(self, output_dir: str, scores: DetectionScores, draws: int = 1000) -> None:
+        self.folder, self.scores, self.draws = RunFolder(output_dir), scores, draws
+
+    def attach(self, engine: Workflow) -> None:
+        """Attach to the evaluator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Workflow, **told: Any) -> None:
+        """Write the files; ``told`` goes into metrics.json.
+
+        Raises:
+            ValueError: there is no candidate.
+        """
+        table, truth = self.scores.table, self.scores.truth
+        if not len(table):
+            raise ValueError("no scan of the validation has a candidate: were the weights trained?")
+        evaluation = evaluate(table, truth, self.draws)
+        marks, nodules = truth.compared(table)
+        label = lies_on(table, truth.nodules).astype(np.int64)
+        both = label.any() and not label.all()
+        metrics = {
+            **engine.state.metrics,
+            **evaluation.scores,
+            "roc_auc": float(roc_auc(table.values, label)[0]) if both else None,
+            "average_precision": average_precision(table.values, label) if both else None,
+            "calibration": {"skipped": "a detector's probability is not calibrated"},
+            "thresholds": operating_points(table.values, label, len(self.scores.series_uids)) if label.any() else None,
+            "positives": int(label.sum()),
+            "diameter_error_mm": diameter_error(marks, nodules, self.scores.diameter_mm),
+            "lost_to_lung_mask": lost_to_lungs(self.scores),
+            "candidates": len(table),
+            "series": len(self.scores.series_uids),
+            **told,
+        }
+        write_points(
+            self.folder.submission_file, table.row_series(), table.points_xyz, table.values, "probability",
+            diameter_mm=self.scores.diameter_mm,
+        )  # fmt: skip
+        write_results(self.folder.path, metrics, table, table.values, evaluation, label)
+
+
 class BestDetection:
-    """Write ``model.pt``, ``metrics.json`` and ``submission.csv`` whenever an epoch is the best so far.
+    """Write ``model.pt`` and the files of `DetectionResults` whenever an epoch is the best so far.
 
     Args:
         output_dir: where to.
@@ -143,7 +196,7 @@ class BestDetection:
     """
 
     def __init__(self, output_dir: str, network: nn.Module, scores: DetectionScores, draws: int = 1000) -> None:
-        self.folder, self.network, self.scores, self.draws = RunFolder(output_dir), network, scores, draws
+        self.network, self.results = network, DetectionResults(output_dir, scores, draws)
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -151,29 +204,17 @@ class BestDetection:
 
     def __call__(self, engine: Workflow) -> None:
         """Write the files, if this epoch is the best and there is a candidate."""
-        state, table = engine.state, self.scores.table
-        if state.best_metric_epoch != state.epoch or not len(table):
+        state = engine.state
+        if state.best_metric_epoch != state.epoch or not len(self.results.scores.table):
             return
-        with atomic_write(self.folder.weights) as stream:
+        with atomic_write(self.results.folder.weights) as stream:
             torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, stream)
-        evaluation = evaluate(table, self.scores.truth, self.draws)
-        marks, nodules = self.scores.truth.compared(table)
-        metrics = {
-            **state.metrics,
-            **evaluation.scores,
-            "diameter_error_mm": diameter_error(marks, nodules, self.scores.diameter_mm),
-            "lost_to_lung_mask": lost_to_lungs(self.scores),
-            "candidates": len(table),
-            "series": len(self.scores.series_uids),
-            "epoch": state.epoch,
-            "key_metric": state.key_metric_name,
-            "chosen_on": "the validation split that it is reported on, so the figures are optimistic",
-        }
-        write_points(
-            self.folder.submission_file, table.row_series(), table.points_xyz, table.values, "probability",
-            diameter_mm=self.scores.diameter_mm,
-        )  # fmt: skip
-        write_results(self.folder.path, metrics, table, table.values, evaluation)
+        self.results(
+            engine,
+            epoch=state.epoch,
+            key_metric=state.key_metric_name,
+            chosen_on="the validation split that it is reported on, so the figures are optimistic",
+        )
 
 
 def lost_to_lungs(scores: DetectionScores) -> int:

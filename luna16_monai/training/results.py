@@ -27,6 +27,7 @@ from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.machine.memory import keeps_freed_memory
 from luna16_monai.networks.folding import folded_state
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs import folder
@@ -233,7 +234,7 @@ class RunRecord:
                 candidates_sha256={"train": split.train.digest(), "validation": split.validation.digest()},
             ),
             seen_series=tuple(sorted({*split.train_series, *seen})),
-            bf16_blocks=network.bfloat16_blocks if isinstance(network, NoduleNet) else (),
+            bf16_blocks=network.bfloat16_blocks if isinstance(network, NoduleNet | NoduleDetector) else (),
             keeps_memory=keeps_freed_memory(),
         )
 

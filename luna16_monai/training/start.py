@@ -19,6 +19,8 @@ from luna16_monai.bundle.config import build_on, change_config, check_settings, 
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.networks.backends import require_device
+from luna16_monai.networks.bfloat16 import try_convolutions
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.networks.precision import try_bfloat16
 from luna16_monai.networks.weights import load_initial_weights
@@ -99,8 +101,8 @@ def inference() -> None:
 def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, output_dir: Path | str) -> None:
     """Let those blocks of the network be trained in bfloat16 for which a self-test finds it right and faster.
 
-    On a CPU alone; CUDA has ``amp``. A run that goes on keeps the blocks that its record names. Several processes take
-    the blocks that are right on all of them.
+    On a CPU alone; CUDA has ``amp``. A detector is trained in it as a whole or not at all. A run that goes on keeps the
+    blocks that its record names. Several processes take the blocks that are right on all of them.
 
     Args:
         network: is changed, not copied.
@@ -109,15 +111,19 @@ def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, 
         output_dir: of the run; what it records is that of the run to continue.
 
     Raises:
-        ValueError: ``bf16`` is neither true nor false, or the network is not made of blocks as NoduleNet is.
+        ValueError: ``bf16`` is neither true nor false, or the network is neither NoduleNet nor NoduleDetector, which is
+            one block.
     """
     if not isinstance(bf16, bool):
         raise ValueError(f"bf16 {bf16}: give true or false")
     if not bf16 or torch.device(device).type != "cpu":
         return
-    if not isinstance(network, NoduleNet):
+    if isinstance(network, NoduleNet):
+        found = try_bfloat16(network)
+    elif isinstance(network, NoduleDetector):
+        found = try_convolutions(network, torch.full((4, 1, 32, 64, 64), -500.0))
+    else:
         raise ValueError(f"bf16 true: {type(network).__name__} is not made of blocks as NoduleNet is: set it to false")
-    found = try_bfloat16(network)
     record = RunFolder(output_dir).read_record()
     before = () if record is None else record.bf16_blocks
     wanted = before or found.chosen

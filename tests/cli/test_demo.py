@@ -24,7 +24,8 @@ from dataclasses import replace
 from luna16_monai.cli import demo, main
 tiny = {"max_epochs": 1, "samples_per_epoch": 64, "val_interval": 1, "num_workers": 0}
 malignancy = {**demo.FINE_TUNING, **tiny, "batch_size": 8}
-demo.SHORT = replace(demo.SHORT, scans=8, stride=2, nodules=tiny, malignancy=malignancy)
+detection = {**tiny, "samples_per_epoch": 8, "batch_size": 2, "shape_zyx": "[32,48,48]", "mining_epochs": "[]"}
+demo.SHORT = replace(demo.SHORT, scans=8, stride=2, nodules=tiny, malignancy=malignancy, detection=detection)
 print(demo.__file__, file=sys.stderr)
 sys.exit(main.main(sys.argv[1:]))
 """
@@ -80,6 +81,18 @@ def test_demo_with_malignancy_makes_the_demo_first_where_there_is_none(steps, tm
     assert main.main(words) == 1
     assert option(steps[-1], "--output_dir") == str(tmp_path / "second")
     assert option(steps[-1], "--nodule_run") == str(output)
+
+
+def test_demo_with_detection_trains_the_detector_behind_a_finished_demo(steps, tmp_path, capsys):
+    output = tmp_path / "demo"
+    output.mkdir()
+    (output / "report.html").write_text("")
+    words = ["demo", "--output", str(output), "--detection", str(tmp_path / "third")]
+    assert main.main(words) == 1
+    assert option(steps[-1], "--output_dir") == str(tmp_path / "third" / "detector")
+    assert "nodule_detection" in " ".join(steps[-1])
+    assert main.main([*words, "--malignancy", "x"]) == 2
+    assert "--malignancy and --detection: give one of them, then the other" in capsys.readouterr().err
 
 
 def test_demo_asks_for_its_extras_before_it_begins(steps, monkeypatch, capsys):
@@ -147,6 +160,19 @@ def test_demo_runs_whole_from_an_installed_wheel_in_the_current_folder(tmp_path)
     assert {path.name for path in here.iterdir()} == {"data", "runs", "malignancy"}
     for run in (here / "runs" / "demo", here / "malignancy"):
         assert {"model.pt", "metrics.json", "submission.csv", "report.html"} <= {path.name for path in run.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SMALL, "demo", "--detection", "runs/demo-detection", "--json"],
+        cwd=here, capture_output=True, encoding="utf-8", check=False,
+        env={**environment, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    written = json.loads((here / "runs" / "demo-detection" / "metrics.json").read_text())
+    for name in ("detector", "both_stages", "blob"):
+        assert set(written[name]["sensitivity_at_candidates"]) == {"10", "25", "50", "100", "200"}
+        assert told[name]["cpm"] == written[name]["cpm"]
+    assert {"diameter_error_mm", "lost_to_lung_mask"} <= set(written["detector"])
+    assert {"report.html", "submission.csv"} <= {path.name for path in (here / "runs" / "demo-detection").iterdir()}
     metrics = json.loads((here / "runs" / "demo" / "metrics.json").read_text())
     assert set(metrics["baselines"]) == {"mean_hu_centre", "size_brightness", "radial_profile"}
     assert "done in " in done.stderr

@@ -13,6 +13,7 @@ import torch
 from ct_files import UID, write_dicom
 
 from luna16_monai.cli.main import main
+from luna16_monai.inference.detect import Detector
 from luna16_monai.machine.files import sha256
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.store.preparation import prepare_volume
@@ -168,7 +169,7 @@ def test_predict_without_a_list_writes_all_that_one_with_a_list_does(series, wei
     assert told["Diameter"] == pytest.approx(float(found[0]["diameter_mm"]), abs=0.006)
     assert told["Certainty of Finding"] == pytest.approx(100 * float(found[0]["probability"]), abs=1e-3)
     text = (tmp_path / "a.dcm").read_bytes()
-    assert b"by detection and classification, the latter with 0.5 of its logit" in text
+    assert b"by detection and classification, the latter with 0.3 of its logit" in text
     assert sha256(weights).encode() in text
     (explained,) = rows(tmp_path / "explained" / "explanations.csv")
     assert [explained[key] for key in ("coordX", "coordY", "coordZ")] == [
@@ -192,7 +193,7 @@ def test_predict_without_a_list_takes_its_share_from_the_bundle(series, weights,
     bundle = tmp_path / "mine"
     shutil.copytree("bundles/nodule_detection", bundle)
     file = bundle / "configs" / "inference.yaml"
-    file.write_text(file.read_text().replace("classifier_weight: 0.5", "classifier_weight: 0.0"))
+    file.write_text(file.read_text().replace("classifier_weight: 0.3", "classifier_weight: 0.0"))
     assert two_stages(series, weights, tmp_path / "a.csv", "--detector", bundle, "--trust-bundle") == 0
     for row in rows(tmp_path / "a.csv"):
         assert float(row["probability"]) == pytest.approx(float(row["detection_probability"]), rel=1e-5)
@@ -230,3 +231,59 @@ def test_predict_without_a_list_opens_and_prepares_a_ct_once(series, weights, tm
     monkeypatch.setattr("luna16_monai.store.in_memory.prepare_volume", prepare)
     assert two_stages(series, weights, tmp_path / "a.csv", "--malignancy") == 0
     assert prepared == [series]
+
+
+def test_detect_goes_on_where_it_was_stopped(cts, weights, tmp_path, monkeypatch, capsys):
+    assert detect(cts, tmp_path / "whole.csv", weights, "--max", 3) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.csv"]
+    find, calls = Detector.find, []
+
+    def stopped(one, volume, lungs, limit):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("the power fails")
+        return find(one, volume, lungs, limit)
+
+    monkeypatch.setattr(Detector, "find", stopped)
+    assert detect(cts, tmp_path / "a.csv", weights, "--max", 3) == 2
+    parts = tmp_path / "a.csv.parts"
+    assert sorted(path.name for path in parts.iterdir()) == sorted(["detect.json", f"{cts[0].stem}.json"])
+    assert not (tmp_path / "a.csv").exists()
+    assert detect(cts, tmp_path / "a.csv", weights, "--max", 4) == 2
+    assert "holds a search with other max (3, now 4)" in capsys.readouterr().err.splitlines()[-1]
+    assert detect(cts, tmp_path / "a.csv", weights, "--max", 3) == 0
+    assert len(calls) == 3  # the first, the one that failed, and that one again
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert not parts.exists()
+
+
+def test_detect_gives_the_same_in_several_processes(cts, weights, tmp_path):
+    assert detect(cts, tmp_path / "a.csv", weights, "--max", 3, "--backend", "torch") == 0
+    assert detect(cts, tmp_path / "b.csv", weights, "--max", 3, "--backend", "torch", "--workers", 2) == 0
+    one, other = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert [row["seriesuid"] for row in one] == [row["seriesuid"] for row in other]
+    for key in ("coordX", "coordY", "coordZ", "probability", "diameter_mm"):
+        np.testing.assert_allclose([float(row[key]) for row in other], [float(row[key]) for row in one], rtol=1e-4)
+
+
+def test_detect_refuses_voxels_that_no_nodule_can_be_seen_in(weights, tmp_path, capsys):
+    image = sitk.GetImageFromArray(np.full((10, 20, 20), -850, np.int16))
+    image.SetSpacing([20.0, 20.0, 5.0])
+    sitk.WriteImage(image, str(tmp_path / "wide.mha"))
+    assert detect([tmp_path / "wide.mha"], tmp_path / "a.csv", weights, "--no-lung-mask") == 2
+    assert "series wide has voxels of 5 x 20 x 20 mm: the detector takes 0.1 to 10 mm" in capsys.readouterr().err
+
+
+def test_challenge_without_a_list_answers_the_detectors_candidates(weights, tmp_path, capsys):
+    hu = np.full((40, 64, 64), -1000, np.int16)
+    hu[:, 4:60, 4:60] = 40
+    hu[4:36, 12:52, 10:30] = hu[4:36, 12:52, 34:54] = -850
+    (tmp_path / "in" / "images" / "ct").mkdir(parents=True)
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing([3.0, 3.0, 3.0])
+    sitk.WriteImage(image, str(tmp_path / "in" / "images" / "ct" / "a.mha"))
+    call = ["challenge", "--input", tmp_path / "in", "--output", tmp_path / "out", "--device", "cpu", "--json"]
+    assert main([*map(str, call), "--detector-weights", str(weights), "--max", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["points"] == 3
+    answer = json.loads((tmp_path / "out" / "lung-nodule-malginancy-likelihoods.json").read_text())
+    assert [one["name"] for one in answer["points"]] == ["candidate 1", "candidate 2", "candidate 3"]

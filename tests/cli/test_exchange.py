@@ -125,7 +125,8 @@ def test_challenge_refuses_a_case_without_ct_or_list(call, tmp_path, data):
     words = ["challenge", "--input", tmp_path / "in", "--output", tmp_path / "out", "--device", "cpu"]
     refused(call(*words), "images/*/*.mha: one CT a case is meant, found none: put one there")
     (tmp_path / "in" / "images" / "ct" / "a.mha").write_bytes(b"")
-    refused(call(*words), "nodule-locations.json is missing", "nodules of a bare CT are not looked for")
+    # without a list they are looked for, by weights that have to be there
+    refused(call(*words, "--detector-weights", "no.pt"), "no weights no.pt")
     assert not (tmp_path / "out").exists()
 
 

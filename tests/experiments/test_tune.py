@@ -21,7 +21,7 @@ from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli import main as cli
 from luna16_monai.cli.experiments import write_chart
 from luna16_monai.experiments.search import Search, TunePlan
-from luna16_monai.experiments.tune import read_trials, run_trial, scores, tune, write_trials
+from luna16_monai.experiments.tune import drop_unfinished_line, read_trials, run_trial, scores, tune, write_trials
 
 ROOT = Path(__file__).parents[2]
 needs_optuna = pytest.mark.skipif(
@@ -140,6 +140,32 @@ def test_search_here_ends_poor_trials_early_and_goes_on_with_what_was_begun(
     assert begun == []
     with pytest.raises(ValueError, match=r"holds a search of other settings \(trials 12 instead of 13\)"):
         tune(replace(one, trials=13), progress=False)
+
+
+@needs_optuna
+def test_drop_unfinished_line_leaves_a_journal_that_goes_on(tmp_path):
+    import optuna
+
+    def study() -> Any:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    journal = tmp_path / "optuna.journal"
+    drop_unfinished_line(journal)
+    assert not journal.exists()
+    study().ask()
+    whole = journal.read_bytes()
+    drop_unfinished_line(journal)
+    assert journal.read_bytes() == whole
+    # a writer was killed in the middle of its line
+    journal.write_bytes(whole + whole.splitlines()[-1][:30])
+    drop_unfinished_line(journal)
+    assert journal.read_bytes() == whole
+    assert study().ask().number == 1
+    assert len(study().trials) == 2
 
 
 @needs_optuna

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.detection.tiles import TiledInferer
 from luna16_monai.inference.classifier import Classifier
-from luna16_monai.networks.backends import OpenVinoNetwork, load_weights, on_device
+from luna16_monai.networks.backends import OpenVinoNetwork, load_detector, load_weights, on_device
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 
 SHAPE = (32, 48, 48)
@@ -53,3 +55,19 @@ def test_on_device_keeps_the_names_and_results():
     moved = on_device(network, "cpu", compile="reduce-overhead")
     assert list(moved.state_dict()) == names
     assert next(p for p in moved.parameters() if p.ndim == 5).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@torch.inference_mode()
+def test_openvino_detector_gives_what_torch_does(tmp_path):
+    pytest.importorskip("openvino", reason="the backend needs the extra 'export'")
+    torch.manual_seed(0)
+    network = NoduleDetector()
+    torch.nn.init.normal_(network.head.weight)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    hu = torch.randint(-1000, 400, (1, 1, 24, 40, 56), dtype=torch.int16)
+    one, other = (
+        TiledInferer((16, 16, 48))(hu, load_detector(NoduleDetector(), tmp_path / "model.pt", backend=backend))
+        for backend in ("torch", "openvino")
+    )
+    assert one.std() > 0.1
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-3)

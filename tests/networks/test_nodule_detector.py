@@ -10,7 +10,7 @@ from luna16_monai.networks.nodule_detector import NoduleDetector
 
 def test_detector_has_the_designed_size_and_strides():
     network = NoduleDetector()
-    assert sum(p.numel() for p in network.parameters()) == 336_549
+    assert sum(p.numel() for p in network.parameters()) == 742_629
     assert (network.stride_zyx, network.total_stride_zyx) == ((4, 4, 4), (8, 8, 8))
     flat = NoduleDetector((1, 2, 2), (4, 8, 8, 8))
     assert (flat.stride_zyx, flat.total_stride_zyx) == ((2, 4, 4), (8, 16, 16))

@@ -135,6 +135,28 @@ class TestWriteReport:
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert (result["pictures"], "no picture" in text, 'id="calibration"' in text) == (0, True, False)
 
+    def test_report_of_a_detection_run_tells_ranks_diameters_and_what_the_mask_loses(
+        self, run_dir: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        shutil.copytree(run_dir, folder)
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        at = {"10": 0.5, "25": 0.625, "50": 0.75, "100": 0.875, "200": 1.0}
+        metrics["sensitivity_at_candidates"] = at
+        metrics["sensitivity_at_candidates_ci95"] = {number: [value - 0.125, value] for number, value in at.items()}
+        metrics["sensitivity_at_candidates_by_diameter_mm"] = {"<5": None, ">=15": at}
+        metrics["diameter_error_mm"] = {"median": 0.4, "p90": 1.25, "nodules": 9}
+        metrics["lost_to_lung_mask"] = 1
+        write_json(folder / "metrics.json", metrics)
+        write_report(folder, tmp_path / "report.html")
+        text = re.sub(r"\s+", " ", (tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert "nodule detection</title>" in text
+        assert '<th scope="row">25</th><td>0.625</td><td>0.500 – 0.625</td><td>–</td><td>0.62</td>' in text
+        assert f"leaves out 1 of {metrics['nodules']} nodules" in text
+        assert "of 9 nodules that were found: median error 0.40 mm, 90th percentile 1.25 mm." in text
+        assert "<dt>Sensitivity at 25 candidates</dt><dd>0.625</dd>" in text
+        assert "ranks-" in text
+
     def test_report_of_a_folder_without_a_run_is_wrong_input(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -68,7 +68,7 @@ def test_diameters_are_a_last_column_that_other_readers_understand(tmp_path):
     assert list(rows(path)[0]) == [*COLUMNS, "diameter_mm"]
     assert [one.diameter_mm for one in decisions.read().values()] == [None, 6.5]
     assert read_candidates(tmp_path).values.tolist() == [0, 1]
-    assert formats.read_candidates(path).values["diameter_mm"].tolist() == [-1, 6.5]
+    np.testing.assert_array_equal(formats.read_candidates(path).values["diameter_mm"], [np.nan, 6.5])
     points = formats.read(path)
     assert points.values["class"].tolist() == [0, 1]
     assert "column 'reviewer' left out: it holds other things than numbers" in points.notes

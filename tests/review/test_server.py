@@ -486,7 +486,7 @@ class TestInTheBrowser:
         browser.click("[data-do=wider]")
         browser.wait("document.querySelector('.view u').textContent === '20 mm'")
         browser.click("[data-do=window]")
-        browser.wait("document.querySelector('#place').textContent.endsWith('soft tissue window')")
+        browser.wait("document.querySelector('#place').textContent.endsWith('mediastinum window')")
         browser.press("c")
         assert browser.value("document.body.classList.contains('no-crosshair')")
         assert browser.errors == []

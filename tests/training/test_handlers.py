@@ -1,10 +1,11 @@
-"""Handlers of a training: what stops it."""
+"""Handlers of a training: what stops it, and the warm-up of a fresh head."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
