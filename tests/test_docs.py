@@ -298,7 +298,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["tune"] = keys_in_source("experiments/tune", "write_trials", ast.Return)
     found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
     found["demo"] = ["output", "data", "store", *KEYS]
-    found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
+    found["review"] = keys_in_source("cli/reviewing", "run_review", ast.Assign)
     found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     return found
 
