@@ -363,7 +363,7 @@ def test_predict_writes_the_probabilities_of_both_bundles(phantom_dir, finished,
     for name, weights in (("trained", [str(finished / "model.pt")]), ("same", [str(nodule_run / "model.pt")])):
         assert main([*call, "--malignancy", "--malignancy-weights", *weights]) == 0
         columns[name] = list(csv.DictReader(output.open(encoding="utf-8")))
-        assert list(columns[name][0])[-2:] == ["probability", "malignancy"]
+        assert list(columns[name][0])[-3:] == ["probability", "malignancy", "class"]
     assert [row["seriesuid"] for row in columns["same"]] == uids
     # the same weights give the same twice, in the order of the rows; trained ones something else
     assert [row["probability"] for row in columns["same"]] == [row["malignancy"] for row in columns["same"]]
