@@ -213,7 +213,9 @@ def test_report_shows_the_ruler_beside_the_network(finished, store_dir, tmp_path
 def test_evaluating_gives_the_scores_of_the_training(state, finished, small, nodule_run, tmp_path):
     keys = ("dataset_dir", "store_dir", "device", "batch_size", "num_workers", "validation_stride")
     settings = {key: small[key] for key in keys} | {"run_dir": str(finished), "nodule_run": str(nodule_run)}
-    flow = workflow("evaluate.yaml", settings | {"output_dir": str(tmp_path / "out")}, "inference")
+    # one view, as in the validation of a training
+    own = {"output_dir": str(tmp_path / "out"), "views": 1}
+    flow = workflow("evaluate.yaml", settings | own, "inference")
     assert flow.check_properties() == []
     flow.parser.get_parsed_content("evaluator").run()
     again, first = (json.loads((f / "metrics.json").read_text(encoding="utf-8")) for f in (tmp_path / "out", finished))
