@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from verb_calls import refused
+
+from luna16_monai.tables.points import write_points
 
 POINTS = "seriesuid,coordX,coordY,coordZ"
 
@@ -44,7 +48,10 @@ def test_evaluate_prints_the_score_and_writes_the_tables(call, words, both, tmp_
     # both nodules lie above every false positive, so the sensitivity is 1 at each rate
     assert lines[0] == "evaluate: CPM 1.0000 on 2 scans with 2 nodules"
     assert lines[2].split() == ["sensitivity", *["1.0000"] * 7]
-    assert lines[3] == "  1.0000 of the nodules have a candidate on them"
+    # and the first of their scan each, so it is 1 among the first 10
+    assert lines[3].split() == ["candidates", "a", "scan", "10", "25", "50", "100", "200"]
+    assert lines[4].split() == ["sensitivity", *["1.0000"] * 5]
+    assert lines[5:] == ["  1.0000 of the nodules have a candidate on them"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["true_positives"], metrics["false_positives"], metrics["false_negatives"]) == (2, 2, 0)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"metrics.json", "candidates.csv", "nodules.csv"}
@@ -56,6 +63,33 @@ def test_evaluate_prints_json_alone(call, words, half):
     assert (code, err) == (0, "")
     assert (told["true_positives"], told["false_positives"], told["false_negatives"]) == (1, 1, 1)
     assert (told["cpm"], told["cpm_ci95"]) == (0.5, None)
+
+
+def test_evaluate_tells_the_error_of_diameters_and_what_a_lung_mask_loses(call, tmp_path):
+    write_points(tmp_path / "n.csv", ["a", "b"], [[5, 5, 5], [2, 6, 7]], [4.0, 6.0], "diameter_mm")
+    (tmp_path / "uids.csv").write_text("a\nb\n")
+    # off by 1 and by 3 mm, and of the false positive nothing is told
+    points, diameters = [[5, 5, 5], [2, 6, 7], [9, 9, 9]], [5.0, 3.0, -1.0]
+    write_points(
+        tmp_path / "s.csv", ["a", "b", "b"], points, [0.75, 0.5, 0.25], "probability", diameter_mm=diameters
+    )  # fmt: skip
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for uid, lung in (("a", slice(None)), ("b", slice(0, 6))):  # (2, 6, 7) mm lies at index 7 of z
+        values = np.zeros((10, 10, 10), np.uint8)
+        values[lung] = 1
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(masks / f"{uid}.mha"))
+    words = ["evaluate", "--submission", tmp_path / "s.csv", "--annotations", tmp_path / "n.csv", "--no-excluded"]
+    words += ["--seriesuids", tmp_path / "uids.csv", "--bootstrap", 0, "--lung-mask", masks]
+    code, out, _ = call(*words, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["diameter_error_mm"] == {"median": 2.0, "p90": pytest.approx(2.8), "nodules": 2}
+    assert told["lost_to_lung_mask"] == 1
+    lines = call(*words)[1].splitlines()
+    assert lines[-2:] == [
+        "  diameters are off by 2.00 mm in the median, 2.80 at the 90th %", "  1 nodules lie outside the lung masks"
+    ]  # fmt: skip
 
 
 def test_evaluate_refuses_tables_that_are_not_there_and_scans_that_are_not_listed(call, words, both, tmp_path):
