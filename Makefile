@@ -1,9 +1,15 @@
 # make demo and make test do all the set-up they need; the second time they start at once.
 
 VENV := .venv
-PYTHON := python3.11
+# PYTHON=... wins; else the newest of these that can make an environment (a shim of pyenv may be there and not start)
+ifdef PYTHON
+ASKED := asked-python
+endif
+PYTHON ?= $(or $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell $(name) -c "import ensurepip" >/dev/null 2>&1 && echo $(name)))),python3.11)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEWEST := .venv-newest
+EXTRAS := baselines,dicom,docs,export,report,dev
 DEMO := runs/demo
 
 # torch.compile reads its own sources in the encoding of the locale
@@ -11,7 +17,7 @@ export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo demo-malignancy demo-detection phantom-baselines phantom-malignancy bench compare-networks test test-all notebooks check docs dist clean-demo setup
+.PHONY: demo demo-malignancy demo-detection phantom-baselines phantom-malignancy bench compare-networks test test-all test-newest asked-python notebooks check docs dist clean-demo setup
 
 demo: $(READY)
 	$(BIN)/luna16 demo --output $(DEMO)
@@ -50,6 +56,14 @@ test-all: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune,mlflow]'
 	$(BIN)/python -m pytest
 
+# the tests with the newest releases that pyproject.toml admits, in an environment of its own; versions.txt names them
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS)]'
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable > $(NEWEST)/versions.txt
+	grep -iE '^(torch|monai|pytorch-ignite|numpy|scipy|simpleitk|nibabel|blosc2|onnx|openvino)==' $(NEWEST)/versions.txt
+	$(NEWEST)/bin/python -m pytest -m "not slow" --numprocesses auto
+
 # the notebooks on the data of make demo, with what they show stored in them
 notebooks: $(READY)
 	LUNA16_DATA=$(abspath $(LUNA16_DATA)) LUNA16_STORE=$(abspath $(LUNA16_STORE)) LUNA16_RUNS=$(abspath runs) \
@@ -78,7 +92,13 @@ clean-demo:
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt | $(ASKED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[baselines,dicom,docs,export,report,dev]'
+	@echo "make: $$($(BIN)/python --version) in $(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
+
+# an environment keeps the Python that it was made with
+asked-python:
+	@test ! -x $(BIN)/python || test "$$($(PYTHON) --version)" = "$$($(BIN)/python --version)" || \
+		{ echo "make: $(VENV) has $$($(BIN)/python --version), not $(PYTHON): remove $(VENV), or leave PYTHON out" >&2; exit 1; }

@@ -298,7 +298,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["tune"] = keys_in_source("experiments/tune", "write_trials", ast.Return)
     found["crossval"] = keys_in_source("experiments/crossval", "pool", ast.AnnAssign)
     found["demo"] = ["output", "data", "store", *KEYS]
-    found["review"] = keys_in_source("cli/prediction", "run_review", ast.Assign)
+    found["review"] = keys_in_source("cli/reviewing", "run_review", ast.Assign)
     found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     return found
 
@@ -511,7 +511,11 @@ def test_public_ci_runs_what_ci_runs():
     (job,) = yaml.safe_load(text(ROOT / ".github" / "workflows" / "ci.yml"))["jobs"].values()
     assert "bash .ci/run" in [step.get("run") for step in job["steps"]]
     (python,) = (step for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python@"))
-    assert python["with"]["python-version"] == "3.11"
+    assert python["with"]["python-version"] == "${{ matrix.python }}"
+    pythons = job["strategy"]["matrix"]["python"]
+    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"
+    named = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["classifiers"]
+    assert pythons == re.findall(r"Python :: (3\.\d+)", "\n".join(named)) == ["3.11", "3.12", "3.13"]
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
     assert "make check" in text(ROOT / ".ci" / "run")
     (prerequisites,) = re.findall(r"^check:(.*)$", text(ROOT / "Makefile"), re.MULTILINE)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_export(verbs: Verbs) -> None:
     """Add ``luna16 export``."""
     verb = console.add_verb(verbs, "export", run_export, "write a trained network in another program's format")
-    verb.add_argument("--format", required=True, choices=("torchscript", "onnx", "openvino"))
+    verb.add_argument("--format", required=True, choices=("torchscript", "onnx", "openvino", "pt2"))
     verb.add_argument("--output", type=Path, required=True, metavar="FILE", help="OpenVINO's ends in .xml")
     console.add_bundle(verb)
     console.add_trust(verb)

@@ -173,8 +173,9 @@ def run_benchmark(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_json(options.output / "benchmark.json", result)
     series = sorted(set(scored.series) - {""})
-    seen = tell_seen([read_seen(path) for _, one in named for path in one.weights], series, {}, "series that are known")
-    console.warn([*result["warnings"], seen])
+    records = [read_seen(path) for _, one in named for path in one.weights]
+    seen = [tell_seen(records, series, {}, "series that are known")] if series else []
+    console.warn([*result["warnings"], *seen])
     return console.tell(options, result, _told_benchmark(result))
 
 

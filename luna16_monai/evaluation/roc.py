@@ -1,6 +1,7 @@
 """ROC AUC and average precision; ROC AUC of several classifiers with intervals over scans and paired differences.
 
-Candidates of one scan resemble each other, so scans are drawn, not candidates (Efron and Tibshirani, 1993).
+Candidates of one scan resemble each other, so scans are drawn, not candidates (Efron and Tibshirani, 1993). DeLong's
+test, which others report, takes candidates for independent, and so finds differences more easily.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 from luna16_monai.evaluation.bootstrap import drawn_weights, interval
 
@@ -95,7 +97,7 @@ def compare_roc_auc(
 
     Returns:
         For each name ``roc_auc`` and ``roc_auc_ci95``; for all but the first also ``behind_by``, the first one's AUC
-        minus this one's, and ``behind_by_ci95``.
+        minus this one's, ``behind_by_ci95``, and ``delong_p`` of this difference, see `delong`.
 
     Raises:
         ValueError: one class only, or arrays that do not fit together.
@@ -118,4 +120,54 @@ def compare_roc_auc(
         if number:
             result[name]["behind_by"] = found[0] - found[number]
             result[name]["behind_by_ci95"] = interval(drawn[:, 0] - drawn[:, number]).tolist()
+            first, other = (probabilities[one] for one in (next(iter(probabilities)), name))
+            result[name]["delong_p"] = delong(first, other, truth)["p_value"]
     return result
+
+
+def delong(one: ArrayLike, other: ArrayLike, label: ArrayLike) -> dict[str, float | None]:
+    """Return DeLong's test of two AUCs on the same candidates, each of which counts as independent of the others.
+
+    Args:
+        one: (n,) probabilities of a classifier.
+        other: (n,) of another.
+        label: (n,) 0 or 1.
+
+    Returns:
+        ``difference`` (the AUC of one minus that of the other), ``standard_error``, ``z`` and ``p_value`` (two-sided).
+        All but the first are None where a class has fewer than two candidates; ``z`` also where the error is 0, and
+        then ``p_value`` is 1 for a difference of 0, else 0.
+
+    Raises:
+        ValueError: one class only, or arrays that do not fit together.
+
+    Source:
+        DeLong, DeLong and Clarke-Pearson 1988, Comparing the areas under two or more correlated receiver operating
+        characteristic curves, Biometrics 44, 837-845.
+    """
+    truth = np.asarray(label)
+    first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    if truth.ndim != 1 or not first.shape == second.shape == truth.shape:
+        raise ValueError(f"probabilities {first.shape} and {second.shape}, label {truth.shape}: give (n,) of each")
+    if len(np.unique(truth)) < 2:
+        raise ValueError(f"label holds class {np.unique(truth).tolist()} only: an AUC needs both")
+    (above, below), (above_second, below_second) = _placements(first, truth), _placements(second, truth)
+    positives, negatives = above - above_second, below - below_second
+    difference = float(positives.mean())
+    if min(len(positives), len(negatives)) < 2:
+        return {"difference": difference, "standard_error": None, "z": None, "p_value": None}
+    error = math.sqrt(positives.var(ddof=1) / len(positives) + negatives.var(ddof=1) / len(negatives))
+    if error == 0:
+        return {"difference": difference, "standard_error": 0.0, "z": None, "p_value": float(difference == 0)}
+    z = difference / error
+    return {"difference": difference, "standard_error": error, "z": z, "p_value": float(2 * ndtr(-abs(z)))}
+
+
+def _placements(values: FloatArray, truth: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """For each positive the share of negatives below it, for each negative that of positives above; ties count half."""
+    positive, negative = np.sort(values[truth == 1]), np.sort(values[truth != 1])
+    of_positive, of_negative = (
+        (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2 / len(others)
+        for others, own in ((negative, values[truth == 1]), (positive, values[truth != 1]))
+    )
+    return of_positive, 1 - of_negative

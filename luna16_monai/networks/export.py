@@ -1,11 +1,13 @@
-"""A trained network in the formats of other programs: TorchScript, ONNX, OpenVINO.
+"""A trained network in the formats of other programs: torch.export's PT2, TorchScript, ONNX, OpenVINO.
 
-TorchScript is MONAI's own export, with the logits alone; the other two give ``logits`` and ``probabilities``. All take
-``image`` (batch, 1, z, y, x) float32 HU, clipped to what the network was trained on, of any batch size.
+TorchScript, deprecated in torch 2.9 and later, is MONAI's own export, with the logits alone; the others give ``logits``
+and ``probabilities``. All take ``image`` (batch, 1, z, y, x) float32 HU, clipped to what the network was trained on, of
+any batch size.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
@@ -30,7 +32,7 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, kind: st
         network: with its weights, gives logits.
         config: the bundle's inference.yaml.
         bundle: its folder.
-        kind: ``torchscript``, ``onnx`` or ``openvino``.
+        kind: ``pt2``, ``torchscript``, ``onnx`` or ``openvino``.
         output: the file; OpenVINO's has a ``.bin`` beside it.
 
     Raises:
@@ -49,7 +51,7 @@ def export(network: nn.Module, config: Mapping[str, Any], bundle: Path, kind: st
             "spacing_zyx_mm": json.dumps(config["spacing_zyx"]),
             "classes": json.dumps(["non-nodule", "nodule"]),
         }
-        export_onnx(network, shape_zyx, output, about)
+        (export_pt2 if kind == "pt2" else export_onnx)(network, shape_zyx, output, about)
 
 
 def export_torchscript(network: nn.Module, network_def: Mapping[str, Any], bundle: Path, output: Path) -> None:
@@ -77,6 +79,26 @@ def export_torchscript(network: nn.Module, network_def: Mapping[str, Any], bundl
                 network_def=dict(network_def),
             )
         _copy(written, output)
+
+
+def export_pt2(network: nn.Module, shape_zyx: Sequence[int], output: Path, about: dict[str, str]) -> None:
+    """Write a network by ``torch.export``, for ``torch.export.load`` in a process without this package.
+
+    Args:
+        network: gives logits.
+        shape_zyx: voxels of a cutout.
+        output: the file.
+        about: what the file says of itself, each as an extra file.
+    """
+    program = torch.export.export(
+        WithProbabilities(network),
+        (torch.zeros(2, 1, *shape_zyx),),
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+    )
+    written = io.BytesIO()
+    torch.export.save(program, written, extra_files=dict(about))
+    with atomic_write(output) as stream:
+        stream.write(written.getvalue())
 
 
 def export_onnx(network: nn.Module, shape_zyx: Sequence[int], output: Path, about: dict[str, str]) -> None:

@@ -105,9 +105,11 @@ class NoduleDetector(nn.Module):
             (batch, 5, z, y, x) of the output's cells: the logit of a nodule's middle; how far it lies from the cell's
             own along z, y and x, in cells; the logarithm of the diameter in mm.
         """
-        low = any(self.bfloat16_blocks) and self.training and image.is_cpu
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return self.coarse(self.fine(image))
+        if not torch.jit.is_scripting():  # TorchScript takes no autocast that may be off
+            low = any(self.bfloat16_blocks) and self.training and image.is_cpu
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                return self.coarse(self.fine(image))
+        return self.coarse(self.fine(image))
 
 
 class _Residual(nn.Module):

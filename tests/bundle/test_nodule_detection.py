@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,8 @@ def test_bundle_passes_ckpt_export(state, tmp_path):
 
 
 @pytest.fixture
-def places(phantom_dir, store_dir) -> dict[str, str]:
-    return {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": "4"}
+def places(phantom_dir, store_dir) -> dict[str, Any]:
+    return {"dataset_dir": str(phantom_dir), "store_dir": str(store_dir), "device": "cpu", "validation_stride": 4}
 
 
 def test_train_and_evaluate_have_all_properties_that_monai_looks_for(state, places, tmp_path):
@@ -81,7 +82,7 @@ def test_evaluating_writes_what_a_training_does(state, places, tmp_path):
     network = NoduleDetector()
     torch.nn.init.normal_(network.head.weight, std=0.5)
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    own = {"run_dir": str(tmp_path), "output_dir": str(tmp_path / "evaluation"), "bootstrap_draws": "20"}
+    own = {"run_dir": str(tmp_path), "output_dir": str(tmp_path / "evaluation"), "bootstrap_draws": 20}
     flow = create_workflow(
         config_file=str(CONFIGS / "evaluate.yaml"), workflow_type="inference", logging_file=False, **places, **own
     )

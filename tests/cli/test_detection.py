@@ -250,7 +250,7 @@ def test_detect_goes_on_where_it_was_stopped(cts, weights, tmp_path, monkeypatch
     assert sorted(path.name for path in parts.iterdir()) == sorted(["detect.json", f"{cts[0].stem}.json"])
     assert not (tmp_path / "a.csv").exists()
     assert detect(cts, tmp_path / "a.csv", weights, "--max", 4) == 2
-    assert "holds a search with other max (3, now 4)" in capsys.readouterr().err.splitlines()[-1]
+    assert "holds a search of other settings (max 3 instead of 4)" in capsys.readouterr().err.splitlines()[-1]
     assert detect(cts, tmp_path / "a.csv", weights, "--max", 3) == 0
     assert len(calls) == 3  # the first, the one that failed, and that one again
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "whole.csv").read_text()

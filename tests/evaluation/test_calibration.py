@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.calibration import CalibrationErrorMetric
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, precision_recall_curve
@@ -176,6 +178,18 @@ def test_expected_calibration_error_weighs_bins_by_their_candidates() -> None:
     error = expected_calibration_error(np.array([0.1, 1.0, 0.2, 0.1, 0.9]), np.array([0, 1, 1, 1, 1]), bins=5)
     assert error == pytest.approx(0.34)
     assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+
+
+def test_expected_calibration_error_equals_monais() -> None:
+    rng = np.random.default_rng(5)
+    # in the middle between multiples of 1/256, so clear of the edges of 16 bins, which MONAI moves by 1e-7
+    probability = (rng.integers(0, 256, 4000) + 0.5) / 256
+    label = (rng.random(4000) < probability**1.5).astype(np.int64)
+    metric = CalibrationErrorMetric(num_bins=16, calibration_reduction="expected")
+    metric(torch.from_numpy(probability).float()[None, None], torch.from_numpy(label)[None, None])
+    expected = expected_calibration_error(probability, label, 16)
+    assert 0.05 < expected < 0.5
+    assert metric.aggregate().item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_reliability_curve_refuses_no_bins() -> None:

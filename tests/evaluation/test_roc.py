@@ -6,7 +6,7 @@ import torch
 from monai.metrics import compute_average_precision, compute_roc_auc
 from sklearn.metrics import roc_auc_score
 
-from luna16_monai.evaluation.roc import average_precision, compare_roc_auc, roc_auc
+from luna16_monai.evaluation.roc import average_precision, compare_roc_auc, delong, roc_auc
 
 LABEL = np.array([0, 0, 1, 1])
 
@@ -57,6 +57,8 @@ def test_compare_roc_auc_draws_whole_scans():
         "roc_auc_ci95": [1.0, 1.0],
         "behind_by": -0.5,
         "behind_by_ci95": [-1.0, 0.0],
+        # differences of the positives' shares (-0.5, -0.5), of the negatives' (0, -1): variance 0 / 2 + 0.5 / 2, z = -1
+        "delong_p": pytest.approx(math.erfc(1 / math.sqrt(2))),
     }
 
 
@@ -65,8 +67,58 @@ def test_compare_roc_auc_of_one_classifier_with_itself_is_zero():
     label, scan, probability = rng.integers(0, 2, 200), rng.integers(0, 8, 200), rng.random(200)
     result = compare_roc_auc({"a": probability, "b": probability}, label, scan, draws=50)
     assert result["b"]["behind_by_ci95"] == [0.0, 0.0]
+    assert result["b"]["delong_p"] == 1
     low, high = result["a"]["roc_auc_ci95"]
     assert low < result["a"]["roc_auc"] < high
+
+
+def test_delong_by_hand():
+    # shares of negatives below the positives: (1, 0.5), (0, 1); of positives above the negatives: (0.5, 1), (0.5, 0.5)
+    # differences (1, -0.5) and (0, 0.5), each 0.25 on average, of variance 1.125 and 0.125
+    result = delong([0.9, 0.4, 0.5, 0.1], [0.3, 0.7, 0.6, 0.5], [1, 1, 0, 0])
+    assert result["difference"] == 0.25
+    assert result["standard_error"] == pytest.approx(math.sqrt(1.125 / 2 + 0.125 / 2))
+    assert result["z"] == pytest.approx(math.sqrt(0.1))
+    assert result["p_value"] == pytest.approx(math.erfc(math.sqrt(0.05)))
+
+
+def test_delong_equals_the_sum_over_all_pairs_with_ties():
+    rng = np.random.default_rng(2)
+    label = rng.permutation(np.r_[np.ones(30, int), np.zeros(50, int)])
+    one, other = (rng.integers(0, 9, 80) / 9 + label * shift for shift in (0.5, 0.3))
+
+    def kernel(values):
+        gap = values[label == 1][:, None] - values[label == 0][None]
+        return np.where(gap > 0, 1.0, np.where(gap == 0, 0.5, 0.0))
+
+    gap = kernel(one) - kernel(other)
+    result = delong(one, other, label)
+    assert result["difference"] == pytest.approx(roc_auc(one, label)[0] - roc_auc(other, label)[0])
+    assert result["standard_error"] ** 2 == pytest.approx(
+        np.var(gap.mean(1), ddof=1) / 30 + np.var(gap.mean(0), ddof=1) / 50
+    )
+    swapped = delong(other, one, label)
+    assert (swapped["z"], swapped["p_value"]) == pytest.approx((-result["z"], result["p_value"]))
+
+
+def test_delong_rejects_at_its_level():
+    # two equally good classifiers on independent candidates: p is uniform, so 5 % of 2,000 lie below 0.05, 74 to 126
+    rng = np.random.default_rng(3)
+    label = np.r_[np.ones(60, int), np.zeros(60, int)]
+    p_values = [delong(*(rng.normal(size=(2, 120)) + label), label)["p_value"] for _ in range(2000)]
+    assert 74 <= sum(p < 0.05 for p in p_values) <= 126
+
+
+def test_delong_tells_what_cannot_be_tested():
+    assert delong([0.9, 0.1, 0.2], [0.1, 0.2, 0.3], [1, 0, 0]) == {
+        "difference": 1.0, "standard_error": None, "z": None, "p_value": None,
+    }  # fmt: skip
+    perfect, wrong = [0.1, 0.2, 0.8, 0.9], [0.9, 0.8, 0.2, 0.1]
+    assert delong(perfect, wrong, [0, 0, 1, 1]) == {"difference": 1.0, "standard_error": 0.0, "z": None, "p_value": 0.0}
+    with pytest.raises(ValueError, match=r"class \[1\] only"):
+        delong([0.1, 0.2], [0.2, 0.1], [1, 1])
+    with pytest.raises(ValueError, match=r"probabilities \(2,\) and \(3,\), label \(2,\)"):
+        delong([0.1, 0.2], [0.2, 0.1, 0.3], [0, 1])
 
 
 def test_compare_roc_auc_refuses_one_class():

@@ -57,7 +57,7 @@ def test_finished_cts_are_joined_and_not_searched_again(tmp_path):
 def test_finished_cts_of_other_settings_are_refused(tmp_path):
     output = tmp_path / "a.csv"
     search(output, finishes(output, []))
-    with pytest.raises(ValueError, match=r"holds a search with other lungs \(found, now none\)"):
+    with pytest.raises(ValueError, match=r"holds a search of other settings \(lungs found instead of none\)"):
         search(output, finishes(output, []), whole=True)
 
 

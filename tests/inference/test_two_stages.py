@@ -40,8 +40,9 @@ class Classifier:
     def preprocessing(self, volumes):
         return None
 
-    def score_rows(self, table, rows, preprocessing, views):
+    def score_rows(self, table, rows, preprocessing, views, done):
         self.log.append(f"score {table.series_uids[table.series[rows[0]]]} with {views}")
+        done(len(rows))
         return table.points_xyz[rows, 0] / 100 + self.share
 
 

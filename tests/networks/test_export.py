@@ -28,6 +28,7 @@ Runner = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray | None]]
 def exported(trained: tuple[Path, NoduleNet], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported")
     files = {"torchscript": folder / "a.ts", "onnx": folder / "a.onnx", "openvino": folder / "a.xml"}
+    files["pt2"] = folder / "a.pt2"
     for kind, path in files.items():
         assert main(["export", "--format", kind, "--output", str(path), "--weights", str(trained[0])]) == 0
     return files
@@ -37,6 +38,9 @@ def runner(kind: str, path: Path) -> Runner:
     if kind == "torchscript":
         script = torch.jit.load(path)
         return lambda image: (script(image).detach().numpy(), None)
+    if kind == "pt2":
+        program = torch.export.load(path).module()
+        return lambda image: tuple(part.detach().numpy() for part in program(image))
     if kind == "onnx":
         import onnxruntime
 
@@ -51,9 +55,10 @@ def check(kind: str, path: Path, network: NoduleNet, image: torch.Tensor) -> Non
     with torch.no_grad():
         logits, probabilities = (part.numpy() for part in WithProbabilities(network)(image))
     found = runner(kind, path)(image)
-    np.testing.assert_allclose(found[0], logits, atol=1e-4)
+    atol = 1e-5 if kind == "pt2" else 1e-4
+    np.testing.assert_allclose(found[0], logits, atol=atol)
     if found[1] is not None:
-        np.testing.assert_allclose(found[1], probabilities, atol=1e-4)
+        np.testing.assert_allclose(found[1], probabilities, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
@@ -67,18 +72,44 @@ def test_export_takes_weights_as_other_programs_wrap_them(trained, tmp_path, kin
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino"])
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino", "pt2"])
 def test_exports_equal_torch_on_random_cutouts(exported, trained, kind, batch):
     generator = torch.Generator().manual_seed(batch)
     check(kind, exported[kind], trained[1], torch.rand((batch, 1, *SHAPE), generator=generator) * 2000 - 1000)
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino"])
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino", "pt2"])
 def test_exports_equal_torch_on_real_cutouts(exported, trained, kind, shared):
     files = sorted(shared("data/cutouts").glob("*.npy"))
     assert len(files) == 3
     images = torch.stack([torch.from_numpy(np.load(path)).float().clamp(-1000, 1000) for path in files])
     check(kind, exported[kind], trained[1], images[:, None])
+
+
+LOAD = """
+import sys
+for name in ("luna16_monai", "monai", "ignite"):
+    sys.modules[name] = None  # an import of it fails
+import numpy, torch
+extra = {"classes": ""}
+program = torch.export.load("a.pt2", extra_files=extra).module()
+for batch in (1, 5):
+    numpy.save(f"{batch}.npy", program(torch.full((batch, 1, 32, 48, 48), -600.0))[1].detach().numpy())
+print(extra["classes"])
+"""
+
+
+def test_pt2_runs_in_a_process_without_this_package(exported, trained, tmp_path):
+    (tmp_path / "a.pt2").write_bytes(exported["pt2"].read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '["non-nodule", "nodule"]\n'
+    with torch.no_grad():
+        expected = torch.softmax(trained[1](torch.full((1, 1, *SHAPE), -600.0)), dim=1).numpy()
+    for batch in (1, 5):
+        np.testing.assert_allclose(np.load(tmp_path / f"{batch}.npy"), np.repeat(expected, batch, axis=0), atol=1e-5)
 
 
 def test_torchscript_holds_metadata_and_config(exported):
@@ -96,7 +127,7 @@ def test_onnx_says_what_it_takes(exported):
     assert about["classes"] == '["non-nodule", "nodule"]'
 
 
-@pytest.mark.parametrize("kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_export_prints_its_json_and_nothing_else(kind, tmp_path):
     words = ["export", "--json", "--format", kind, "--output", str(tmp_path / "model")]
     # a process of its own: who prints what is settled when a package is first imported
