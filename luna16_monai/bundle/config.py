@@ -171,8 +171,10 @@ def check_settings(*fetched: str) -> None:
         # a setting stays one where a nested override has taken its place in each part
         referred |= set(overrides.references(folder, config).values()) & set(config)
     known = sorted(referred & set(config) - SECTIONS)
-    for key in config:
-        if key not in SECTIONS and key not in referred:
+    # of a file that the bundle builds on, and without a use here: refused where it is given another value
+    written = {} if folder is None else overrides.written_values(folder)
+    for key, value in config.items():
+        if key not in SECTIONS and key not in referred and value not in written.get(key, ()):
             meant = difflib.get_close_matches(key, known, n=1)
             raise ValueError(
                 f"{key} is no setting of this bundle, nothing reads it{f': was {meant[0]} meant?' if meant else ''} "

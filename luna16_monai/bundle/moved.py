@@ -182,6 +182,7 @@ NAMES = {
         "cli.data": "run_phantom run_download run_doctor run_prepare run_verify",
         "cli.scoring": "run_evaluate run_compare run_report",
         "cli.bundles": "run_export run_bundle",
+        "cli.reviewing": "run_review",
     },
 }
 

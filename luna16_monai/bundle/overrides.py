@@ -48,7 +48,7 @@ def settle(config: dict[str, Any], folder: Path | None, words: Sequence[str]) ->
         ValueError: names the setting, what it is and what was expected.
     """
     _refuse_lost(words)
-    changed = folder is not None and take_nested(config, references(folder, config), _written(folder))
+    changed = folder is not None and take_nested(config, references(folder, config), written_values(folder))
     require_kinds(config)
     return changed
 
@@ -198,7 +198,8 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
     return [read_whole(file) for file in files if file.is_file()]
 
 
-def _written(folder: Path) -> dict[str, list[Any]]:
+def written_values(folder: Path) -> dict[str, list[Any]]:
+    """Return the values of each setting in the files of a bundle, those that these build on included."""
     configs = _configs(folder)
     return {name: [config[name] for config in configs if name in config] for name in set().union(*configs)}
 

@@ -24,7 +24,11 @@ TELLING = {
     "luna16_monai.malignancy.scores.MalignancyScores",
     "luna16_monai.training.tracking.Tracking",
     *("MLFlowHandler", "TensorBoardStatsHandler"),
+    # no part of a run of an older version; it acts in the first twentieth of a run alone, where its head starts fresh
+    "luna16_monai.training.handlers.HeadWarmUp",
 }
+# settings that an older version did not have, with what it did
+ADDED = {"bf16": False}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -42,7 +46,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a config changes a run's results, by the names of today."""
-    known = renamed(spelled_out(config))
+    known = {**ADDED, **renamed(spelled_out(config))}
     kept = {key: value for key, value in known.items() if key not in PRIVATE | STEPS}
     for part in ("train", "validate"):
         if isinstance(inner := kept.get(part), Mapping):

@@ -213,7 +213,9 @@ def test_report_shows_the_ruler_beside_the_network(finished, store_dir, tmp_path
 def test_evaluating_gives_the_scores_of_the_training(state, finished, small, nodule_run, tmp_path):
     keys = ("dataset_dir", "store_dir", "device", "batch_size", "num_workers", "validation_stride")
     settings = {key: small[key] for key in keys} | {"run_dir": str(finished), "nodule_run": str(nodule_run)}
-    flow = workflow("evaluate.yaml", settings | {"output_dir": str(tmp_path / "out")}, "inference")
+    # one view, as in the validation of a training
+    own = {"output_dir": str(tmp_path / "out"), "views": 1}
+    flow = workflow("evaluate.yaml", settings | own, "inference")
     assert flow.check_properties() == []
     flow.parser.get_parsed_content("evaluator").run()
     again, first = (json.loads((f / "metrics.json").read_text(encoding="utf-8")) for f in (tmp_path / "out", finished))
@@ -363,7 +365,7 @@ def test_predict_writes_the_probabilities_of_both_bundles(phantom_dir, finished,
     for name, weights in (("trained", [str(finished / "model.pt")]), ("same", [str(nodule_run / "model.pt")])):
         assert main([*call, "--malignancy", "--malignancy-weights", *weights]) == 0
         columns[name] = list(csv.DictReader(output.open(encoding="utf-8")))
-        assert list(columns[name][0])[-2:] == ["probability", "malignancy"]
+        assert list(columns[name][0])[-3:] == ["probability", "malignancy", "class"]
     assert [row["seriesuid"] for row in columns["same"]] == uids
     # the same weights give the same twice, in the order of the rows; trained ones something else
     assert [row["probability"] for row in columns["same"]] == [row["malignancy"] for row in columns["same"]]

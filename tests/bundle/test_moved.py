@@ -24,8 +24,9 @@ from luna16_monai.bundle.moved import (
 
 # written by the last version before the package had packages
 BEFORE = Path(__file__).parent / "before"
-# nothing has taken their place: two protocols with one user each, and a program that is a verb now
-GONE = {"checkpoint.Stateful", "datalist.PreparedStore", "demo.main"}
+# nothing has taken their place: two protocols with one user each, a program that is a verb now, and a writer of what is
+# made and written in two steps now
+GONE = {"checkpoint.Stateful", "datalist.PreparedStore", "demo.main", "structured_report.write_structured_report"}
 PACKAGE = Path(__file__).parents[2] / "luna16_monai"
 
 

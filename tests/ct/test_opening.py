@@ -27,7 +27,9 @@ def test_open_ct_reads_what_simpleitk_writes(tmp_path, name, direction):
 
 def test_open_ct_refuses_another_file(tmp_path):
     (tmp_path / "scan.png").write_bytes(b"x")
-    refused(tmp_path / "scan.png", "scan.png is no CT: give .mhd, .mha, .nii, .nii.gz or a folder of DICOM files")
+    refused(
+        tmp_path / "scan.png", "scan.png is no CT: give .mhd, .mha, .nii, .nii.gz, .nrrd or a folder of DICOM files"
+    )
     refused(tmp_path / "none.nii", "none.nii is missing (No such file or directory): check the path", FileNotFoundError)
 
 

@@ -59,7 +59,7 @@ def test_read_case_refuses_two_cts_none_a_missing_list_and_a_point_outside(case)
     with pytest.raises(ValueError, match=r"\(12.0, 22.0, 340.0\) mm .* lies outside series a"):
         read_case(case)
     (case / LOCATIONS).unlink()
-    with pytest.raises(FileNotFoundError, match="nodules of a bare CT are not looked for"):
+    with pytest.raises(FileNotFoundError, match=r"nodule-locations\.json is missing, and no detector is at hand"):
         read_case(case)
     (case / "images" / "ct" / "a.mha").unlink()
     with pytest.raises(FileNotFoundError, match="one CT a case is meant, found none"):
