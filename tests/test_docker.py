@@ -150,7 +150,7 @@ def test_entrypoint_challenge_serves_case_after_case(tmp_path):
         assert answer.read_bytes() == first
         (inputs / "nodule-locations.json").unlink()
         status, text = asked(port, "/invoke", "POST")
-        assert (status, "nodule-locations.json is missing" in text) == (400, True)
+        assert (status, "no lungs are found in series a" in text) == (400, True)
         assert not answer.exists()
         assert asked(port, "/health", "GET")[0] == 200
         server.send_signal(signal.SIGTERM)

@@ -39,6 +39,12 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
 
 
+def run_predict(options: argparse.Namespace) -> int:
+    """Run ``luna16 predict``; return its exit code."""
+    result = predicted(options)
+    return console.tell(options, result, _told(options, result))
+
+
 def add_stages(verb: argparse.ArgumentParser) -> None:
     """Add what chooses the networks and how they are run: the detector, the classifiers, the malignancy bundle."""
     detection.add_max(verb)
@@ -59,12 +65,6 @@ def add_stages(verb: argparse.ArgumentParser) -> None:
     text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
     verb.add_argument("--views", type=int, metavar="N", help=text)
     console.add_device(verb)
-
-
-def run_predict(options: argparse.Namespace) -> int:
-    """Run ``luna16 predict``; return its exit code."""
-    result = predicted(options)
-    return console.tell(options, result, _told(options, result))
 
 
 def predict_anew(options: argparse.Namespace, output: Path) -> None:

@@ -30,7 +30,6 @@ def add_evaluate(verbs: Verbs) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``luna16 evaluate``; return its exit code."""
-    from luna16_monai.evaluation.lost import lost_to_lung_mask
     from luna16_monai.evaluation.submission import evaluate
     from luna16_monai.interchange.formats import Conventions, read_as_table, read_diameters
     from luna16_monai.runs.results import write_results
@@ -41,6 +40,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     diameters = read_diameters(options.submission, conventions)
     evaluation = evaluate(submission, truth, options.bootstrap, options.seed, diameter_mm=diameters)
     if options.lung_mask is not None:
+        from luna16_monai.evaluation.lost import lost_to_lung_mask
+
         evaluation.scores["lost_to_lung_mask"] = len(lost_to_lung_mask(truth.nodules, options.lung_mask))
     if options.output is not None:
         write_results(
