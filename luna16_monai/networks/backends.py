@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,7 +123,7 @@ class OpenVinoNetwork(nn.Module):
         openvino = import_openvino()
         # one call at a time, which is to have all cores
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = openvino.compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
+        self.compiled = _core().compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch."""
@@ -159,7 +160,7 @@ class OpenVinoDetector(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = openvino.convert_model(_Part(network, name), example_input=example, input=[shape])
-            self._compiled[name] = openvino.compile_model(model, "CPU", hints)
+            self._compiled[name] = _core().compile_model(model, "CPU", hints)
 
     def fine(self, image: Tensor) -> Tensor:
         """Return the first level, as `NoduleDetector.fine`."""
@@ -193,6 +194,16 @@ def import_openvino() -> ModuleType:
     import openvino
 
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """Return the process's one core of OpenVINO.
+
+    On a CPU with AMX each core gives the thread another stack for the handling of signals. Of two cores the second one
+    to end puts back the first one's, which is gone by then, and the next signal ends the process with SIGSEGV.
+    """
+    return import_openvino().Core()
 
 
 def openvino_model(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence[int]) -> Any:

@@ -30,6 +30,23 @@ def test_openvino_scores_as_torch_does(trained):
     assert isinstance(load_weights(NoduleNet(return_probabilities=False), trained[0], backend="auto"), OpenVinoNetwork)
 
 
+def test_signals_are_handled_after_two_openvino_networks():
+    """With a core for each, the process ended with SIGSEGV on CPUs with AMX."""
+    code = (
+        "import os, signal, torch\n"
+        "from luna16_monai.networks.backends import OpenVinoNetwork\n"
+        "from luna16_monai.networks.nodule_net import NoduleNet\n"
+        "shape = (8, 8, 8)\n"
+        "tiny = NoduleNet(shape, channels=(2, 4), return_probabilities=False)\n"
+        "networks = [OpenVinoNetwork(tiny, shape) for _ in range(2)]\n"
+        "[network(torch.zeros(1, 1, *shape)) for network in networks]\n"
+        "networks.pop(0)\nnetworks.pop(0)\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled'))\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_import_openvino_keeps_it_from_calling_home():
     code = (
         "import sys; from luna16_monai.networks.export import import_openvino; import_openvino();"
