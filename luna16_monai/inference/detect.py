@@ -174,6 +174,8 @@ class Detector:
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
                 thick = f"series {uid} has slices {thickest:.1f} mm apart"
                 warnings.append(f"{thick}: thick slices multiply false candidates")
+            if (short := volumes.shorter_than(uid)) is not None:
+                warnings.append(short)
             volume = _in_memory(volumes.volume(uid))
             found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
             yield Candidates.of(uid, found.select(found.probability >= threshold), warnings, self.weights)
