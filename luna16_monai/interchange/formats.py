@@ -9,9 +9,10 @@ To add a format, write a module with its `Format`, and name that in `_ALL`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +178,7 @@ def check_output(path: Path, format_: str, series_uids: Sequence[str]) -> None:
         FileExistsError: the folder for several CTs is not empty.
     """
     chosen = _named(format_)
-    if chosen.document is None:
-        raise ValueError(f"format {format_} is only read: name another one")
+    _document_of(chosen)
     if not chosen.one_ct_a_file or len(set(series_uids)) <= 1:
         if path.is_dir():
             raise ValueError(f"{path} is a folder, where a file is to be written: name a file in it as --output")
@@ -204,13 +204,13 @@ def write(path: Path, points: Points, format_: str | None = None) -> tuple[list[
     format_ = format_ or format_for(path)
     check_output(path, format_, points.series)
     chosen = FORMATS[format_]
-    assert chosen.document is not None
+    document_of = _document_of(chosen)
     uids = points.series_uids
     if chosen.one_ct_a_file and len(uids) > 1:
         parts = {_folder_for(path, chosen) / f"{uid}{chosen.suffixes[0]}": points.of_series(uid) for uid in uids}
     else:
         parts = {path: points}
-    documents = {file: chosen.document(part) for file, part in parts.items()}
+    documents = {file: document_of(part) for file, part in parts.items()}
     for file, (document, _) in documents.items():
         chosen.save(file, document)
     more = dict.fromkeys(note for _, notes in documents.values() for note in notes)
@@ -222,6 +222,13 @@ def _named(format_: str) -> Format:
     if format_ not in FORMATS:
         raise ValueError(f"{format_!r} is no format: name one of {', '.join(FORMATS)}")
     return FORMATS[format_]
+
+
+def _document_of(format_: Format) -> Callable[[Points], tuple[Any, tuple[str, ...]]]:
+    """Return the function that makes a document of points in a format."""
+    if format_.document is None:
+        raise ValueError(f"format {format_.name} is only read: name another one")
+    return format_.document
 
 
 def _folder_for(path: Path, format_: Format) -> Path:
