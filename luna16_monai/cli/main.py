@@ -37,6 +37,7 @@ from luna16_monai.machine.errors import one_line, root_cause
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 VERBS = (
     data.add_phantom,
+    data.add_bank,
     data.add_download,
     data.add_doctor,
     data.add_prepare,
