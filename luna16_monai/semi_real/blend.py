@@ -148,9 +148,7 @@ def blend(hu: NDArray[np.int16], scene: Background, one: Prepared, position_zyx:
         The box that was changed.
     """
     spacing, box = scene.spacing_zyx, _box_around(position_zyx, one.reach_mm, scene)
-    places = np.stack(np.meshgrid(*[np.arange(s.start, s.stop) for s in box], indexing="ij"), -1)
-    offsets = (places + 0.5) * spacing - position_zyx
-    index = np.moveaxis(offsets @ turn.T / one.nodule.spacing_zyx + one.middle, -1, 0)
+    index = index_in_box(scene, one, position_zyx, turn, box)
     structure = ndimage.map_coordinates(one.structure, index, order=3, mode="nearest")
     own_noise = ndimage.map_coordinates(one.noise, index, order=1, mode="nearest")
     distance = ndimage.map_coordinates(one.distance_mm, index, order=1, mode="nearest")
@@ -173,6 +171,13 @@ def blend(hu: NDArray[np.int16], scene: Background, one: Prepared, position_zyx:
     new = np.where(weight > 0, np.rint(base + change + noisy), hu[box])
     hu[box] = np.clip(new, -32768, 3071).astype(np.int16)
     return box
+
+
+def index_in_box(scene: Background, one: Prepared, position_zyx: Floats, turn: Floats, box: Box) -> Floats:
+    """Return where the voxels of a part of a CT lie in the box of a nodule that is put in: (3, z, y, x), fractional."""
+    places = np.stack(np.meshgrid(*[np.arange(s.start, s.stop) for s in box], indexing="ij"), -1)
+    offsets = (places + 0.5) * scene.spacing_zyx - position_zyx
+    return np.moveaxis(offsets @ turn.T / one.nodule.spacing_zyx + one.middle, -1, 0)
 
 
 def _box_around(position_zyx: Floats, reach_mm: float, scene: Background) -> Box:
