@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "nodule_classification"
@@ -63,6 +64,13 @@ def lint() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
         return subprocess.run([program, str(path)], capture_output=True, encoding="utf-8", check=False)
 
     return run
+
+
+@pytest.fixture(scope="class")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, for the tests of a class."""
+    with Browser() as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

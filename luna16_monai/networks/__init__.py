@@ -5,7 +5,6 @@
 - ``weights``: reading and loading weights
 - ``folding``: batch norms folded into convolutions
 - ``precision``: bfloat16 on a CPU, where it is right
-- ``bfloat16``: the same for a network of any form
 - ``backends``: device, compiled torch, OpenVINO
 - ``export``: TorchScript, ONNX, OpenVINO
 """

@@ -35,7 +35,7 @@ class NoduleDetector(nn.Module):
     Attributes:
         stride_zyx: voxels of an output cell, on each axis.
         total_stride_zyx: voxels of a cell of the coarsest level: sides have to be multiples of it.
-        bfloat16_blocks: (True,) to train in bfloat16 on a CPU, see ``networks.bfloat16``; scoring is float32.
+        bfloat16_blocks: (True,) to train in bfloat16 on a CPU, see ``networks.precision``; scoring is float32.
 
     Raises:
         ValueError: fewer than two levels, or a stem stride other than 1 or 2.
@@ -110,6 +110,14 @@ class NoduleDetector(nn.Module):
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 return self.coarse(self.fine(image))
         return self.coarse(self.fine(image))
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the network as the one block that it counts as where blocks are trained in bfloat16."""
+        return [self]
+
+    def example_image(self) -> Tensor:
+        """Return a batch of four crops of air, of the size that the bundle trains on."""
+        return torch.full((4, 1, 32, 64, 64), LOW_HU)
 
 
 class _Residual(nn.Module):

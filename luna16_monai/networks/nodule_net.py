@@ -176,6 +176,14 @@ class NoduleNet(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16_blocks[part // MODULES_A_BLOCK])
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts of the backbone between two poolings, each as a module of its own."""
+        return [self.backbone[at : at + MODULES_A_BLOCK] for at in range(0, len(self.backbone), MODULES_A_BLOCK)]
+
+    def example_image(self) -> Tensor:
+        """Return a batch of four cutouts of air, of the size that the network scores."""
+        return torch.full((4, self.arguments["in_channels"], *self.arguments["spatial_shape_zyx"]), -1000.0)
+
     def train(self, mode: bool = True) -> NoduleNet:
         """Switch to training; what is frozen stays as it is in scoring, so that its statistics do not move."""
         super().train(mode)
@@ -185,7 +193,7 @@ class NoduleNet(nn.Module):
 
     def freeze(self, trainable_blocks: int) -> None:
         """Train the head and the last blocks alone; see `freeze`."""
-        blocks = len(self.backbone) // MODULES_A_BLOCK
+        blocks = len(self.blocks())
         if not 0 <= trainable_blocks <= blocks:
             raise ValueError(
                 f"trainable_blocks {trainable_blocks}: the network has {blocks} blocks; give 0 (the head alone) to "

@@ -1,4 +1,4 @@
-"""Choose which blocks of the network are trained in bfloat16 on a CPU: those where that is right and faster here.
+"""Choose which blocks of a network are trained in bfloat16 on a CPU: those where that is right and faster here.
 
 Processors differ: with the instructions for it a step takes two thirds of the time or less, without them several times
 as long; and oneDNN gives infinite or random weight gradients for maps two voxels deep on some of those that have them.
@@ -7,22 +7,22 @@ A list of processors would be wrong for the next one, so the convolutions are tr
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from luna16_monai.networks.nodule_net import MODULES_A_BLOCK, NoduleNet
+from luna16_monai.networks.nodule_detector import NoduleDetector
+from luna16_monai.networks.nodule_net import NoduleNet
 
 LARGEST_ERROR = 0.02
 """Of outputs and gradients, relative to float32; bfloat16 rounds to 0.003 on average."""
 FAST_ENOUGH = 0.9
 """Of float32's time."""
-ROUNDS, CUTOUTS = 3, 4
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SelfTest:
         return tuple(right and self.time_ratio <= FAST_ENOUGH for right in self.right)
 
 
-def try_bfloat16(network: NoduleNet) -> SelfTest:
+def try_bfloat16(network: NoduleNet | NoduleDetector) -> SelfTest:
     """Try the convolutions of a network in bfloat16 on this machine's CPU, on a few maps of the size that they have.
 
     Takes a second or less on a processor for which it is fast. torch's random state stays as it is.
@@ -51,11 +51,23 @@ def try_bfloat16(network: NoduleNet) -> SelfTest:
     Args:
         network: is not changed.
     """
+    copied: Any = copy.deepcopy(network).to("cpu", memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    shapes: dict[nn.Conv3d, torch.Size] = {}
+    convolutions = [[part for part in block.modules() if isinstance(part, nn.Conv3d)] for block in copied.blocks()]
+    hooks = [
+        convolution.register_forward_hook(lambda one, given, _: shapes.update({one: given[0].shape}))
+        for block in convolutions
+        for convolution in block
+    ]
     right, seconds = [], {False: 0.0, True: 0.0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for block in _blocks(network):
-            found = [_try(convolution, images) for convolution, images in block]
+        with torch.no_grad():
+            copied(copied.example_image())
+        for hook in hooks:
+            hook.remove()
+        for block in convolutions:
+            found = [try_convolution(convolution, torch.randn(shapes[convolution])) for convolution in block]
             right.append(all(error <= LARGEST_ERROR for error, _ in found))
             if right[-1]:
                 for _, times in found:
@@ -63,51 +75,34 @@ def try_bfloat16(network: NoduleNet) -> SelfTest:
     return SelfTest(tuple(right), seconds[True] / seconds[False] if seconds[False] else float("inf"))
 
 
-def _blocks(network: NoduleNet) -> Iterator[list[tuple[nn.Conv3d, Tensor]]]:
-    """Yield of each block its convolutions, copied, with random maps of their size for each."""
-    parts: list[Any] = list(network.backbone)
-    sides = network.backbone_shape_zyx
-    for start in range(0, len(parts), MODULES_A_BLOCK):
-        block = []
-        for part in parts[start : start + 2]:
-            own = part.conv
-            convolution: Any = nn.Conv3d(own.in_channels, own.out_channels, 3, padding=1)
-            images = torch.randn(CUTOUTS, own.in_channels, *sides)
-            block.append((convolution.to(memory_format=torch.channels_last_3d), _layout(images)))
-        yield block
-        sides = [side // 2 for side in sides]
+def try_convolution(convolution: nn.Conv3d, images: Tensor) -> tuple[float, dict[bool, float]]:
+    """Return the largest relative error in bfloat16, and the CPU seconds in float32 (False) and in bfloat16 (True).
 
-
-def _layout(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _try(convolution: nn.Conv3d, images: Tensor) -> tuple[float, dict[bool, float]]:
-    """Return the largest relative error in bfloat16, and the time in float32 (False) and in bfloat16 (True)."""
-    gradient = _layout(torch.randn_like(convolution(images)))
-    times, results = {}, {}
+    Args:
+        convolution: is not changed.
+        images: (batch, channels, z, y, x).
+    """
+    images = images.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    towards = torch.randn_like(convolution(images))
+    results, times = {}, {}
     for low in (False, True):
-        passed = []
+        spent = []
         for _ in range(ROUNDS):
             started = time.process_time()
-            results[low] = _forward_backward(convolution, images, gradient, low)
-            passed.append(time.process_time() - started)
-        times[low] = min(passed)
+            results[low] = _forward_backward(convolution, images, towards, low)
+            spent.append(time.process_time() - started)
+        times[low] = min(spent)
     errors = [
-        ((rounded - exact).norm() / exact.norm()).item()
+        float((rounded - exact).norm() / exact.norm())
         for exact, rounded in zip(results[False], results[True], strict=True)
     ]
     # NaN compares with nothing
     return max(error if error >= 0 else float("inf") for error in errors), times
 
 
-def _forward_backward(convolution: nn.Conv3d, images: Tensor, gradient: Tensor, low: bool) -> list[Tensor]:
-    """Return the output and all gradients of a convolution, as float32."""
-    images = images.detach().requires_grad_()
-    weight = convolution.weight.detach().requires_grad_()
-    bias = torch.zeros(convolution.out_channels, requires_grad=True)
+def _forward_backward(convolution: nn.Conv3d, images: Tensor, towards: Tensor, low: bool) -> list[Tensor]:
+    """Return as float32 the output and the gradients of the image and of the parameters."""
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        output = F.conv3d(images, weight, bias, padding=1)
-    output.backward(gradient.to(output.dtype))
-    tensors = (output.detach(), images.grad, weight.grad, bias.grad)
-    return [tensor.float() for tensor in tensors if tensor is not None]
+        output = convolution(images)
+    gradients = torch.autograd.grad(output, [images, *convolution.parameters()], towards.to(output.dtype))
+    return [output.detach().float(), *(gradient.float() for gradient in gradients)]

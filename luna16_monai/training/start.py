@@ -19,7 +19,6 @@ from luna16_monai.bundle.config import build_on, change_config, check_settings, 
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.networks.backends import require_device
-from luna16_monai.networks.bfloat16 import try_convolutions
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.networks.precision import try_bfloat16
@@ -118,12 +117,9 @@ def choose_precision(network: nn.Module, bf16: Any, device: torch.device | str, 
         raise ValueError(f"bf16 {bf16}: give true or false")
     if not bf16 or torch.device(device).type != "cpu":
         return
-    if isinstance(network, NoduleNet):
-        found = try_bfloat16(network)
-    elif isinstance(network, NoduleDetector):
-        found = try_convolutions(network, torch.full((4, 1, 32, 64, 64), -500.0))
-    else:
+    if not isinstance(network, NoduleNet | NoduleDetector):
         raise ValueError(f"bf16 true: {type(network).__name__} is not made of blocks as NoduleNet is: set it to false")
+    found = try_bfloat16(network)
     record = RunFolder(output_dir).read_record()
     before = () if record is None else record.bf16_blocks
     wanted = before or found.chosen

@@ -9,29 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from ct_files import UID, write_dicom
 
 from luna16_monai.cli.main import main
 from luna16_monai.inference.detect import Detector
 from luna16_monai.machine.files import sha256
-from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.store.preparation import prepare_volume
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    network = NoduleDetector()
-    torch.nn.init.normal_(network.head.weight, std=0.5)
-    path = tmp_path_factory.mktemp("detector") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def cts(phantom_dir):
-    return sorted(phantom_dir.glob("subset*/*.mhd"))[:2]
 
 
 def rows(path):

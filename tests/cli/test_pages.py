@@ -5,27 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from luna16_monai.cli.main import main
-from luna16_monai.networks.nodule_detector import NoduleDetector
 
 pytest.importorskip("jinja2", reason="the report needs the extra 'report'")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    network = NoduleDetector()
-    torch.nn.init.normal_(network.head.weight, std=0.5)
-    path = tmp_path_factory.mktemp("detector") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def cts(phantom_dir):
-    return sorted(phantom_dir.glob("subset*/*.mhd"))[:2]
 
 
 def test_predict_writes_a_page_about_what_it_has_found(cts, weights, tmp_path, capsys):

@@ -6,21 +6,9 @@ import csv
 import json
 
 import pytest
-import torch
 
 from luna16_monai.cli.main import main
-from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.review.server import ReviewServer
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    network = NoduleDetector()
-    torch.nn.init.normal_(network.head.weight, std=0.5)
-    path = tmp_path_factory.mktemp("detector") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: which blocks take part, and that scoring never does."""
+"""bfloat16 on a CPU: blocks take part where the self-test finds them right and faster, and scoring never does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from luna16_monai.networks import precision
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
-from luna16_monai.networks.precision import SelfTest, try_bfloat16
+from luna16_monai.networks.precision import SelfTest, try_bfloat16, try_convolution
 
 SHAPE = (32, 32, 32)
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
@@ -38,8 +39,8 @@ def test_block_with_a_wrong_weight_gradient_is_found(monkeypatch, wrong):
     """As oneDNN gives them for maps two voxels deep: the last block of cutouts of 32 voxels, at two scales."""
     exact = precision._forward_backward
 
-    def spoiled(convolution, images, gradient, low):
-        output, of_images, of_weight, of_bias = exact(convolution, images, gradient, low)
+    def spoiled(convolution, images, towards, low):
+        output, of_images, of_weight, of_bias = exact(convolution, images, towards, low)
         return [output, of_images, of_weight * wrong if low and images.shape[2] == 2 else of_weight, of_bias]
 
     monkeypatch.setattr(precision, "_forward_backward", spoiled)
@@ -85,3 +86,58 @@ def test_training_in_bfloat16_is_near_float32_and_scoring_is_float32(norm):
     low.load_state_dict(exact.state_dict())
     with torch.inference_mode():
         assert torch.equal(low.eval()(images()), exact.eval()(images()))
+
+
+@pytest.fixture
+def detector():
+    torch.manual_seed(0)
+    return NoduleDetector(channels=(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("error", "ratio", "expected"),
+    [(0.019, 0.89, (True,)), (0.021, 0.89, (False,)), (0.019, 0.91, (False,)), (float("inf"), 0.1, (False,))],
+)
+def test_detector_is_trained_in_bfloat16_where_all_is_right_and_faster(detector, monkeypatch, error, ratio, expected):
+    monkeypatch.setattr(precision, "try_convolution", lambda *_: (error, {False: 1.0, True: ratio}))
+    before = torch.random.get_rng_state()
+    assert try_bfloat16(detector).chosen == expected
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_convolution_is_tried_with_its_own_maps(detector, monkeypatch):
+    tried = []
+
+    def note(convolution, images):
+        tried.append((convolution.in_channels, convolution.out_channels, tuple(images.shape[2:])))
+        return 0.0, {False: 1.0, True: 0.5}
+
+    monkeypatch.setattr(precision, "try_convolution", note)
+    assert try_bfloat16(detector).chosen == (True,)
+    # the stem's two, one down, the residual's two, the neck and the head
+    assert tried == [
+        (1, 4, (32, 64, 64)), (4, 4, (16, 32, 32)), (4, 8, (16, 32, 32)), (8, 8, (8, 16, 16)), (8, 8, (8, 16, 16)),
+        (8, 32, (8, 16, 16)), (32, 5, (8, 16, 16)),
+    ]  # fmt: skip
+
+
+def test_rounding_is_no_error_but_a_wrong_result_is():
+    convolution = torch.nn.Conv3d(4, 4, 3, padding=1)
+    images = torch.randn(1, 4, 8, 8, 8)
+    assert try_convolution(convolution, images)[0] < 0.01
+
+    class Wrong(torch.nn.Conv3d):
+        def forward(self, x):
+            out = super().forward(x)
+            return out * 1.1 if out.dtype == torch.bfloat16 else out
+
+    assert try_convolution(Wrong(4, 4, 3, padding=1), images)[0] == pytest.approx(0.1, abs=0.02)
+
+
+def test_detector_scores_in_float32_whatever_training_is(detector):
+    image = torch.zeros(1, 1, 16, 16, 16)
+    detector.eval()
+    expected = detector(image)
+    detector.bfloat16_blocks = (True,)
+    assert torch.equal(detector(image), expected)
+    assert detector.train()(image).dtype == torch.bfloat16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,11 +184,6 @@ class TestWriteReport:
 
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 class TestInTheBrowser:
-    @pytest.fixture(scope="class")
-    def browser(self) -> Iterator[Browser]:
-        with Browser() as opened:
-            yield opened
-
     def test_page_renders_without_an_error_or_a_request(self, browser: Browser, page: Path) -> None:
         browser.open(page)
         assert browser.value("document.querySelector('#cpm').textContent").startswith("0.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -131,11 +130,6 @@ def test_page_stands_alone_and_escapes_what_it_is_given():
 
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 class TestInTheBrowser:
-    @pytest.fixture(scope="class")
-    def browser(self) -> Iterator[Browser]:
-        with Browser() as opened:
-            yield opened
-
     @pytest.fixture(scope="class")
     def file(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = tmp_path_factory.mktemp("page") / "r.html"

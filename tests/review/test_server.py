@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import MISSING, PROGRAM, Browser
+from browser import MISSING, PROGRAM
 from drawn_scans import random_hu, write_scan
 from PIL import Image
 
@@ -390,11 +390,6 @@ WORD = "document.querySelector('#word').textContent"
 
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 class TestInTheBrowser:
-    @pytest.fixture(scope="class")
-    def browser(self) -> Iterator[Browser]:
-        with Browser() as opened:
-            yield opened
-
     def test_reviewer_steps_and_decides_by_key(self, browser, server, tmp_path):
         browser.open(server.url)
         browser.wait(SHOWN)
