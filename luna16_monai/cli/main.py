@@ -38,6 +38,7 @@ from luna16_monai.machine.platforms import require_posix
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 VERBS = (
     data.add_phantom,
+    data.add_bank,
     data.add_download,
     data.add_doctor,
     data.add_prepare,
