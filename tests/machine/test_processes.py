@@ -61,7 +61,7 @@ def die(number: int) -> None:
 
 def say_and_sleep(_: int) -> None:
     os.write(1, f"{os.getpid()}\n".encode())  # in one piece, as two of them write at once
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -89,7 +89,7 @@ def test_run_tasks_says_that_a_worker_died():
 def test_run_tasks_leaves_no_worker_behind_a_parent_that_is_killed():
     with parent_of_two() as (_, workers):
         pass
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < until, "a worker lives on"
         time.sleep(0.05)
@@ -102,7 +102,7 @@ def test_run_tasks_ends_the_workers_when_it_is_interrupted(to_all):
             os.killpg(parent.pid, signal.SIGINT)
         else:
             parent.send_signal(signal.SIGINT)
-        _, told = parent.communicate(timeout=20)  # they would sleep for 60 s
+        _, told = parent.communicate(timeout=120)  # they would sleep for 600 s
     assert parent.returncode == -signal.SIGINT
     # the parent's own traceback, and nothing of the workers
     assert told.count(b"Traceback") == 1
