@@ -122,9 +122,10 @@ def test_monai_downloads_the_bundles_and_runs_one(laid_out, phantom_dir, tmp_pat
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    own = bundle_dir() / "configs"
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FETCH_AND_RUN, phantom_dir, tmp_path, bundle_dir() / "configs", *BUNDLES],
+            [sys.executable, "-W", "ignore", "-c", FETCH_AND_RUN, phantom_dir, tmp_path, own, *BUNDLES],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     finally:

@@ -99,17 +99,17 @@ def readme(bundle: Path, name: str) -> str:
         .replace("`data_license.txt`", "`docs/data_license.txt`")
     )
     return f"""{front_matter(bundle, name)}
-**For research, not for clinical use.** The weights were trained on synthetic CTs; what they are worth: `models/README.md`.
+**For research, not for clinical use.** The weights were trained on synthetic CTs; what they are worth:
+`models/README.md`.
 
-Tested with {needed}; the rest stands in `configs/metadata.json`. The configs call the package `luna16_monai`, which has to
-be installed.
+Tested with {needed}; the rest stands in `configs/metadata.json`. The configs call the package `luna16_monai`,
+which has to be installed.
 
     python -m monai.bundle download --name {name} --source huggingface_hub --repo {OWNER}/{name} --bundle_dir .
     cd {name}
     python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir DATA --output_file found.csv
 
-`DATA` has LUNA16's layout; `luna16 predict --bundle {name} --trust-bundle` takes a single CT. `models/model.safetensors`
-has the tensors of `models/model.pt`.
+`DATA` has LUNA16's layout. `models/model.safetensors` has the tensors of `models/model.pt`.
 
 {own}"""
 
