@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from luna16_monai.machine.processes import run_tasks
+from luna16_monai.machine import processes
+from luna16_monai.machine.processes import end_workers, run_tasks
 
 # Two workers that sleep; the parent prints their ids and waits.
 PARENT = """
@@ -113,3 +116,37 @@ def alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def sleep_deaf(ready: Event) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(60)
+
+
+def sleep(ready: Event) -> None:
+    ready.set()
+    time.sleep(60)
+
+
+def test_end_workers_ends_daemons_alone_deaf_ones_too(monkeypatch):
+    monkeypatch.setattr(processes, "SECONDS_TO_END", 0.3)
+    spawn, called = multiprocessing.get_context("spawn"), []
+    before = signal.signal(signal.SIGCHLD, lambda *_: called.append(True))
+    others = multiprocessing.active_children()
+    events = [spawn.Event() for _ in range(3)]
+    kinds = ((sleep, True), (sleep_deaf, True), (sleep, False))
+    started = [spawn.Process(target=do, args=(e,), daemon=d) for e, (do, d) in zip(events, kinds, strict=True)]
+    try:
+        for process in started:
+            process.start()
+        assert all(event.wait(30) for event in events)
+        end_workers()
+        assert [process.exitcode for process in started] == [-signal.SIGTERM, -signal.SIGKILL, None]
+        assert not called, "the handler of a dead worker must not be called for those that are ended here"
+        assert callable(signal.getsignal(signal.SIGCHLD))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        started[2].kill()
+        started[2].join()
+    assert multiprocessing.active_children() == others
