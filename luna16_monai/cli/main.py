@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 ended by SIGTERM.
     """
     options = parser().parse_args(arguments)
+    options.is_program = arguments is None
     # else the interpreter looks every object of torch and MONAI over when it ends, for 0.7 s
     atexit.register(gc.freeze)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
