@@ -278,7 +278,31 @@ def find_lungs(hu: Floats, spacing_zyx: Floats) -> NDArray[np.bool_]:
     outside = np.unique(np.concatenate([parts[:, [0, -1]].ravel(), parts[:, :, [0, -1]].ravel()]))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[outside] = sizes[0] = 0
-    lungs = np.isin(parts, np.flatnonzero((sizes > 0) & (sizes >= 0.2 * sizes.max())))
+    return _with_vessels(np.isin(parts, np.flatnonzero((sizes > 0) & (sizes >= 0.2 * sizes.max()))), spacing_zyx)
+
+
+def find_cut_lungs(hu: Floats, spacing_zyx: Floats, mask: LungMask, grid: Geometry) -> NDArray[np.bool_]:
+    """Mask the lungs of a CT that the border of its field of view cuts, where `find_lungs` finds none.
+
+    Args:
+        hu: (z, y, x).
+        spacing_zyx: mm.
+        mask: of the lungs, see `lung_mask`; coarse, and wider than they are.
+        grid: of ``hu``.
+
+    Returns:
+        (z, y, x) mask.
+    """
+    lungs = np.empty(hu.shape, bool)
+    rows = np.stack(np.meshgrid(*map(np.arange, hu.shape[1:]), indexing="ij"), -1).reshape(-1, 2)
+    for z in range(len(hu)):
+        points = grid.world_from_voxel(np.c_[np.full(len(rows), z), rows])
+        lungs[z] = mask.contains(points).reshape(hu.shape[1:])
+    return _with_vessels(lungs & (hu < _AIR_HU), spacing_zyx)
+
+
+def _with_vessels(lungs: Mask, spacing_zyx: Floats) -> Mask:
+    """Return air of the lungs with the vessels in it."""
     # close over vessels of up to 8 mm, which reach the mask's edge and are no holes
     beyond = ndimage.distance_transform_edt(~np.pad(lungs, 4), sampling=spacing_zyx)
     closed = ndimage.distance_transform_edt(beyond < 4, sampling=spacing_zyx) >= 4

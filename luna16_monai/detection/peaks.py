@@ -1,4 +1,4 @@
-"""From the network's output to candidates: all cells decoded, then suppressed in mm.
+"""From the network's output to candidates: all cells decoded, those outside the lungs or near a stronger one dropped.
 
 Local maxima of the heat lose nodules beside stronger structures: .847 instead of .905 of the held-out nodules lay in
 the 200 candidates of a scan (one prototype, 137 drawn nodules).

@@ -1,6 +1,6 @@
 """LUNA16's official scores, without torch or MONAI.
 
-- ``submission``: evaluate and compare submissions
+- ``submission``: evaluate and compare submissions, from their tables to their scores
 - ``match``: what becomes of each mark
 - ``froc``: FROC and CPM
 - ``ranks``: sensitivity by rank, and the error of diameters

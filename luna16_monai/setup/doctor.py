@@ -19,6 +19,7 @@ from typing import Any
 
 from luna16_monai.machine import memory
 from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.platforms import total_memory, usable_cores
 
 Check = dict[str, Any]
 PACKAGE = "luna16_monai"
@@ -204,10 +205,13 @@ def _gpu() -> Iterator[Check]:
 
 
 def _cores() -> Iterator[Check]:
-    yield _check("cores", True, {"usable": len(os.sched_getaffinity(0)), "of": os.cpu_count()})
+    yield _check("cores", True, {"usable": usable_cores(), "of": os.cpu_count()})
 
 
 def _memory() -> Iterator[Check]:
+    if not (PROC / "meminfo").is_file():  # macOS
+        yield _check("memory", None, {"of": _gb(total_memory())}, f"what is free is not told here: no {PROC}")
+        return
     available, total, limit = memory.left()
     found = {"available": _gb(available), "of": _gb(total)}
     if limit is not None and limit < total:
