@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 ended by SIGTERM.
     """
     options = parser().parse_args(arguments)
+    options.is_program = arguments is None
     atexit.register(_leave_objects)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # numexpr greets every user of blosc2 with its number of threads; torch prints statistics where its import was ended

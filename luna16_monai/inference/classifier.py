@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from luna16_monai.bundle.bases import read_whole
+from luna16_monai.bundle.config import without_steps
 from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
@@ -66,8 +67,9 @@ class Classifier:
         if not config.is_file():
             raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
         self.bundle, self.device = bundle, device
-        self.config = read_whole(config)
-        refuse_moved(self.config, str(config))
+        whole = read_whole(config)
+        refuse_moved(whole, str(config))
+        self.config = without_steps(whole)
         # paths, not texts, in which MONAI would read # as ::
         self.config.update(bundle_root=bundle, device=str(device), backend=backend)
         self._as_trained(weights)

@@ -122,6 +122,7 @@ OPTIONS = {
         "--no-lung-mask": "flag",
         "--allow-symlinks": "flag",
         "--backend": "auto|torch|openvino, default auto",
+        "--views": "int",
         "--device": "device_name, default auto",
         "--workers": "int",
         "--ray": "text",
