@@ -39,7 +39,8 @@ def test_each_weight_is_scored_and_the_highest_cpm_named(script, tables, monkeyp
     monkeypatch.setattr(sys, "argv", ["choose", *words, "--json"])
     script.main()
     told = json.loads(capsys.readouterr().out)
-    # logits 2.197, 0 of the detector, -2.197, 1.386 of the classifier; together 0.879, 0.416 at 0.3, 0.439, 0.555 at 0.4
+    # logits: 2.197 and 0 of the detector, -2.197 and 1.386 of the classifier
+    # of both: 0.879 and 0.416 at 0.3, 0.439 and 0.555 at 0.4
     assert [row["classifier_weight"] for row in told["rows"]] == [k / 10 for k in range(11)]
     assert [row["cpm"] == 1 for row in told["rows"]] == [False] * 4 + [True] * 7
     assert told["best"] == 0.4

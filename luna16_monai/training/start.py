@@ -18,6 +18,7 @@ from torch import nn
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
+from luna16_monai.machine.platforms import require_posix
 from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
@@ -46,9 +47,11 @@ def training() -> None:
     Raises:
         ValueError: a setting is wrong, the weights to start from have seen what is validated or tested on, or a table
             of ``candidates`` is not out-of-fold.
+        RuntimeError: this is neither Linux nor macOS.
         FileExistsError: the output folder is in use.
     """
     explain_errors()
+    require_posix()
     build_on()
     check_settings(*TRAINING)
     require_device(value_of("device", "cpu"))
