@@ -1,5 +1,6 @@
 """LUNA16's official scores, without torch or MONAI.
 
+- ``by_data_set``: scores of each of several data sets
 - ``submission``: evaluate and compare submissions
 - ``match``: what becomes of each mark
 - ``froc``: FROC and CPM
