@@ -97,7 +97,7 @@ def test_entrypoint_challenge_answers_a_case_and_writes_nothing_else(tmp_path):
     inputs, output = case(tmp_path / "input"), tmp_path / "output"
     output.mkdir()
     before = sorted(tmp_path.rglob("*"))
-    done = enter("challenge", "--input", inputs, "--output", output, "--device", "cpu", HOME="/nonexistent")
+    done = enter("challenge", "--input", inputs, "--output", output, "--device", "cpu", HOME=str(tmp_path / "no home"))
     assert done.returncode == 0, done.stderr
     answer = output / "lung-nodule-malginancy-likelihoods.json"
     assert sorted(tmp_path.rglob("*")) == sorted([*before, answer])
@@ -168,8 +168,9 @@ def test_entrypoint_leaves_a_home_alone_that_can_be_written_to(tmp_path):
     assert done.stdout.split() == [str(tmp_path), "/elsewhere"]
 
 
-@pytest.mark.parametrize("home", ["/nonexistent", ""])
+@pytest.mark.parametrize("home", ["absent", ""])
 def test_entrypoint_makes_a_home_in_the_temporary_folder(tmp_path, home):
+    home = str(tmp_path / home) if home else ""
     done = enter("python", "-c", SHOW, HOME=home, TMPDIR=str(tmp_path), XDG_CACHE_HOME="", MPLCONFIGDIR="")
     found, cache = map(Path, done.stdout.split())
     assert found.parent == tmp_path
@@ -230,7 +231,7 @@ def test_entrypoint_needs_no_writable_root(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        env=environment(HOME="/nonexistent", TMPDIR=str(tmp_path)),
+        env=environment(HOME=str(tmp_path / "absent"), TMPDIR=str(tmp_path)),
     )
     if "mount" in done.stderr:
         pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")
@@ -260,7 +261,7 @@ def test_entrypoint_challenge_needs_neither_network_nor_a_writable_root(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        env=environment(HOME="/nonexistent", TMPDIR=str(temporary), OUTPUT=str(output)),
+        env=environment(HOME=str(tmp_path / "absent"), TMPDIR=str(temporary), OUTPUT=str(output)),
     )
     if "mount" in done.stderr:
         pytest.skip(f"mounts are not permitted here: {done.stderr.strip()}")

@@ -300,6 +300,7 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["demo"] = ["output", "data", "store", *KEYS]
     found["review"] = keys_in_source("cli/reviewing", "run_review", ast.Assign)
     found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
+    found["bank"] = keys_in_source("cli/data", "run_bank", ast.Assign)
     return found
 
 
@@ -477,7 +478,7 @@ def test_readme_has_every_package_once_on_its_layer():
     expected = {package: str(number) for number, layer in enumerate(layers, start=1) for package in layer}
     found = table(text(ROOT / "README.md"), "What is inside")
     assert {package.strip("`"): layer for package, (_, layer) in found.items()} == expected
-    assert len(expected) == 21
+    assert len(expected) == 22
     agents = re.findall(r"^\| (\d) \| (.+) \|$", text(ROOT / "AGENTS.md"), re.MULTILINE)
     assert {package: number for number, names in agents for package in re.findall(r"`(\w+)`", names)} == expected
 

@@ -21,6 +21,7 @@ from luna16_monai.bundle.bases import BUILDS_ON, base_files, on_bases
 from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.folder_lists import folder_list, folder_names
+from luna16_monai.machine.processes import end_workers
 
 TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 SECTIONS = {
@@ -227,10 +228,14 @@ def _found(kind: type[Caller]) -> Caller | None:
 
 
 def explain_errors() -> None:
-    """Let an error that ends the process say its root cause in its last line."""
+    """Let an error that ends the process say its root cause in its last line.
+
+    The loaders' processes are ended first: they go on with their next batch, and print what fails in it.
+    """
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(kind, error, trace)
+        end_workers()
         print("luna16:", one_line(error), file=sys.stderr)
 
     sys.excepthook = tell

@@ -33,10 +33,12 @@ from luna16_monai.cli import (
 )
 from luna16_monai.cli.console import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
 from luna16_monai.machine.errors import one_line, root_cause
+from luna16_monai.machine.platforms import require_posix
 
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 VERBS = (
     data.add_phantom,
+    data.add_bank,
     data.add_download,
     data.add_doctor,
     data.add_prepare,
@@ -111,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("numexpr", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
+        require_posix()
         with _raised_on_signals():
             return options.run(options)
     except Terminated:

@@ -4,5 +4,5 @@
 - ``crops``: the boxes that are trained on, drawn by counter, and the scans that are validated on
 - ``loss``: the focal loss of the heat, and the error of offset and diameter
 - ``tiles``: the network over a whole lung box, its memory bounded
-- ``peaks``: all cells decoded to candidates, suppressed in mm
+- ``peaks``: which cells of the output become candidates
 """

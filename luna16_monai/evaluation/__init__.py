@@ -1,7 +1,7 @@
 """LUNA16's official scores, without torch or MONAI.
 
 - ``by_data_set``: scores of each of several data sets
-- ``submission``: evaluate and compare submissions
+- ``submission``: evaluate and compare submissions, from their tables to their scores
 - ``match``: what becomes of each mark
 - ``froc``: FROC and CPM
 - ``ranks``: sensitivity by rank, and the error of diameters

@@ -1,4 +1,4 @@
-"""LUNA16's hit rule: which mark lies on which nodule, and what becomes of every mark.
+"""What becomes of every mark, by the hit rule of ``tables.hits``.
 
 Everything is plain arrays; a scan is a number from 0 to ``n_scans - 1``. The scores that read a `Match` are in
 ``froc.py``.

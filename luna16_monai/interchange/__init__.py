@@ -1,8 +1,8 @@
 """Points and boxes in other programs' formats.
 
-- ``formats``: which format a file has, and points read and written in any
+- ``formats``: all formats; which one a file has, and points read and written in any
 - ``points``: points as every format gives them
-- ``documents``: read JSON strictly
+- ``files``: what a format is; JSON read strictly
 - ``scans``: the CTs that points belong to
 - ``luna16``: our own tables
 - ``grand_challenge``: grand-challenge's points

@@ -3,12 +3,13 @@
 A format is known by what a file holds, or for a new file by its suffix: ``.csv`` is ours, ``.json`` grand-challenge's,
 ``.mrk.json`` Slicer's; what a user names wins. grand-challenge's and Slicer's files are of one CT each: several CTs
 make a folder of files that bear the names of their series, and such a folder is read as one.
+
+To add a format, write a module with its `Format`, and name that in `_ALL`.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luna16_monai.interchange.documents import read_json
-from luna16_monai.interchange.grand_challenge import HOLDS as POINT_HOLDS
-from luna16_monai.interchange.grand_challenge import as_multiple_points, is_multiple_points, read_multiple_points
-from luna16_monai.interchange.luna16 import read_cells, read_table, write_table
-from luna16_monai.interchange.luna25 import ANSWER, is_training_table, read_training_table
-from luna16_monai.interchange.monai_boxes import HOLDS as BOX_HOLDS
-from luna16_monai.interchange.monai_boxes import as_data_list, is_data_list, read_boxes
-from luna16_monai.interchange.points import DIAMETER, PROBABILITY, Points, joined
+from luna16_monai.interchange import grand_challenge, lidc_xml, luna16, luna25, monai_boxes, slicer
+from luna16_monai.interchange.files import Format, read_json
+from luna16_monai.interchange.luna16 import read_cells
+from luna16_monai.interchange.points import DIAMETER, Points, joined
 from luna16_monai.interchange.scans import Scans
-from luna16_monai.interchange.slicer import HOLDS as MARKUP_HOLDS
-from luna16_monai.interchange.slicer import OLD_SUFFIX, as_markups, is_markups, read_markups, read_old_markups
-from luna16_monai.interchange.slicer import SUFFIX as MARKUP_SUFFIX
 from luna16_monai.machine.claims import require_empty
-from luna16_monai.machine.files import write_json
 from luna16_monai.tables.points import PointTable, from_ras, has_column, read_points
-from luna16_monai.tables.text import open_table
 
-LUNA16, GRAND_CHALLENGE, MONAI, SLICER, LUNA25, LIDC = FORMATS = (
-    "luna16", "grand-challenge", "monai", "slicer", "luna25", "lidc",
-)  # fmt: skip
-ONE_CT_A_FILE = {GRAND_CHALLENGE: ".json", SLICER: MARKUP_SUFFIX, LUNA25: ".json"}
-"""Formats whose files are about one CT, and how these end."""
-HELD = {GRAND_CHALLENGE: POINT_HOLDS, MONAI: BOX_HOLDS, SLICER: MARKUP_HOLDS, LUNA25: POINT_HOLDS}
-"""Which values a format can hold; ours holds all."""
+_ALL = (luna16.FORMAT, grand_challenge.FORMAT, monai_boxes.FORMAT, slicer.FORMAT, luna25.FORMAT, lidc_xml.FORMAT)
+FORMATS = {format_.name: format_ for format_ in _ALL}
+"""All formats by name; a file is of the last one that recognises it, so that any other table is ours."""
+LUNA16, GRAND_CHALLENGE, MONAI, SLICER, LUNA25, LIDC = FORMATS
 VOXEL_ORDERS = ("zyx", "xyz")
 
 
@@ -65,21 +54,15 @@ def format_of(path: Path) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is none of `FORMATS`.
     """
-    if path.is_dir():
-        return _format_of_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no file {path}: name a table that is there")
-    name = path.name.lower()
-    if name.endswith(OLD_SUFFIX):
-        return SLICER
-    if name.endswith(".json"):
-        document = read_json(path)
-        told = {SLICER: is_markups, GRAND_CHALLENGE: is_multiple_points, MONAI: is_data_list}
-        for format_, fits in told.items():
-            if fits(document):
-                return format_
-    elif name.endswith(".csv") or _looks_like_a_table(path):
-        return LUNA25 if is_training_table(path) else LUNA16
+    is_document = path.is_file() and path.name.lower().endswith(".json")
+    content = read_json(path) if is_document else None
+    found = next((name for name, format_ in reversed(FORMATS.items()) if format_.recognises(path, content)), None)
+    if found is not None:
+        return found
+    if path.is_dir():
+        raise ValueError(f"folder {path} holds no points: name one with .json, {slicer.SUFFIX} or .xml files")
     raise ValueError(f"{path} is in no known format: name another file, or its format ({', '.join(FORMATS)})")
 
 
@@ -90,13 +73,13 @@ def format_for(path: Path) -> str:
         ValueError: its suffix says none.
     """
     name = path.name.lower()
-    if name == ANSWER:
-        return LUNA25
-    for suffix, format_ in ((".csv", LUNA16), (MARKUP_SUFFIX, SLICER), (".json", GRAND_CHALLENGE)):
-        if name.endswith(suffix):
-            return format_
+    endings = {ending: format_.name for format_ in _ALL for ending in format_.new_names}
+    for ending in sorted(endings, key=len, reverse=True):
+        if name == ending or (ending.startswith(".") and name.endswith(ending)):
+            return endings[ending]
+    *some, last = [ending for ending in endings if ending.startswith(".")]
     raise ValueError(
-        f"{path.name!r} says no format to write in: end it in .csv, .json or {MARKUP_SUFFIX}, or name the format"
+        f"{path.name!r} says no format to write in: end it in {', '.join(some)} or {last}, or name the format"
     )
 
 
@@ -114,11 +97,19 @@ def read(path: Path, format_: str | None = None, conventions: Conventions | None
     """
     conventions = conventions or Conventions()
     format_ = format_ or format_of(path)
-    _check_conventions(path, format_, conventions)
-    if path.is_dir() and format_ in ONE_CT_A_FILE:
-        points = joined([_read_file(file, format_, conventions) for file in _files(path, format_)], str(path))
+    chosen = _named(format_)
+    if chosen.read is None:
+        raise ValueError(f"{path}: what {format_} holds becomes a data folder: name a folder as --output")
+    _check_conventions(path, chosen, conventions)
+    scans, ras = conventions.scans, conventions.ras
+    if path.is_dir() and chosen.one_ct_a_file:
+        files = chosen.files_in(path)
+        if not files:
+            ends = ", ".join(chosen.suffixes)
+            raise ValueError(f"folder {path} holds no {format_} file ({ends}): name another one")
+        points = joined([chosen.read(file, scans, ras) for file in files], str(path))
     elif path.is_file():
-        points = _read_file(path, format_, conventions)
+        points = chosen.read(path, scans, ras)
     else:
         raise FileNotFoundError(f"no file {path}: name a {format_} file that is there")
     if conventions.voxel is not None:
@@ -186,13 +177,13 @@ def check_output(path: Path, format_: str, series_uids: Sequence[str]) -> None:
         ValueError: the format is only read, or a folder stands where a file is to be written.
         FileExistsError: the folder for several CTs is not empty.
     """
-    if format_ == LIDC:
-        raise ValueError("format lidc is only read: name another one")
-    if format_ not in ONE_CT_A_FILE or len(set(series_uids)) <= 1:
+    chosen = _named(format_)
+    _document_of(chosen)
+    if not chosen.one_ct_a_file or len(set(series_uids)) <= 1:
         if path.is_dir():
             raise ValueError(f"{path} is a folder, where a file is to be written: name a file in it as --output")
     else:
-        require_empty(_folder_for(path, format_), f"{format_} has one file a CT: name another --output, or empty it")
+        require_empty(_folder_for(path, chosen), f"{format_} has one file a CT: name another --output, or empty it")
 
 
 def write(path: Path, points: Points, format_: str | None = None) -> tuple[list[Path], tuple[str, ...]]:
@@ -212,83 +203,52 @@ def write(path: Path, points: Points, format_: str | None = None) -> tuple[list[
     """
     format_ = format_ or format_for(path)
     check_output(path, format_, points.series)
-    notes = _losses(points, format_)
-    if format_ == LUNA16:
-        write_table(path, points)
-        return [path], notes
-    if format_ == MONAI:
-        document, more = as_data_list(points)
-        write_json(path, document)
-        return [path], (*notes, *more)
-    if format_ == LUNA25 and not points.knows(PROBABILITY) and len(points):
-        raise ValueError(f"{points.source}: no point has a probability, as LUNA25's answer needs: name predictions")
+    chosen = FORMATS[format_]
+    document_of = _document_of(chosen)
     uids = points.series_uids
-    if len(uids) <= 1:
-        write_json(path, _document(points, format_))
-        return [path], notes
-    documents = {uid: _document(points.of_series(uid), format_) for uid in uids}
-    files = [_folder_for(path, format_) / f"{uid}{ONE_CT_A_FILE[format_]}" for uid in uids]
-    for file, content in zip(files, documents.values(), strict=True):
-        write_json(file, content)
-    return files, notes
+    if chosen.one_ct_a_file and len(uids) > 1:
+        parts = {_folder_for(path, chosen) / f"{uid}{chosen.suffixes[0]}": points.of_series(uid) for uid in uids}
+    else:
+        parts = {path: points}
+    documents = {file: document_of(part) for file, part in parts.items()}
+    for file, (document, _) in documents.items():
+        chosen.save(file, document)
+    more = dict.fromkeys(note for _, notes in documents.values() for note in notes)
+    return list(documents), (*chosen.loses(points), *more)
 
 
-def _document(points: Points, format_: str) -> Any:
-    return as_markups(points) if format_ == SLICER else as_multiple_points(points)
+def _named(format_: str) -> Format:
+    """Return a format by its name."""
+    if format_ not in FORMATS:
+        raise ValueError(f"{format_!r} is no format: name one of {', '.join(FORMATS)}")
+    return FORMATS[format_]
 
 
-def _folder_for(path: Path, format_: str) -> Path:
+def _document_of(format_: Format) -> Callable[[Points], tuple[Any, tuple[str, ...]]]:
+    """Return the function that makes a document of points in a format."""
+    if format_.document is None:
+        raise ValueError(f"format {format_.name} is only read: name another one")
+    return format_.document
+
+
+def _folder_for(path: Path, format_: Format) -> Path:
     """Return the folder of several CTs' files: the name of the one file, without its suffix."""
-    suffix = ONE_CT_A_FILE[format_]
+    suffix = format_.suffixes[0]
     return path.with_name(path.name[: -len(suffix)]) if path.name.lower().endswith(suffix) else path
 
 
-def _losses(points: Points, format_: str) -> tuple[str, ...]:
-    """Return what a format cannot hold, a line each."""
-    if format_ not in HELD:
-        return ()
-    lost = [name for name in points.values if name not in HELD[format_] and points.knows(name)]
-    notes = [f"{name} left out: {format_} cannot hold it" for name in lost]
-    if format_ == MONAI and any(points.names):
-        notes.append(f"names left out: {format_} cannot hold them")
-    return tuple(notes)
-
-
-def _check_conventions(path: Path, format_: str, conventions: Conventions) -> None:
+def _check_conventions(path: Path, format_: Format, conventions: Conventions) -> None:
     """Refuse options that a format has no use for."""
-    if format_ not in FORMATS:
-        raise ValueError(f"{format_!r} is no format: name one of {', '.join(FORMATS)}")
-    if format_ == LIDC:
-        raise ValueError(f"{path}: LIDC-IDRI's readings become a data folder: name a folder as --output")
-    if conventions.ras and (format_ not in (LUNA16, MONAI) or conventions.voxel):
-        frame = "voxels have no frame" if conventions.voxel else f"{format_} says or fixes its frame itself"
+    if conventions.ras and (not format_.may_be_ras or conventions.voxel):
+        frame = "voxels have no frame" if conventions.voxel else f"{format_.name} says or fixes its frame itself"
         raise ValueError(f"{path} with --ras: {frame}: leave --ras out")
     if conventions.voxel is not None:
         if conventions.voxel not in VOXEL_ORDERS:
             raise ValueError(f"--voxel {conventions.voxel}: name the axes' order, {' or '.join(VOXEL_ORDERS)}")
-        if format_ != LUNA16:
-            raise ValueError(f"{path} with --voxel: {format_} is in millimetres: leave --voxel out")
+        if not format_.may_be_voxels:
+            raise ValueError(f"{path} with --voxel: {format_.name} is in millimetres: leave --voxel out")
         if not conventions.scans.cts:
             raise ValueError(f"{path} with --voxel: voxels need their CT: name it with --ct")
-
-
-def _read_file(path: Path, format_: str, conventions: Conventions) -> Points:
-    """Read one file, in the frame that it is in."""
-    scans = conventions.scans
-    if format_ == LUNA16:
-        points = read_table(path)
-        if conventions.ras:
-            flipped = from_ras(points.table(None)).points_xyz + 0.0
-            points = replace(points, points_xyz=flipped)
-        return points
-    if format_ == MONAI:
-        return read_boxes(path, scans, conventions.ras)
-    if format_ == SLICER:
-        old = path.name.lower().endswith(OLD_SUFFIX)
-        return read_old_markups(path, scans) if old else read_markups(path, scans)
-    if format_ == LUNA25 and not path.name.lower().endswith(".json"):
-        return read_training_table(path).points
-    return read_multiple_points(path, scans)
 
 
 def _from_voxels(points: Points, scans: Scans, order: str) -> Points:
@@ -301,35 +261,3 @@ def _from_voxels(points: Points, scans: Scans, order: str) -> Points:
         scans.known(uid, points.place(int(rows[0])))
         xyz[rows] = scans.cts[uid].geometry.world_from_voxel(indices[rows])
     return replace(points, points_xyz=xyz)
-
-
-def _format_of_folder(folder: Path) -> str:
-    """Return what the files in a folder are."""
-    names = sorted(path.name.lower() for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if any(name.endswith((MARKUP_SUFFIX, OLD_SUFFIX)) for name in names):
-        return SLICER
-    if any(name.endswith(".json") for name in names):
-        return GRAND_CHALLENGE
-    if next(folder.rglob("*.xml"), None) is not None:
-        return LIDC
-    raise ValueError(f"folder {folder} holds no points: name one with .json, {MARKUP_SUFFIX} or .xml files")
-
-
-def _files(folder: Path, format_: str) -> list[Path]:
-    """Return the files of a folder that are in a format of one CT a file, by name."""
-    ends: Iterable[str] = (MARKUP_SUFFIX, OLD_SUFFIX) if format_ == SLICER else (".json",)
-    found = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(tuple(ends))]
-    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
-    if not found:
-        raise ValueError(f"folder {folder} holds no {format_} file ({', '.join(ends)}): name another one")
-    return found
-
-
-def _looks_like_a_table(path: Path) -> bool:
-    """Return whether a file without a known suffix begins with the header of a table of points."""
-    try:
-        with open_table(path) as lines:
-            header = [name.strip() for name in next(csv.reader(lines), [])]
-    except ValueError:
-        return False
-    return "seriesuid" in header or "SeriesInstanceUID" in header

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from luna16_monai.interchange.documents import member, number, numbers, read_json, shown
+from luna16_monai.interchange.files import Format, member, number, numbers, read_json, shown
 from luna16_monai.interchange.points import PROBABILITY, Points
 from luna16_monai.interchange.scans import Scans
 
@@ -20,7 +20,6 @@ TYPE = "Multiple points"
 NAME = "Points of interest"
 ALLOWED = {"name", "type", "points", "version"}
 ALLOWED_OF_POINT = {"name", "type", "point", "probability"}
-HOLDS = (PROBABILITY,)
 
 
 def is_multiple_points(document: Any) -> bool:
@@ -61,7 +60,7 @@ def read_multiple_points(path: Path, scans: Scans) -> Points:
 
 
 def as_multiple_points(points: Points) -> dict[str, Any]:
-    """Return the document of one image's points, ready for JSON; see `HOLDS` for what it keeps.
+    """Return the document of one image's points, ready for JSON; see `FORMAT` for what it keeps.
 
     A point without a name gets its number.
     """
@@ -87,3 +86,14 @@ def _only(document: dict[str, Any], allowed: set[str], where: str) -> None:
         raise ValueError(
             f"{where}: {more[0]!r} is no property of {TYPE!r}: remove it (known: {', '.join(sorted(allowed))})"
         )
+
+
+FORMAT: Format = Format(
+    "grand-challenge",
+    recognises=lambda path, document: is_multiple_points(document) or (path.is_dir() and bool(FORMAT.files_in(path))),
+    read=lambda path, scans, _: read_multiple_points(path, scans),
+    document=lambda points: (as_multiple_points(points), ()),
+    suffixes=(".json",),
+    new_names=(".json",),
+    holds=(PROBABILITY,),
+)

@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from luna16_monai.interchange.files import Format
+
 ROOT, OTHER_ROOT = "LidcReadMessage", "IdriReadMessage"
 LARGEST_BYTES = 1 << 27
 
@@ -162,3 +164,6 @@ def _whole(element: ElementTree.Element, name: str, where: str) -> int:
 
 def _name(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
+
+
+FORMAT = Format("lidc", recognises=lambda path, _: path.is_dir() and next(path.rglob("*.xml"), None) is not None)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from luna16_monai.interchange.files import Format
 from luna16_monai.interchange.points import DIAMETER, KNOWN, PROBABILITY, FloatArray, Points
+from luna16_monai.interchange.scans import Scans
 from luna16_monai.machine.files import write_csv
-from luna16_monai.tables.points import COORDINATES, read_points, written
+from luna16_monai.tables.points import COORDINATES, from_ras, read_points, written
 from luna16_monai.tables.text import open_table
 
 NAME = "name"
@@ -58,6 +62,15 @@ def read_cells(path: Path) -> dict[str, list[str]]:
         if name not in ("seriesuid", *COORDINATES):
             cells[_free(name, cells)] = [row[column] for row in rows]
     return cells
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the names in the first line of a table, none where the file is no text."""
+    try:
+        with open_table(path) as lines:
+            return [name.strip() for name in next(csv.reader(lines), [])]
+    except ValueError:
+        return []
 
 
 def columns_behind(points: Points, own: Iterable[str]) -> dict[str, Sequence[object]]:
@@ -127,3 +140,27 @@ def _numbers(texts: list[str]) -> tuple[FloatArray, int | None]:
 def _as_cells(name: str, value: FloatArray) -> list[object]:
     unknown: object = -1 if name == DIAMETER else ""
     return [unknown if np.isnan(v) else int(v) if name == "class" else v for v in value.tolist()]
+
+
+def _recognises(path: Path, document: Any) -> bool:
+    if document is not None or not path.is_file():
+        return False
+    return path.name.lower().endswith(".csv") or "seriesuid" in header_of(path)
+
+
+def _read(path: Path, _: Scans, ras: bool) -> Points:
+    points = read_table(path)
+    return replace(points, points_xyz=from_ras(points.table(None)).points_xyz + 0.0) if ras else points
+
+
+FORMAT = Format(
+    "luna16",
+    recognises=_recognises,
+    read=_read,
+    document=lambda points: (points, ()),
+    save=write_table,
+    new_names=(".csv",),
+    holds=None,
+    may_be_ras=True,
+    may_be_voxels=True,
+)

@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from luna16_monai.interchange.documents import member, read_json, shown
-from luna16_monai.interchange.points import CLASS, DIAMETER, Points
+from luna16_monai.interchange.files import Format, member, read_json, shown
+from luna16_monai.interchange.grand_challenge import as_multiple_points, read_multiple_points
+from luna16_monai.interchange.luna16 import header_of
+from luna16_monai.interchange.points import CLASS, DIAMETER, PROBABILITY, Points
+from luna16_monai.interchange.scans import Scans
 from luna16_monai.tables.text import open_table, require_columns
 
 LOCATIONS, CLINICAL = "nodule-locations.json", "clinical-information-lung-ct.json"
@@ -80,9 +83,8 @@ class TrainingTable:
 
 
 def is_training_table(path: Path) -> bool:
-    """Return whether a CSV file's header names the table's first columns."""
-    with open_table(path) as lines:
-        header = [name.strip() for name in next(csv.reader(lines), [])]
+    """Return whether a file's header names the table's first columns."""
+    header = header_of(path)
     return "SeriesInstanceUID" in header and "CoordX" in header
 
 
@@ -141,3 +143,27 @@ def _finite(value: str | None, key: str, where: str) -> float:
     if not math.isfinite(found):
         raise ValueError(f"{where}: {key} is {value!r}, not a finite number: mend or remove the line")
     return found
+
+
+def _read(path: Path, scans: Scans, _: bool) -> Points:
+    """Read a case's locations or its answer, or the training table's points."""
+    if path.name.lower().endswith(".json"):
+        return read_multiple_points(path, scans)
+    return read_training_table(path).points
+
+
+def _answer(points: Points) -> tuple[dict[str, Any], tuple[str, ...]]:
+    if len(points) and not points.knows(PROBABILITY):
+        raise ValueError(f"{points.source}: no point has a probability, as LUNA25's answer needs: name predictions")
+    return as_multiple_points(points), ()
+
+
+FORMAT = Format(
+    "luna25",
+    recognises=lambda path, document: document is None and path.is_file() and is_training_table(path),
+    read=_read,
+    document=_answer,
+    suffixes=(".json",),
+    new_names=(ANSWER,),
+    holds=(PROBABILITY,),
+)

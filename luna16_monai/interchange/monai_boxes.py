@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from luna16_monai.geometry.grid import lps_from_ras
-from luna16_monai.interchange.documents import member, number, numbers, read_json, shown
+from luna16_monai.interchange.files import Format, member, number, numbers, read_json, shown
 from luna16_monai.interchange.points import CLASS, DIAMETER, PROBABILITY, Points
 from luna16_monai.interchange.scans import Scans
 
@@ -29,7 +29,6 @@ SECTIONS = ("training", "validation", "testing", "test")
 SCORES = ("score", "scores", "label_scores")
 NODULE = 0
 """The label of MONAI's bundle for LUNA16."""
-HOLDS = (CLASS, PROBABILITY, DIAMETER)
 
 
 def is_data_list(document: Any) -> bool:
@@ -135,3 +134,13 @@ def _checked_box(box: Any, label: Any, where: str) -> list[float]:
     if label != NODULE or isinstance(label, bool):
         raise ValueError(f"{where}: label {shown(label)} is not {NODULE}, a nodule: remove boxes of other classes")
     return found
+
+
+FORMAT = Format(
+    "monai",
+    recognises=lambda _, document: is_data_list(document),
+    read=read_boxes,
+    document=as_data_list,
+    holds_names=False,
+    may_be_ras=True,
+)

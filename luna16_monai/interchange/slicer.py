@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from luna16_monai.geometry.grid import lps_from_ras
-from luna16_monai.interchange.documents import member, numbers, read_json, shown
+from luna16_monai.interchange.files import Format, member, numbers, read_json, shown
 from luna16_monai.interchange.points import DIAMETER, KNOWN, PROBABILITY, FloatArray, Points
 from luna16_monai.interchange.scans import Scans
 from luna16_monai.tables.text import open_table
@@ -28,7 +28,6 @@ SCHEMA = (
 SUFFIX, OLD_SUFFIX = ".mrk.json", ".fcsv"
 FRAMES = {"LPS": False, "1": False, "RAS": True, "0": True}
 """What a file may say its frame is; whether that is RAS. The numbers are those of older files."""
-HOLDS = KNOWN
 OLD_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _TOLD = re.compile(r"(?:^|\s)(class|probability|diameter_mm)=(\S+)")
 _OUR_LABEL = re.compile(r"p=[\d.]+|d=[\d.]+ mm|p=[\d.]+ d=[\d.]+ mm")
@@ -193,3 +192,23 @@ def _known(text: str, where: str, key: str) -> float:
     if not isinstance(value, float) or not np.isfinite(value):
         raise ValueError(f"{where}: its description says {key}={text[:40]}, which is no number: mend or remove it")
     return value
+
+
+def _recognises(path: Path, document: Any) -> bool:
+    if path.is_dir():
+        return bool(FORMAT.files_in(path))
+    return is_markups(document) or path.name.lower().endswith(OLD_SUFFIX)
+
+
+def _read(path: Path, scans: Scans, _: bool) -> Points:
+    return (read_old_markups if path.name.lower().endswith(OLD_SUFFIX) else read_markups)(path, scans)
+
+
+FORMAT: Format = Format(
+    "slicer",
+    recognises=_recognises,
+    read=_read,
+    document=lambda points: (as_markups(points), ()),
+    suffixes=(SUFFIX, OLD_SUFFIX),
+    new_names=(SUFFIX,),
+)

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from luna16_monai.machine.errors import root_cause
@@ -18,6 +19,9 @@ from luna16_monai.machine.errors import root_cause
 Item = TypeVar("Item")
 
 Result = TypeVar("Result")
+
+SECONDS_TO_END = 2
+"""What a worker is given before it is killed."""
 
 
 def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
@@ -57,6 +61,27 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_workers() -> None:
+    """End the daemonic processes that this one has started, as loaders' workers are, and wait for their end.
+
+    To be called in the main thread, where the process itself is about to end.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if not workers:
+        return
+    # torch's handler raises an error for each loader's worker that ended unasked
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for end in (BaseProcess.terminate, BaseProcess.kill):
+            for process in workers:
+                end(process)
+            for process in workers:
+                process.join(SECONDS_TO_END)
+            workers = [process for process in workers if process.is_alive()]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager

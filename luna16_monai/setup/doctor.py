@@ -19,6 +19,7 @@ from typing import Any
 
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.folder_lists import Folders, folder_list, folder_names
+from luna16_monai.machine.platforms import total_memory, usable_cores
 from luna16_monai.setup.data_checks import GB, Check
 from luna16_monai.setup.data_checks import check as _check
 from luna16_monai.setup.data_checks import data_folder as _data
@@ -206,10 +207,13 @@ def _gpu() -> Iterator[Check]:
 
 
 def _cores() -> Iterator[Check]:
-    yield _check("cores", True, {"usable": len(os.sched_getaffinity(0)), "of": os.cpu_count()})
+    yield _check("cores", True, {"usable": usable_cores(), "of": os.cpu_count()})
 
 
 def _memory() -> Iterator[Check]:
+    if not (PROC / "meminfo").is_file():  # macOS
+        yield _check("memory", None, {"of": _gb(total_memory())}, f"what is free is not told here: no {PROC}")
+        return
     lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
     amounts = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
     available = amounts["MemAvailable:"]

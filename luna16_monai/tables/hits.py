@@ -1,4 +1,4 @@
-"""Which points lie on which nodules of the same scan.
+"""LUNA16's hit rule: a point lies on a nodule of its scan if it is closer to the middle than the nodule's radius.
 
 Everything is plain arrays; a scan is a number from 0 to ``n_scans - 1``.
 

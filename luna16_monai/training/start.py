@@ -19,6 +19,7 @@ from luna16_monai.bundle.config import build_on, change_config, check_settings, 
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
 from luna16_monai.machine.folder_lists import Folders
+from luna16_monai.machine.platforms import require_posix
 from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
@@ -45,9 +46,11 @@ def training() -> None:
 
     Raises:
         ValueError: a setting is wrong, or the weights to start from have seen what is validated or tested on.
+        RuntimeError: this is neither Linux nor macOS.
         FileExistsError: the output folder is in use.
     """
     explain_errors()
+    require_posix()
     build_on()
     check_settings(*TRAINING)
     require_device(value_of("device", "cpu"))

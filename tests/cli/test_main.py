@@ -33,7 +33,16 @@ OPTIONS = {
         "--workers": "int",
         "--difficulty": "float",
         "--negatives-per-positive": "float",
-        "--background": "path",
+        "--background": "path, +, more than once",
+        "--nodules": "path",
+    },
+    "bank": {
+        "--ct": "path, +, more than once",
+        "--masks": "path, +, more than once",
+        "--lidc": "path",
+        "--readers": "int, default 3",
+        "--output": "path, required",
+        "--allow-symlinks": "flag",
     },
     "download": {
         "--output": "path",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from luna16_monai.setup import doctor
+from luna16_monai.setup import data_checks, doctor
 from luna16_monai.setup.doctor import examine, told
 
 KEYS = ["name", "ok", "found", "problem", "cure"]
@@ -226,9 +227,18 @@ def test_gpu_is_found_on_cuda():
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda process: {0, 3, 5})
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert only(doctor._cores())["found"] == {"usable": 3, "of": 8}
+
+
+def test_memory_without_proc_is_the_machines(monkeypatch, tmp_path):
+    """As on macOS."""
+    monkeypatch.setattr(doctor, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(doctor, "total_memory", lambda: 16 * 10**9)
+    check = only(doctor._memory())
+    assert (check["ok"], check["found"]) == (None, {"of": "16.0 GB"})
+    assert check["problem"] == f"what is free is not told here: no {tmp_path / 'proc'}"
 
 
 @pytest.fixture
@@ -367,7 +377,7 @@ def test_tables_that_are_missing_are_named_with_what_they_are_for(data, table, o
     (data / f"{table}.csv").unlink()
     check = named(doctor._data(data), "tables")
     assert check["ok"] is ok
-    assert check["problem"] == f"no {table}.csv, so {doctor.TABLES[table]}"
+    assert check["problem"] == f"no {table}.csv, so {data_checks.TABLES[table]}"
     assert len(check["found"]) == 3
 
 

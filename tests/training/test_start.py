@@ -85,7 +85,7 @@ def test_training_of_several_processes_joins_them_before_it_claims_the_folder(da
         monkeypatch.delenv(name, raising=False)
     files = [CONFIGS / "train.yaml", CONFIGS / "multi_gpu_train.yaml"]
     with pytest.raises(RuntimeError) as caught:
-        started(files, {**data, "output_dir": str(tmp_path / "run"), "init_weights": "/nowhere/model.pt"})
+        started(files, {**data, "output_dir": str(tmp_path / "run"), "init_weights": str(tmp_path / "nowhere.pt")})
     assert "not set: multi_gpu_train.yaml is for processes that torchrun starts" in one_line(caught.value)
     assert not (tmp_path / "run").exists()
     # and the settings are checked before that

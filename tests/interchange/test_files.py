@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from luna16_monai.interchange import documents
-from luna16_monai.interchange.documents import member, number, numbers, read_json, shown
+from luna16_monai.interchange import files
+from luna16_monai.interchange.files import member, number, numbers, read_json, shown
 
 
 def test_read_json_takes_a_byte_order_mark(tmp_path):
@@ -33,9 +33,9 @@ def test_read_json_refuses(tmp_path, content, message):
 
 def test_read_json_refuses_a_large_file_before_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_bytes(b'["123456"]')
-    monkeypatch.setattr(documents, "LARGEST_BYTES", 10)
+    monkeypatch.setattr(files, "LARGEST_BYTES", 10)
     assert read_json(tmp_path / "a.json") == ["123456"]
-    monkeypatch.setattr(documents, "LARGEST_BYTES", 9)
+    monkeypatch.setattr(files, "LARGEST_BYTES", 9)
     with pytest.raises(ValueError, match=r"a.json has more than 9 bytes"):
         read_json(tmp_path / "a.json")
 

@@ -1,16 +1,76 @@
-"""Read JSON strictly: what is wrong is reported with the file, the place in it, and the cure."""
+"""What a format of points is: its files, how they are recognised, read and written; and JSON, read strictly.
+
+Each format has a module with its own `Format` in it; `formats` lists them. What is wrong with a JSON file is reported
+with the file, the place in it, and the cure.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from luna16_monai.interchange.points import KNOWN, Points
+from luna16_monai.interchange.scans import Scans
+from luna16_monai.machine.files import write_json
+
 LARGEST_BYTES = 1 << 28
 """Files beyond it are refused before they are read; a million points take about half of it."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of points.
+
+    Attributes:
+        name: as users name it.
+        recognises: whether a file or folder is in it, by what it holds; gets the path and, of a JSON file, its content.
+        read: the points of one file in world LPS mm; gets the path, the CTs that were named, and whether the file is
+            RAS. None where what it holds is no list of points but becomes a data folder.
+        document: what is written for points, and notes on what it leaves out. None where it is only read.
+        save: writes such a document as one file, whole or not at all.
+        suffixes: of its files, where each is about one CT and several make a folder; new ones end in the first.
+        new_names: ends of a new file's name, or whole names, that ask for this format.
+        holds: which values it can hold; None for all.
+        holds_names: whether it can hold the names of points.
+        may_be_ras: whether its files leave it open, or in a config beside them, that they are RAS.
+        may_be_voxels: whether its files may hold voxels in the place of millimetres.
+    """
+
+    name: str
+    recognises: Callable[[Path, Any], bool]
+    read: Callable[[Path, Scans, bool], Points] | None = None
+    document: Callable[[Points], tuple[Any, tuple[str, ...]]] | None = None
+    save: Callable[[Path, Any], object] = write_json
+    suffixes: tuple[str, ...] = ()
+    new_names: tuple[str, ...] = ()
+    holds: tuple[str, ...] | None = KNOWN
+    holds_names: bool = True
+    may_be_ras: bool = False
+    may_be_voxels: bool = False
+
+    @property
+    def one_ct_a_file(self) -> bool:
+        """Whether its files are about one CT."""
+        return bool(self.suffixes)
+
+    def files_in(self, folder: Path) -> list[Path]:
+        """Return the files of a folder that end as this format's do, by name."""
+        found = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(self.suffixes)]
+        return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+    def loses(self, points: Points) -> tuple[str, ...]:
+        """Return what is known of points and cannot be held, a line each."""
+        held = points.values if self.holds is None else self.holds
+        lost = [name for name in points.values if name not in held and points.knows(name)]
+        notes = [f"{name} left out: {self.name} cannot hold it" for name in lost]
+        if not self.holds_names and any(points.names):
+            notes.append(f"names left out: {self.name} cannot hold them")
+        return tuple(notes)
 
 
 def read_json(path: Path) -> Any:
