@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -81,7 +82,7 @@ def ring_of(hu: Floats, distance_mm: Floats, spacing: Floats) -> list[float]:
     slope = np.sqrt(sum(g**2 for g in np.gradient(hu, *spacing)))
     grain = np.abs(hu - ndimage.gaussian_filter(hu, (0, 1, 1)))
     seen: list[float] = []
-    for low, high in zip(SHELLS_MM, SHELLS_MM[1:], strict=False):
+    for low, high in pairwise(SHELLS_MM):
         shell = (distance_mm > low) & (distance_mm <= high)
         values = hu[shell] if shell.sum() > 5 else np.full(6, np.nan)
         seen += [float(f) for f in (values.mean(), values.std(), *np.percentile(values, (10, 50, 90)))]
@@ -157,7 +158,12 @@ def draw(rings: list[Ring], output: Path, columns: int = 14) -> None:
     """Two rows of both kinds."""
     figure, axes = plt.subplots(4, columns, figsize=(1.2 * columns, 5))
     kinds = [[r for r in rings if r.put_in == kind] for kind in (False, True)]
-    shown = [kinds[0][:columns], kinds[0][columns : 2 * columns], kinds[1][: 3 * columns : 3], kinds[1][1 : 3 * columns : 3]]
+    shown = [
+        kinds[0][:columns],
+        kinds[0][columns : 2 * columns],
+        kinds[1][: 3 * columns : 3],
+        kinds[1][1 : 3 * columns : 3],
+    ]
     for line, row, name in zip(axes, shown, ("real", "real", "put in", "put in"), strict=True):
         for axis in line:
             axis.axis("off")
@@ -182,10 +188,12 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     nodules = [n for n in read_bank(options.nodules).nodules if n.diameter_mm <= LARGEST_MM and min(n.hu.shape) > 30]
     rings = rings_of(nodules, options.each, rng)
-    np.savez("/tmp/bank_rings.npz", seen=[r.seen for r in rings], box=[r.box for r in rings], put=[r.put_in for r in rings])
+    np.savez()
     classifiers = {
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)),
-        "trees": HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=5, class_weight="balanced", random_state=0),
+        "trees": HistGradientBoostingClassifier(
+            max_iter=60, min_samples_leaf=5, class_weight="balanced", random_state=0
+        ),
     }
     told = {
         "boxes": len(nodules),

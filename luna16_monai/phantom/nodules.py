@@ -116,7 +116,7 @@ def place_nodules(
         if diameter > 22 and rng.random() < 0.5:
             continue
         position, location = nodule_position(rng, chest, diameter / 2)
-        if not _has_room(chest, position, diameter / 2, placed):
+        if not has_room(chest, position, diameter / 2, placed):
             continue
         look = choose_look(rng, bank, shape, softness)
         box, share = nodule_share(bank, shape, look, random_turn(rng), position, lung.shape_zyx, spacing)
@@ -144,7 +144,7 @@ def nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) ->
     return lung.slide_to_depth(start, radius_mm * rng.uniform(0.45, 0.9)), "pleural"
 
 
-def _has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
+def has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
     """Most of the nodule in the lung, inside the field of view, off the volume's faces and off other nodules."""
     if chest.lung.distance_at(position_zyx)[0] > -0.35 * radius_mm:
         return False
