@@ -147,9 +147,7 @@ def test_a_set_on_a_part_of_the_lungs_trains(part, chest_cts, bank, tmp_path):
     folders = {f"LUNA16_{name}": str(tmp_path / folder) for name, folder in FOLDERS.items()}
     environment = {**os.environ, **folders}
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.yaml")]
-    done = subprocess.run(
-        [*command, *words], capture_output=True, text=True, env={**os.environ, **folders}, cwd=tmp_path
-    )
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "runs" / "nodule_classification" / "metrics.json").read_text("utf-8"))
     assert metrics["candidates"] >= 2
