@@ -188,7 +188,6 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     nodules = [n for n in read_bank(options.nodules).nodules if n.diameter_mm <= LARGEST_MM and min(n.hu.shape) > 30]
     rings = rings_of(nodules, options.each, rng)
-    np.savez()
     classifiers = {
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)),
         "trees": HistGradientBoostingClassifier(
