@@ -132,11 +132,13 @@ def nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) ->
     """Return a random place for a nodule, (z, y, x) in mm, and whether it is free, on a vessel or at the wall."""
     lung, fate = chest.lung, rng.random()
     deepest = -float(lung.distance_mm.min())
-    if fate < 0.18:
+    radii = chest.vessel_radius_mm
+    thick = np.flatnonzero((radii > 1.1) & (radii < 3.5))
+    # at the very top of a lung there may be no vessel of that size
+    if fate < 0.18 or (fate < 0.72 and not len(thick)):
         return lung.sample(rng, 1, min(radius_mm + 2, 0.7 * deepest))[0], "isolated"
     if fate < 0.72:
-        radii = chest.vessel_radius_mm
-        vessel = rng.choice(np.flatnonzero((radii > 1.1) & (radii < 3.5)))
+        vessel = rng.choice(thick)
         aside = np.cross(chest.vessel_direction_zyx[vessel], rng.standard_normal(3))
         aside *= (radii[vessel] + radius_mm * rng.uniform(0.35, 0.95)) / np.linalg.norm(aside)
         return chest.vessels_zyx[vessel] + aside, "vascular"

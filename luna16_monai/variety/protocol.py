@@ -17,6 +17,8 @@ Floats = NDArray[np.floating]
 _HALF_HEIGHT_MM = (95.0, 135.0)
 _IN_VIEW_MM = 30.0
 """Of the lung, at least, in every scan."""
+_DOME = -0.4
+"""Top of the diaphragm, in half heights of the lung above its middle."""
 _SHRINK = (0.68, 0.82)
 _FWHM = 2.355
 
@@ -74,8 +76,11 @@ def draw_protocol(rng: np.random.Generator, settings: Variety) -> Protocol:
     height = min(rng.uniform(*settings.height_mm), max(most, settings.height_mm[0] / 1.5))
     slices = max(round(height / between), 8)
     half = rng.uniform(*_HALF_HEIGHT_MM)
-    farthest = max(half + slices * between / 2 - max(_IN_VIEW_MM, 0.4 * slices * between), 0.0)
-    frame = Frame(half, rng.uniform(-farthest, farthest), rng.uniform(*_SHRINK) if wide else 1.0)
+    seen = max(_IN_VIEW_MM, 0.4 * slices * between)
+    # upwards the lung ends at its top, downwards at the dome of the diaphragm
+    highest = max(half + slices * between / 2 - seen, 0.0)
+    lowest = min(_DOME * half - slices * between / 2 + seen, 0.0)
+    frame = Frame(half, rng.uniform(lowest, highest), rng.uniform(*_SHRINK) if wide else 1.0)
     sharpness = rng.random()
     soft, sharp = settings.kernel_mm[1], settings.kernel_mm[0]
     return Protocol(

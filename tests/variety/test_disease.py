@@ -20,7 +20,8 @@ def test_add_emphysema_darkens_lung_and_leaves_vessels():
     assert (change[inside] < -10).mean() > 0.03
     assert chest.image_hu[inside & (change < -1)].min() > -1000
     vessels = inside & (before > -600)
-    assert change[vessels].min() > -1
+    # but for those that a bulla takes the place of
+    assert (change[vessels] < -1).mean() < 0.1
 
 
 def test_add_fibrosis_lies_beneath_the_pleura():

@@ -11,7 +11,7 @@ DRAWN = {
     "azygos": (look_alikes.add_azygos_arch, -20.0, 0),
     "hilar_nodes": (look_alikes.add_hilar_nodes, 0.0, 0),
     "calcified_nodes": (look_alikes.add_calcified_nodes, 0.0, 200),
-    "dome": (look_alikes.add_dome, -70.0, 0),
+    "dome": (look_alikes.add_dome, -40.0, 0),
     "rib_ends": (look_alikes.add_rib_ends, 0.0, 80),
     "apical_scars": (look_alikes.add_apical_scars, 70.0, -300),
 }
