@@ -70,9 +70,7 @@ def _split(record: RunRecord, metrics: Metrics) -> str:
         text = f"LUNA16's official subset {subset} was held out for validation."
         text += " All scans of its patients were held out with it." if settings.get("join_patients") else ""
     elif stride is not None:
-        text = (
-            f"Every {_ordinal(stride)} series, in sorted order, was held out for validation, with all of its patient."
-        )
+        text = f"Every {_ordinal(stride)} series, in sorted order, and all of its patient were held out for validation."
     else:
         return ""
     if test is not None:

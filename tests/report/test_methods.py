@@ -69,8 +69,8 @@ def test_methods_of_a_training_word_by_word() -> None:
         "Network": "NoduleNet with 222,220 parameters and 8 and 16 channels, no norm, no dropout.",
         "Training": "Up to 10 epochs of 200,000 samples, drawn in the ratio 1:5, with batches of 64, a learning rate "
         "of 0.001, a weight decay of 0.01 and seed 5, from random weights. Optimiser, schedule and augmentation are "
-        "those of the run's config. The weights of epoch 7 were kept, the best by the average precision on the validation "
-        "scans, on which the scores are reported too.",
+        "those of the run's config. The weights of epoch 7 were kept, the best by the average precision on the "
+        "validation scans, on which the scores are reported too.",
         "Scoring": "45 scans with 60 nodules were scored by LUNA16's rules: a candidate within the radius of a nodule "
         "hits it, further hits count neither way, candidates on excluded findings are left out, and the CPM is the "
         "mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives a scan. Intervals are 95 % percentile "
