@@ -9,15 +9,16 @@ PYTHON ?= $(or $(firstword $(foreach name,python3.13 python3.12 python3.11,$(she
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
-EXTRAS := baselines,dicom,docs,export,report,dev
+EXTRAS := baselines,dicom,docs,export,publish,report,dev
 DEMO := runs/demo
+OWNER := OWNER
 
 # torch.compile reads its own sources in the encoding of the locale
 export PYTHONUTF8 := 1
 export LUNA16_DATA ?= data/phantom
 export LUNA16_STORE ?= data/store
 
-.PHONY: demo demo-malignancy demo-detection phantom-baselines phantom-malignancy bench compare-networks test test-all test-newest asked-python notebooks check docs dist clean-demo setup
+.PHONY: demo demo-malignancy demo-detection phantom-baselines phantom-malignancy bench compare-networks test test-all test-newest asked-python notebooks check docs dist publish-check clean-demo setup
 
 demo: $(READY)
 	$(BIN)/luna16 demo --output $(DEMO)
@@ -86,6 +87,12 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+# the bundles as they must lie on Hugging Face, in dist/hub, OWNER=your name there; MONAI's own code downloads them from a stand-in and runs one
+publish-check: $(READY)
+	rm -rf dist/hub
+	$(BIN)/python tools/publish.py --output dist/hub --owner $(OWNER)
+	$(BIN)/python -m pytest -q tests/test_publish.py
 
 clean-demo:
 	rm -rf $(DEMO) $(DEMO)-malignancy $(DEMO)-detection

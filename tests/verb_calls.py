@@ -38,7 +38,7 @@ def is_alive(group: int) -> bool:
 
 def require_nobody_left(group: int) -> None:
     """Check that all processes of a group end; a training saves its state before, so that may take a moment."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while is_alive(group):
         assert time.monotonic() < until, "a process of the command lives on"
         time.sleep(0.05)

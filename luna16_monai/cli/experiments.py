@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luna16_monai.cli import console
+from luna16_monai.machine.platforms import usable_cores
 
 if TYPE_CHECKING:
     from luna16_monai.cli.console import Verbs
@@ -144,7 +144,7 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
 
 def _threads(options: argparse.Namespace) -> int:
     """Of each process; the cores shared by those that run at once, unless it is said."""
-    return options.threads or max(1, len(os.sched_getaffinity(0)) // ((options.workers or 1) * _processes(options)))
+    return options.threads or max(1, usable_cores() // ((options.workers or 1) * _processes(options)))
 
 
 def _processes(options: argparse.Namespace) -> int:

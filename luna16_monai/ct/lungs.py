@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -151,7 +152,7 @@ def _lungs(small: Floats, spacing: Floats) -> Mask:
     seeds = air
     if outside.any():
         # the skin's edge and blankets are air beside open air
-        seeds = air & ~(ndimage.distance_transform_edt(~outside, sampling=spacing) < _NEAR_OPEN_AIR_MM)
+        seeds = air & ~grown(outside, spacing, _NEAR_OPEN_AIR_MM)
     parts, count = ndimage.label(ndimage.binary_opening(seeds))
     if not count:
         return np.zeros_like(air)
@@ -170,7 +171,7 @@ def _lungs(small: Floats, spacing: Floats) -> Mask:
     lungs = ndimage.binary_dilation(lungs, iterations=2) & air & ~outside
     lungs = _fill_holes(_close(_fill_holes(lungs, spacing), spacing, _CLOSING_MM), spacing)
     # a nodule's middle may lie in the wall
-    return ndimage.distance_transform_edt(~lungs, sampling=spacing) < _GROWTH_MM
+    return grown(lungs, spacing, _GROWTH_MM)
 
 
 def _shrink(hu: NDArray[np.int16], spacing: Floats) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
@@ -235,12 +236,32 @@ def _fill_holes(mask: Mask, spacing: Floats) -> Mask:
 
 
 def _close(mask: Mask, spacing: Floats, mm: float) -> Mask:
-    """Close a mask with a ball, by two distance transforms; the border is no background."""
+    """Close a mask with a ball; the border is no background."""
     pad = np.ceil(mm / spacing).astype(int) + 1
-    near = ndimage.distance_transform_edt(~np.pad(mask, [(p, p) for p in pad]), sampling=spacing) < mm
-    closed = ndimage.distance_transform_edt(near, sampling=spacing) >= mm
-    inner = tuple(slice(p, p + n) for p, n in zip(pad, mask.shape, strict=True))
-    return closed[inner] | mask
+    box: Any = ndimage.find_objects(mask.view(np.uint8))[0]
+    near = grown(np.pad(mask[box], [(p, p) for p in pad]), spacing, mm)
+    open_within = grown(~near, spacing, mm)
+    closed = mask.copy()
+    closed[box] |= ~open_within[tuple(slice(p, n - p) for p, n in zip(pad, near.shape, strict=True))]
+    return closed
+
+
+def grown(mask: Mask, spacing: Floats, mm: float) -> Mask:
+    """Return the voxels that lie less than ``mm`` from a mask's.
+
+    Squared distances, shifted along one axis after the other: over some millimetres a quarter of the time of
+    scipy's distance transform, which finds them over the whole volume.
+    """
+    squared = np.where(mask, np.float32(0), np.float32(np.inf))
+    for axis, side in enumerate(spacing.tolist()):
+        nearest = squared.copy()
+        to, source = nearest.swapaxes(0, axis), squared.swapaxes(0, axis)
+        for step in range(1, min(int(np.ceil(mm / side)), len(to))):
+            cost = np.float32((step * side) ** 2)
+            np.minimum(to[step:], source[:-step] + cost, out=to[step:])
+            np.minimum(to[:-step], source[step:] + cost, out=to[:-step])
+        squared = nearest
+    return squared < np.float32(mm**2)
 
 
 def find_lungs(hu: Floats, spacing_zyx: Floats) -> NDArray[np.bool_]:
@@ -257,7 +278,31 @@ def find_lungs(hu: Floats, spacing_zyx: Floats) -> NDArray[np.bool_]:
     outside = np.unique(np.concatenate([parts[:, [0, -1]].ravel(), parts[:, :, [0, -1]].ravel()]))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[outside] = sizes[0] = 0
-    lungs = np.isin(parts, np.flatnonzero((sizes > 0) & (sizes >= 0.2 * sizes.max())))
+    return _with_vessels(np.isin(parts, np.flatnonzero((sizes > 0) & (sizes >= 0.2 * sizes.max()))), spacing_zyx)
+
+
+def find_cut_lungs(hu: Floats, spacing_zyx: Floats, mask: LungMask, grid: Geometry) -> NDArray[np.bool_]:
+    """Mask the lungs of a CT that the border of its field of view cuts, where `find_lungs` finds none.
+
+    Args:
+        hu: (z, y, x).
+        spacing_zyx: mm.
+        mask: of the lungs, see `lung_mask`; coarse, and wider than they are.
+        grid: of ``hu``.
+
+    Returns:
+        (z, y, x) mask.
+    """
+    lungs = np.empty(hu.shape, bool)
+    rows = np.stack(np.meshgrid(*map(np.arange, hu.shape[1:]), indexing="ij"), -1).reshape(-1, 2)
+    for z in range(len(hu)):
+        points = grid.world_from_voxel(np.c_[np.full(len(rows), z), rows])
+        lungs[z] = mask.contains(points).reshape(hu.shape[1:])
+    return _with_vessels(lungs & (hu < _AIR_HU), spacing_zyx)
+
+
+def _with_vessels(lungs: Mask, spacing_zyx: Floats) -> Mask:
+    """Return air of the lungs with the vessels in it."""
     # close over vessels of up to 8 mm, which reach the mask's edge and are no holes
     beyond = ndimage.distance_transform_edt(~np.pad(lungs, 4), sampling=spacing_zyx)
     closed = ndimage.distance_transform_edt(beyond < 4, sampling=spacing_zyx) >= 4

@@ -6,7 +6,7 @@ the 200 candidates of a scan (one prototype, 137 drawn nodules).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,12 @@ class Found:
 
 
 def decode(
-    output: Floats, start_zyx: Sequence[int], stride_zyx: Sequence[int], geometry: Geometry, cells: int = CELLS
+    output: Floats,
+    start_zyx: Sequence[int],
+    stride_zyx: Sequence[int],
+    geometry: Geometry,
+    cells: int = CELLS,
+    inside: Callable[[Floats], NDArray[np.bool_]] | None = None,
 ) -> Found:
     """Return the hottest cells as candidates.
 
@@ -57,17 +62,39 @@ def decode(
         start_zyx: first voxel of the box that the output belongs to.
         stride_zyx: voxels of a cell.
         geometry: of the volume.
-        cells: the most that are decoded.
+        cells: the most that are returned.
+        inside: tells of points (n, 3) which ones count; others are left out, and take the place of none.
     """
     logit = output[0].reshape(-1).astype(np.float64)
-    order = np.argsort(-logit, kind="stable")[:cells]
-    index = np.stack(np.unravel_index(order, output.shape[1:]), 1)
-    values = output[1:].reshape(4, -1)[:, order].astype(np.float64).T
+    order = np.argsort(-logit, kind="stable")
+    parts, count = [], 0
+    for first in range(0, len(order), cells):
+        found = _decoded(output, order[first : first + cells], start_zyx, stride_zyx, geometry)
+        if inside is not None:
+            found = found.select(inside(found.points_xyz))
+        parts.append(found.select(slice(cells - count)))
+        count += len(parts[-1])
+        if count == cells:
+            break
+    return Found(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("points_xyz", "probability", "diameter_mm")
+        )
+    )
+
+
+def _decoded(
+    output: Floats, cells: NDArray[np.intp], start_zyx: Sequence[int], stride_zyx: Sequence[int], geometry: Geometry
+) -> Found:
+    """Return some cells, by their number, as candidates."""
+    index = np.stack(np.unravel_index(cells, output.shape[1:]), 1)
+    values = output.reshape(len(output), -1)[:, cells].astype(np.float64).T
     stride = np.array(stride_zyx)
-    offset = np.clip(values[:, :3], -_FARTHEST_CELLS, _FARTHEST_CELLS)
+    offset = np.clip(values[:, 1:4], -_FARTHEST_CELLS, _FARTHEST_CELLS)
     voxels = np.array(start_zyx) + (stride - 1) / 2 + (index + offset) * stride
-    diameter = np.exp(np.clip(values[:, 3], *np.log(_DIAMETERS_MM)))
-    return Found(geometry.world_from_voxel(voxels), 1 / (1 + np.exp(-logit[order])), diameter)
+    diameter = np.exp(np.clip(values[:, 4], *np.log(_DIAMETERS_MM)))
+    return Found(geometry.world_from_voxel(voxels), 1 / (1 + np.exp(-values[:, 0])), diameter)
 
 
 def suppress(found: Found, limit: int, least_mm: float = LEAST_MM, diameter_share: float = DIAMETER_SHARE) -> Found:
@@ -111,5 +138,8 @@ def candidates_of(
         lungs: those outside of it, too.
         limit: the most that are kept.
     """
-    found = decode(output, start_zyx, stride_zyx, geometry)
-    return suppress(found.select(lungs.contains(found.points_xyz) & scan.contains(found.points_xyz)), limit)
+
+    def inside(points_xyz: Floats) -> NDArray[np.bool_]:
+        return lungs.contains(points_xyz) & scan.contains(points_xyz)
+
+    return suppress(decode(output, start_zyx, stride_zyx, geometry, inside=inside), limit)

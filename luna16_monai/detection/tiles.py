@@ -30,7 +30,7 @@ class TiledInferer(Inferer):
         ValueError: a tile or a halo that is no such multiple.
     """
 
-    def __init__(self, tile_zyx: Sequence[int] = (64, 256, 256), halo_zyx: Sequence[int] = (8, 8, 8)) -> None:
+    def __init__(self, tile_zyx: Sequence[int] = (64, 256, 256), halo_zyx: Sequence[int] = (4, 4, 4)) -> None:
         self.tile, self.halo = np.array(tile_zyx), np.array(halo_zyx)
         if (self.tile % 16).any() or (self.tile < 16).any() or (self.halo % 4).any() or (self.halo < 4).any():
             raise ValueError(
@@ -49,7 +49,7 @@ class TiledInferer(Inferer):
             high = np.minimum(low + self.tile, shape)
             wide_low, wide_high = np.maximum(low - self.halo, 0), np.minimum(high + self.halo, shape)
             place = (..., *map(slice, wide_low, wide_high))
-            part = net.fine(inputs[place].float())
+            part = net.fine(inputs[place])
             inner: Any = (..., *map(slice, (low - wide_low) // stride, (high - wide_low) // stride))
             if first is None:
                 first = part.new_empty((*part.shape[:2], *(shape // stride).tolist()))

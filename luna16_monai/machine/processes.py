@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from luna16_monai.machine.errors import root_cause
@@ -18,6 +19,9 @@ from luna16_monai.machine.errors import root_cause
 Item = TypeVar("Item")
 
 Result = TypeVar("Result")
+
+SECONDS_TO_END = 2
+"""What a worker is given before it is killed."""
 
 
 def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None) -> Iterator[Result]:
@@ -39,7 +43,7 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         return
     # spawned, not forked: a fork of a process that already runs torch's threads may hang
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         with _interruption_held_back():
             pending = [pool.submit(partial(_do, task), item) for item in items]
@@ -59,13 +63,35 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         pool.shutdown(cancel_futures=True)
 
 
+def end_workers() -> None:
+    """End the daemonic processes that this one has started, as loaders' workers are, and wait for their end.
+
+    To be called in the main thread, where the process itself is about to end.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if not workers:
+        return
+    # torch's handler raises an error for each loader's worker that ended unasked
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for end in (BaseProcess.terminate, BaseProcess.kill):
+            for process in workers:
+                end(process)
+            for process in workers:
+                process.join(SECONDS_TO_END)
+            workers = [process for process in workers if process.is_alive()]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @contextmanager
 def _interruption_held_back() -> Iterator[None]:
-    """Hold SIGINT back; the processes that are started meanwhile never get it.
+    """Hold SIGINT and SIGTERM back; the processes that are started meanwhile never get the first.
 
-    Ctrl-C in a terminal reaches every process of the command: this one alone answers it, and ends the others.
+    Ctrl-C in a terminal reaches every process of the command: this one alone answers it, and ends the others. An
+    answer while a process is being started would leave that without the task it waits for.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
@@ -80,8 +106,9 @@ def _do(task: Callable[[Item], Result], item: Item) -> Result:
         raise root_cause(error) from None
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work for ever."""
+def _begin() -> None:
+    """Begin as a worker, to be ended by SIGTERM, and with the parent: if that is killed, it would wait for ever."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def watch() -> None:
         if (parent := multiprocessing.parent_process()) is not None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from luna16_monai.machine.extras import is_installed, require
+from luna16_monai.networks.bfloat16 import Bfloat16Detector, scores_in_bfloat16
+from luna16_monai.networks.folding import folded
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.weights import load_state, read_state
 
@@ -72,12 +74,29 @@ def load_weights(
 
 
 def load_detector(
-    network: NoduleDetector, path: Path | str, device: torch.device | str = "cpu", backend: str = "torch"
+    network: NoduleDetector,
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    backend: str = "torch",
+    bf16: bool = False,
 ) -> nn.Module:
-    """Return a detector with its weights, for `TiledInferer`; arguments and errors as `load_weights`."""
-    if _loaded(network, path, device, backend):
-        return OpenVinoDetector(network.eval())
-    return network.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
+    """Return a detector with its weights, for `TiledInferer`, its norms folded into its convolutions.
+
+    Args:
+        network, path, device, backend: as `load_weights`.
+        bf16: score in bfloat16 on a CPU that is faster with it; with torch, a self-test decides whether it is.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `load_weights`.
+    """
+    by_openvino = _loaded(network, path, device, backend)
+    ready: Any = folded(network.cpu())
+    if by_openvino:
+        return OpenVinoDetector(ready, bf16)
+    ready = ready.to(device=device, memory_format=torch.channels_last_3d)
+    if bf16 and torch.device(device).type == "cpu" and scores_in_bfloat16(ready):
+        return Bfloat16Detector(ready)
+    return ready
 
 
 def _loaded(network: nn.Module, path: Path | str, device: torch.device | str, backend: str) -> bool:
@@ -123,7 +142,7 @@ class OpenVinoNetwork(nn.Module):
         openvino = import_openvino()
         # one call at a time, which is to have all cores
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = _core().compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
+        self.compiled = core().compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch."""
@@ -135,32 +154,35 @@ class OpenVinoDetector(nn.Module):
 
     Args:
         network: with its weights.
+        bf16: in bfloat16 where the CPU has it; the head, little work, stays torch's, in float32.
 
     Raises:
         ModuleNotFoundError: openvino is missing.
     """
 
-    def __init__(self, network: NoduleDetector) -> None:
+    def __init__(self, network: NoduleDetector, bf16: bool = False) -> None:
         super().__init__()
         openvino = import_openvino()
         self.stem_stride_zyx = network.stem_stride_zyx
         network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        self.head = network.head
         small = torch.zeros(1, 1, *network.total_stride_zyx)
+        low = bf16 and "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         with torch.no_grad():
             first = network.fine(small)
-        examples = {"fine": small, "coarse": first}
+        examples = {"fine": small, "features": first}
         self._compiled = {}
         for name, example in examples.items():
             shape = [-1, example.shape[1], -1, -1, -1]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = openvino.convert_model(_Part(network, name), example_input=example, input=[shape])
-            self._compiled[name] = _core().compile_model(model, "CPU", hints)
+            self._compiled[name] = core().compile_model(model, "CPU", hints)
 
     def fine(self, image: Tensor) -> Tensor:
         """Return the first level, as `NoduleDetector.fine`."""
@@ -168,11 +190,11 @@ class OpenVinoDetector(nn.Module):
 
     def coarse(self, first: Tensor) -> Tensor:
         """Return the output from the first level, as `NoduleDetector.coarse`."""
-        return torch.from_numpy(self._compiled["coarse"](first.numpy())[0])
+        return self.head(torch.from_numpy(self._compiled["features"](first.numpy())[0]))
 
 
 class _Part(nn.Module):
-    """One part of a detector, named ``fine`` or ``coarse``, as a network of its own."""
+    """One part of a detector, named ``fine`` or ``features``, as a network of its own."""
 
     def __init__(self, network: NoduleDetector, name: str) -> None:
         super().__init__()
@@ -180,7 +202,7 @@ class _Part(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it."""
-        return self.network.fine(x) if self.part == "fine" else self.network.coarse(x)
+        return self.network.fine(x) if self.part == "fine" else self.network.features(x)
 
 
 def import_openvino() -> ModuleType:
@@ -197,7 +219,7 @@ def import_openvino() -> ModuleType:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """Return the process's one core of OpenVINO.
 
     On a CPU with AMX each core gives the thread another stack for the handling of signals. Of two cores the second one
@@ -216,6 +238,16 @@ def openvino_model(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence
     model.inputs[0].get_tensor().set_names({"image"})
     for out, name in zip(model.outputs, OUTPUTS, strict=True):
         out.get_tensor().set_names({name})
+    return model
+
+
+def detector_model(openvino: ModuleType, network: nn.Module, example: Tensor) -> Any:
+    """Return a detector as OpenVINO's model, from ``image`` of any size to ``maps``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(network, example_input=example, input=[-1, 1, -1, -1, -1])
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"maps"})
     return model
 
 

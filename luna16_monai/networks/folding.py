@@ -7,12 +7,16 @@ as it is. The way back loses what a norm had learned: it becomes the identity in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
+from monai.networks.blocks import Convolution
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 NORM = ".adn.N."
+NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def folded_state(network: nn.Module) -> dict[str, Tensor]:
@@ -29,7 +33,7 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     norms = {name: part for name, part in network.named_modules() if name.endswith(NORM.rstrip("."))}
     for name, norm in norms.items():
-        if not isinstance(norm, nn.BatchNorm3d | nn.SyncBatchNorm):
+        if not isinstance(norm, NORMS):
             raise ValueError(
                 f"{name} is {type(norm).__name__}: only batch norms can be folded; set norm to BATCH or null"
             )
@@ -46,6 +50,22 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
             shift = shift + bias.double() * scale
         state[f"{convolution}.bias"] = shift.to(weight.dtype)
     return state
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Return a copy of a network for scoring, with its batch norms folded into the convolutions before them.
+
+    Args:
+        network: as `folded_state`; is not changed.
+    """
+    copied = copy.deepcopy(network).eval()
+    for part in copied.modules():
+        if isinstance(part, Convolution) and isinstance(
+            norm := getattr(part.get_submodule("adn"), "N", None), nn.BatchNorm3d
+        ):
+            part.conv = fuse_conv_bn_eval(part.get_submodule("conv"), norm)
+            part.get_submodule("adn").N = nn.Identity()
+    return copied
 
 
 def unfolded_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -79,12 +79,20 @@ class NoduleDetector(nn.Module):
 
     def fine(self, image: Tensor) -> Tensor:
         """Return the first level of (batch, 1, z, y, x) HU; it looks no farther than 4 voxels."""
+        return self.stem(self.scaled(image))
+
+    def scaled(self, image: Tensor) -> Tensor:
+        """Return HU clipped to the window, as float32 from -1 to 1."""
         low, high = self.window_hu
-        scaled = image.float().clamp(low, high).sub((low + high) / 2).div((high - low) / 2)
-        return self.stem(scaled)
+        # in place: no cache holds the copies of a tile
+        return image.float().clamp(low, high).sub_((low + high) / 2).div_((high - low) / 2)
 
     def coarse(self, first: Tensor) -> Tensor:
         """Return the output from the first level."""
+        return self.head(self.features(first))
+
+    def features(self, first: Tensor) -> Tensor:
+        """Return what the head is given, from the first level."""
         kept = []
         x = first
         for down in self.down:
@@ -93,7 +101,7 @@ class NoduleDetector(nn.Module):
         x = kept.pop()
         for side, up in zip(self.side, self.up, strict=True):
             x = up(F.interpolate(side(x), scale_factor=2.0, mode="nearest") + kept.pop())
-        return self.head(self.neck(x))
+        return self.neck(x)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch.

@@ -1,17 +1,18 @@
 """Nodules in a real CT: the phantom's nodules and candidates on real anatomy.
 
 A real scan lends its lungs; nodules in the shapes of real ones are added to it, blurred in the plane and along z as its
-own edges are. Its own noise stays on top of them, as much stronger as it is in its vessels. All scans that are written
-share that one background, with other nodules in each. A network trained on them can learn the background by heart: such
-a run shows that the machinery works on real anatomy, and nothing about how well the network generalises. Lesions that
-the background has of its own are unknown here, and may be listed as class 0.
+own edges are. Its own noise stays on top of them, as much stronger as it is in its vessels. The scans that are written
+are spread over the backgrounds, with other nodules in each. A network trained on them can learn a background by heart:
+with few of them a run shows that the machinery works on real anatomy, and nothing about how well the network
+generalises. Lesions that a background has of its own are unknown here, and may be listed as class 0.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from luna16_monai.ct.lungs import find_lungs
+from luna16_monai.ct.folders import SUBSETS
+from luna16_monai.ct.lungs import find_cut_lungs, find_lungs, lung_mask
 from luna16_monai.ct.opening import open_ct
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.phantom.anatomy import shrink_slices
@@ -45,7 +47,8 @@ Floats = NDArray[np.floating]
 
 _SMALLEST_LUNG_ML = 20
 _MARGIN_MM = 12.0
-_STREAM = 1
+STREAM = 1
+"""Of chance: other names and places than the drawn set has with the same seed."""
 _DRAWN_BLUR_MM = 0.25
 """Deviation that the edge of a nodule's share has as drawn: 0.23 mm for a sharp margin, 0.35 for a blurred one."""
 
@@ -83,7 +86,7 @@ class Background:
 
 
 def write_background_phantom(
-    background: Path,
+    backgrounds: Path | Sequence[Path],
     output: Path,
     scans: int = 10,
     seed: int = 0,
@@ -92,13 +95,14 @@ def write_background_phantom(
     nodules: tuple[int, int] = (6, 10),
     negatives: int = 60,
 ) -> dict[str, Any]:
-    """Write a data set in LUNA16's layout whose scans are one real CT with different nodules put into it.
+    """Write a data set in LUNA16's layout whose scans are real CTs with different nodules put into them.
 
-    Each scan counts as a patient of its own, since training needs several. That is a fiction: the background is the
-    same in training and validation, so that scores show that everything works, not how well it generalises.
+    Each scan counts as a patient of its own, since training needs several. With fewer backgrounds than subsets that is
+    a fiction: a background is the same in training and validation, so that scores show that everything works, not how
+    well it generalises.
 
     Args:
-        background: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files; in HU, with the lungs in view.
+        backgrounds: .mhd, .mha, .nii, .nii.gz, .nrrd, or a folder of DICOM files; in HU, with the lungs in view.
         output, scans, seed, workers, progress: as `data_set.write_phantom`.
         nodules: fewest and most nodules a scan.
         negatives: candidates of class 0 a scan, fewer where the blob detector finds less.
@@ -115,19 +119,51 @@ def write_background_phantom(
         raise ValueError(f"nodules {nodules}: give two whole numbers, 1 or more, the smaller one first")
     if negatives < 0:
         raise ValueError(f"negatives {negatives}: give 0 or more")
-    background = Path(background).resolve()
-    plans = plan_scans(scans, seed, load_shape_bank(), _STREAM)
+    paths, hashes = identify_backgrounds([backgrounds] if isinstance(backgrounds, Path) else backgrounds)
+    plans = spread_backgrounds(plan_scans(scans, seed, load_shape_bank(), STREAM), len(paths))
     recipe = {
         "kind": "background",
         "recipe": RECIPE,
-        "background_sha256": hashlib.sha256(read_background(background).hu.tobytes()).hexdigest(),
+        "background_sha256": hashes[0] if len(hashes) == 1 else hashes,
         "seed": seed,
         "scans": scans,
         "nodules": nodules,
         "negatives": negatives,
     }
-    draw = partial(draw_on_background, background=background, seed=seed, nodules=nodules, negatives=negatives)
+    draw = partial(draw_on_background, backgrounds=paths, seed=seed, nodules=nodules, negatives=negatives)
     return write_data_set(output, recipe, plans, draw, workers, progress)
+
+
+def identify_backgrounds(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return absolute paths of real CTs, and the SHA-256 of the voxels that each one lends, in the same order.
+
+    Raises:
+        FileNotFoundError: no such CT.
+        ValueError: no lungs are found in one of them, or two are the same.
+    """
+    resolved = [Path(path).resolve() for path in paths]
+    hashes: list[str] = []
+    for path in resolved:
+        found = hashlib.sha256(read_background(path).hu.tobytes()).hexdigest()
+        if found in hashes:
+            raise ValueError(f"backgrounds {resolved[hashes.index(found)]} and {path} are one CT: name it once")
+        hashes.append(found)
+    return resolved, hashes
+
+
+def spread_backgrounds(plans: Sequence[ScanPlan], backgrounds: int) -> list[ScanPlan]:
+    """Return the plans with the number of a background each, in the order of the backgrounds.
+
+    Scans of one subset take turns with as few backgrounds as there can be: with ten and more of them no background is
+    in two subsets, so that training and validation share none.
+    """
+    spread, of_subset = [], Counter[int]()
+    for plan in plans:
+        own = list(range(plan.subset % backgrounds, backgrounds, len(SUBSETS)))
+        spread.append(replace(plan, background=own[of_subset[plan.subset] % len(own)]))
+        of_subset[plan.subset] += 1
+    # scans of one background after each other: each process reads few of them
+    return sorted(spread, key=lambda plan: (plan.background, plan.number))
 
 
 @lru_cache(1)
@@ -143,14 +179,34 @@ def read_background(path: Path) -> Background:
             f"background CT {str(path)!r} does not exist: give a CT file or a folder of DICOM files"
         )
     ct = open_ct(path)
-    hu, spacing = ct.read(), np.array(ct.geometry.spacing_zyx)
+    hu = ct.read()
     hu = np.clip(np.rint(hu), -32768, 32767).astype(np.int16) if hu.dtype != np.int16 else hu
+    return background_of(hu, ct.geometry, ct.name)
+
+
+def background_of(hu: NDArray[np.int16], geometry: Geometry, name: str) -> Background:
+    """Find the lungs of a CT, and cut it to their box.
+
+    Args:
+        hu: (z, y, x).
+        geometry: of ``hu``.
+        name: of the CT, for the message.
+
+    Raises:
+        ValueError: no lungs are found.
+    """
+    spacing = np.array(geometry.spacing_zyx)
     step = spacing * [1, 2, 2]
     pairs = shrink_slices(hu, 2)
     lungs = find_lungs(pairs, step)
     if lungs.sum() * step.prod() < _SMALLEST_LUNG_ML * 1000:
+        affine = geometry.affine.copy()
+        affine[:3, :3] *= [1, 2, 2]
+        affine[:3, 3] = geometry.world_from_voxel([0, 0.5, 0.5])
+        lungs = find_cut_lungs(pairs, step, lung_mask(hu, geometry), Geometry(pairs.shape, affine))
+    if lungs.sum() * step.prod() < _SMALLEST_LUNG_ML * 1000:
         raise ValueError(
-            f"no lungs in {ct.name} (less than {_SMALLEST_LUNG_ML} ml of air enclosed by the body): "
+            f"no lungs in {name} (less than {_SMALLEST_LUNG_ML} ml of air enclosed by the body): "
             "give a chest CT in HU that shows the body around the lungs"
         )
 
@@ -158,8 +214,8 @@ def read_background(path: Path) -> Background:
     lungs, pairs = lungs[z, y, x], pairs[z, y, x]
     low = (z.start, 2 * y.start, 2 * x.start)
     hu = np.ascontiguousarray(hu[z, low[1] : 2 * y.stop, low[2] : 2 * x.stop])
-    affine = ct.geometry.affine.copy()
-    affine[:3, 3] = ct.geometry.world_from_voxel(low)
+    affine = geometry.affine.copy()
+    affine[:3, 3] = geometry.world_from_voxel(low)
 
     depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=step)[1:-1, 1:-1, 1:-1]
     voxels = np.argwhere(lungs)
@@ -177,10 +233,12 @@ def read_background(path: Path) -> Background:
     )
 
 
-def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tuple[int, int], negatives: int) -> Scan:
-    """Return one scan: the background with the plan's nodules in it; the same arguments give the same scan."""
-    rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number], spawn_key=(_STREAM,)))
-    scene, bank = read_background(background), load_shape_bank()
+def draw_on_background(
+    plan: ScanPlan, backgrounds: Sequence[Path], seed: int, nodules: tuple[int, int], negatives: int
+) -> Scan:
+    """Return one scan: its background with the plan's nodules in it; the same arguments give the same scan."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number], spawn_key=(STREAM,)))
+    scene, bank = read_background(backgrounds[plan.background]), load_shape_bank()
     hu = scene.hu.copy()
     placed: list[Nodule] = []
     wanted = int(rng.integers(nodules[0], nodules[1] + 1))
@@ -195,25 +253,52 @@ def draw_on_background(plan: ScanPlan, background: Path, seed: int, nodules: tup
         placed.append(insert_nodule(rng, hu, scene, bank, shape, *spot))
     if not placed:
         raise ValueError("no nodule finds a place in the lungs of the background: give a CT of whole lungs")
+    marks = list_candidates(rng, scene.blobs_zyx, placed, negatives)
+    return finish_scan(hu, scene.geometry, placed, [], marks, flipped=rng.random() < 1 / 3)
 
+
+def list_candidates(
+    rng: np.random.Generator, blobs_zyx: Floats, placed: Sequence[Nodule], negatives: int
+) -> list[tuple[Floats, int]]:
+    """Return candidates (position mm, class) in random order: one or two a nodule, and blobs off the nodules."""
     marks = np.repeat([n.position_zyx for n in placed], np.where(rng.random(len(placed)) > 0.8, 2, 1), axis=0)
-    others = rng.permutation(scene.blobs_zyx[clearance(scene.blobs_zyx, placed) > CLEARANCE_MM])[:negatives]
+    others = rng.permutation(blobs_zyx[clearance(blobs_zyx, placed) > CLEARANCE_MM])[:negatives]
     points = jitter(rng, np.concatenate([marks, others]))
     labels = np.repeat([1, 0], [len(marks), len(others)])
-    shuffled = [(points[i], int(labels[i])) for i in rng.permutation(len(points))]
-    return finish_scan(hu, scene.geometry, placed, [], shuffled, flipped=rng.random() < 1 / 3)
+    return [(points[i], int(labels[i])) for i in rng.permutation(len(points))]
 
 
 def _position(rng: np.random.Generator, scene: Background, radius_mm: float) -> tuple[Floats, Location] | None:
     """Return a place for a nodule: free in the lung, on a vessel, or at the wall; None in too small a lung."""
     fate = rng.random()
     location: Location = "isolated" if fate < 0.28 else "vascular" if fate < 0.72 else "pleural"
+    point = place_in_lung(rng, scene, radius_mm, location)
+    return None if point is None else (point, location)
+
+
+def place_in_lung(
+    rng: np.random.Generator,
+    scene: Background,
+    radius_mm: float,
+    location: Location,
+    depth_mm: float | None = None,
+) -> Floats | None:
+    """Return a place (z, y, x) in mm where a nodule of this location lies; None where the lung has none.
+
+    Args:
+        rng: source of chance.
+        scene: the CT.
+        radius_mm: of the nodule.
+        location: free in the lung, on a vessel, or at the wall.
+        depth_mm: of the middle of a nodule at the wall; None for a random share of the radius.
+    """
     if location == "isolated":
         allowed = (scene.depth_mm > radius_mm + 2) & (scene.lung_hu < -700)
     elif location == "vascular":
         allowed = (scene.depth_mm > radius_mm) & (scene.lung_hu > -500) & (scene.around_hu < -550)
     else:
-        allowed = (np.abs(scene.depth_mm - radius_mm * rng.uniform(0.45, 0.9)) < 1) & (scene.around_hu < -350)
+        depth_mm = radius_mm * rng.uniform(0.45, 0.9) if depth_mm is None else depth_mm
+        allowed = (np.abs(scene.depth_mm - depth_mm) < 1) & (scene.around_hu < -350)
     if not allowed.any():
         return None
     point = scene.lung_zyx[rng.choice(np.flatnonzero(allowed))]
@@ -221,7 +306,7 @@ def _position(rng: np.random.Generator, scene: Background, radius_mm: float) -> 
         aside = rng.standard_normal(3)
         point = point + aside * (radius_mm * rng.uniform(0.35, 0.95) / np.linalg.norm(aside))
     size = np.array(scene.hu.shape) * scene.spacing_zyx
-    return (point, location) if ((point > 6) & (point < size - 6)).all() else None
+    return point if ((point > 6) & (point < size - 6)).all() else None
 
 
 def insert_nodule(

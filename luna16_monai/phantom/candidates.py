@@ -49,7 +49,8 @@ def choose_candidates(
         ValueError: the lung has no room for so many off the nodules.
     """
     positives = _mark_nodules(rng, nodules)
-    negatives = round(settings.negatives_per_positive * len(positives))
+    # a scan without nodules has as many negatives as one with the fewest
+    negatives = round(settings.negatives_per_positive * (len(positives) or settings.nodules[0]))
 
     per_slice = len(chest.image_hu) // len(clean_hu)
     spacing = chest.lung.spacing_zyx * [per_slice, 1, 1]
@@ -85,7 +86,7 @@ def _mark_nodules(rng: np.random.Generator, nodules: Sequence[Nodule]) -> Floats
     marks = [
         0 if i > 1 and chance < 0.04 else 2 if chance > 0.8 else 1 for i, chance in enumerate(rng.random(len(nodules)))
     ]
-    return np.repeat([n.position_zyx for n in nodules], marks, axis=0)
+    return np.repeat(np.reshape([n.position_zyx for n in nodules], (-1, 3)), np.array(marks, int), axis=0)
 
 
 def _free(points: Floats, spots: Floats, nodules: Sequence[Nodule], size_mm: Floats) -> Floats:
@@ -123,7 +124,7 @@ def _alike(hu: Floats, spacing_zyx: Floats, wanted_zyx: Floats, points_zyx: Floa
     look = np.stack([ndimage.map_coordinates(s, index, order=1, mode="nearest") for s in smooth], 1)
     gap = np.linalg.norm(look[: len(wanted_zyx), None] - look[len(wanted_zyx) :], axis=2)
     taken: list[int] = []
-    for turn in range(min(count, len(points_zyx))):
+    for turn in range(min(count, len(points_zyx)) if len(wanted_zyx) else 0):
         nearest = int(gap[turn % len(wanted_zyx)].argmin())
         taken.append(nearest)
         gap[:, nearest] = np.inf

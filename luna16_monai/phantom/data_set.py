@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from luna16_monai.ct.folders import SUBSETS, subset_folder
@@ -24,7 +25,7 @@ from luna16_monai.machine.claims import claim, require_same
 from luna16_monai.machine.files import write_csv, write_json
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.phantom.drawn import DRAWN, Drawn, write_drawn
-from luna16_monai.phantom.lesions import ShapeBank, load_shape_bank
+from luna16_monai.phantom.lesions import load_shape_bank
 from luna16_monai.phantom.nodules import ScanSettings
 from luna16_monai.phantom.scan import Scan, ScanFindings, ScanPlan, draw_scan
 from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, shape_ratings, write_readings
@@ -73,11 +74,21 @@ def write_phantom(
     return write_data_set(output, recipe, plans, partial(draw_scan, seed=seed, settings=settings), workers, progress)
 
 
-def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[ScanPlan]:
-    """Name the scans, spread them over subsets, and deal the real patients' shapes out to them.
+class Donors(Protocol):
+    """A bank of nodules: whose each one is, (n,)."""
 
-    No real patient's shapes go to two synthetic patients. Where there are more scans than real patients, scans share a
-    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed.
+    @property
+    def patient(self) -> NDArray[np.str_]:
+        """The patient of each nodule."""
+        ...
+
+
+def plan_scans(scans: int, seed: int, bank: Donors, stream: int = 0, fewest: int = 1) -> list[ScanPlan]:
+    """Name the scans, spread them over subsets, and deal the real patients' nodules out to them.
+
+    No real patient's nodules go to two synthetic patients. Where there are more scans than real patients, scans share a
+    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed. Scans share a
+    synthetic patient too where each would own less than ``fewest`` real ones, as long as there is one in each subset.
 
     Raises:
         ValueError: less than one scan, or a negative seed.
@@ -88,7 +99,7 @@ def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[
         raise ValueError(f"seed {seed}: give 0 or more")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
     donors = rng.permutation(np.unique(bank.patient))
-    patients = min(scans, len(donors))
+    patients = min(scans, max(len(donors) // fewest, min(len(donors), len(SUBSETS))))
     owner = {donor: i % patients for i, donor in enumerate(donors.tolist())}
     owner_of_shape = np.array([owner[donor] for donor in bank.patient.tolist()])
     names = rng.permutation(patients)
@@ -100,6 +111,7 @@ def plan_scans(scans: int, seed: int, bank: ShapeBank, stream: int = 0) -> list[
             patient_id=f"PHANTOM-{names[number % patients]:04d}",
             subset=number % patients % len(SUBSETS),
             shapes=tuple(np.flatnonzero(owner_of_shape == number % patients).tolist()),
+            patients=tuple(sorted(donor for donor, i in owner.items() if i == number % patients)),
         )
         for number in range(scans)
     ]
@@ -112,11 +124,13 @@ def write_data_set(
     draw: Callable[[ScanPlan], Scan],
     workers: int | None,
     progress: bool,
+    ratings: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Draw and write the planned scans, then the tables, then the manifest that marks the set as complete.
 
     A finished scan leaves its findings in a hidden folder; a later call with the same recipe draws only what is
-    missing. Arguments, result and errors as in `write_phantom`; ``draw`` is called in other processes.
+    missing. Arguments, result and errors as in `write_phantom`; ``draw`` is called in other processes. ``ratings`` are
+    what readers said of each nodule's malignancy, by its number in the bank; None for the bank of shapes.
     """
     output = Path(output)
     recipe = json.loads(json.dumps(recipe))
@@ -136,7 +150,7 @@ def write_data_set(
         work, "phantom", total=len(plans), initial=len(findings), unit="scan", disable=None if progress else True
     )
     findings.update(bar)
-    summary = _write_tables(output, plans, findings)
+    summary = _write_tables(output, plans, findings, shape_ratings() if ratings is None else ratings)
     write_drawn(output, drawn_from(recipe, plans))
     for left_by_a_killed_writer in output.glob("subset?/.*.tmp"):
         left_by_a_killed_writer.unlink(missing_ok=True)
@@ -147,15 +161,15 @@ def write_data_set(
 
 def drawn_from(recipe: Mapping[str, Any], plans: Sequence[ScanPlan]) -> dict[str, Drawn]:
     """Return what each planned scan is drawn from, by series."""
-    patient = load_shape_bank().patient
+    hashes = recipe.get("background_sha256", "")
     return {
         plan.series_uid: Drawn(
             kind=recipe["kind"],
             recipe=recipe["recipe"],
             seed=recipe["seed"],
             number=plan.number,
-            background=recipe.get("background_sha256", ""),
-            patients=tuple(sorted({str(patient[shape]) for shape in plan.shapes})),
+            background=hashes if isinstance(hashes, str) else hashes[plan.background],
+            patients=plan.patients,
         )
         for plan in plans
     }
@@ -214,7 +228,9 @@ def _read_findings(output: Path, plan: ScanPlan) -> ScanFindings | None:
     return ScanFindings(**content) if content.pop("bytes") == raw.stat().st_size else None
 
 
-def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, ScanFindings]) -> dict[str, int]:
+def _write_tables(
+    output: Path, plans: Sequence[ScanPlan], findings: dict[str, ScanFindings], ratings: Mapping[int, Sequence[int]]
+) -> dict[str, int]:
     """Write the tables of the whole set, series by series in the order of their identifiers; returns what they hold."""
     by_uid = sorted(plans, key=lambda plan: plan.series_uid)
     uids = [plan.series_uid for plan in by_uid]
@@ -231,9 +247,14 @@ def _write_tables(output: Path, plans: Sequence[ScanPlan], findings: dict[str, S
 
     nodules = table("annotations.csv", "nodules", "diameter_mm")
     table("nodules.csv", "nodules", "diameter_mm", "kind", "location", "shape", "texture", "malignancy")
-    ratings, series = shape_ratings(), rows("nodules")[0]
-    rated = [ratings[row[6]] for row in nodules]
-    write_readings(output / READINGS, series, [row[2] for row in nodules], [row[3] for row in nodules], rated)
+    rated = [(uid, row) for uid, row in zip(rows("nodules")[0], nodules, strict=True) if ratings.get(row[6])]
+    write_readings(
+        output / READINGS,
+        [uid for uid, _ in rated],
+        [row[2] for _, row in rated],
+        [row[3] for _, row in rated],
+        [ratings[row[6]] for _, row in rated],
+    )
     excluded = table("annotations_excluded.csv", "excluded", "diameter_mm")
     candidates = table("candidates_V2.csv", "candidates", "class")
     write_csv(output / "seriesuids.csv", None, ([uid] for uid in uids))

@@ -79,15 +79,15 @@ class ScanSettings:
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule that was put into a scan; ``shape`` is its number in the bank of shapes."""
+    """One nodule that was put into a scan; ``shape`` is its number in its bank, an unknown rating is None."""
 
     position_zyx: Floats
     diameter_mm: float
     kind: str
     location: str
     shape: int
-    texture: float
-    malignancy: float
+    texture: float | None
+    malignancy: float | None
 
 
 def place_nodules(

@@ -22,13 +22,22 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """One scan before it is drawn: its names, its place, and the shapes of nodules that are its own."""
+    """One scan before it is drawn: its names, its place, and the shapes of nodules that are its own.
+
+    Attributes:
+        number: in the data set; with the seed it fixes the anatomy.
+        shapes: numbers in a bank of nodules; none for a scan without nodules.
+        patients: real patients whose nodules these are, sorted.
+        background: number of the real CT that the nodules are put into.
+    """
 
     number: int
     series_uid: str
     patient_id: str
     subset: int
     shapes: tuple[int, ...]
+    patients: tuple[str, ...] = ()
+    background: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Scan:
 
 
 def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
-    """Draw one scan; the same plan, seed and settings give the same scan."""
+    """Draw one scan; the same plan, seed and settings give the same scan. A plan without shapes has no nodules."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number]))
     bank = load_shape_bank()
     in_plane = round(rng.uniform(0.6, 0.8), 6)
@@ -66,7 +75,7 @@ def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
     per_slice = drawn_per_slice(between)
     chest = draw_chest(rng, (shape[0] * per_slice, *shape[1:]), spacing / [per_slice, 1, 1])
     wanted = int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))
-    nodules = place_nodules(rng, chest, bank, plan.shapes, wanted, settings.likeness)
+    nodules = place_nodules(rng, chest, bank, plan.shapes, wanted, settings.likeness) if plan.shapes else []
     mimics, excluded = place_mimics(rng, chest, nodules, settings)
     clean, noisy = scan_chest(rng, chest, per_slice)
     hu = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 PARALLEL = 1e-6
 """Largest share of a voxel by which an axis may lean and still count as parallel."""
-_SLAB = 8
+_SLAB = 1
+"""Slices that are made at once: the copies of one stay in a cache."""
 
 
 class SeparableSpacingd(Spacingd):
@@ -136,8 +137,9 @@ class Held:
         return self._voxels(parts) if self._whole is None else self._whole[box_zyx]
 
     def _voxels(self, positions: Sequence[np.ndarray]) -> NDArray[np.int16]:
-        if not all(len(one) for one in positions) or self.source is None:
-            return np.empty([len(one) for one in positions[::-1]], np.int16)
+        voxels = np.empty([len(one) for one in positions[::-1]], np.int16)
+        if not voxels.size or self.source is None:
+            return voxels
         source, moved = self.source, []
         for axis, one in enumerate(positions, start=1):
             last = source.shape[axis] - 1
@@ -145,7 +147,10 @@ class Held:
             high = int(np.clip(np.floor(one.max()) + 1, low + 1, last))
             source = source.narrow(axis, low, high - low + 1)
             moved.append(one - low)
-        return as_int16(interpolate_axes(source, moved))
+        # slab by slab to int16, so that there is no float32 copy of the whole
+        for start, slab in _slabs(source, moved):
+            voxels[start : start + slab.shape[1]] = as_int16(slab.permute(0, 3, 2, 1))
+        return voxels
 
 
 _HELD: ContextVar[Held | None] = ContextVar("held", default=None)
@@ -204,20 +209,29 @@ def interpolate_axes(voxels: Tensor, positions: Sequence[np.ndarray]) -> Tensor:
     """
     sizes = [len(one) for one in positions]
     # contiguous in the order (z, y, x) that CTs are stored in
-    out = torch.empty((voxels.shape[0], *sizes[::-1]), device=voxels.device).permute(0, 3, 2, 1)
-    for start in range(0, sizes[2], _SLAB):
-        slab = _along(voxels, 3, positions[2][start : start + _SLAB])
-        out[..., start : start + _SLAB] = _along(_along(slab, 2, positions[1]), 1, positions[0])
-    return out
+    out = torch.empty((voxels.shape[0], *sizes[::-1]), device=voxels.device)
+    for start, slab in _slabs(voxels, positions):
+        out[:, start : start + slab.shape[1]] = slab
+    return out.permute(0, 3, 2, 1)
+
+
+def _slabs(voxels: Tensor, positions: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the output of `interpolate_axes` in slabs (channel, z, y, x), each with its first z."""
+    # in the order of memory: an index along the last axis of a transposed tensor would copy it transposed
+    voxels, (x, y, z) = voxels.permute(0, 3, 2, 1), positions
+    for start in range(0, len(z), _SLAB):
+        yield start, _along(_along(_along(voxels, 1, z[start : start + _SLAB]), 2, y), 3, x)
 
 
 def _along(voxels: Tensor, axis: int, positions: np.ndarray) -> Tensor:
     last = voxels.shape[axis] - 1
     place = np.clip(positions, 0, last)
     low = np.minimum(place.astype(np.int64), last - 1)
+    share = (place - low).astype(np.float32)
+    if not share.any() and (np.diff(low) == 1).all():
+        return voxels.narrow(axis, int(low[0]), len(low)).float()  # the grid's own places
     shape = [1] * voxels.ndim
     shape[axis] = -1
-    share = torch.from_numpy((place - low).astype(np.float32)).view(shape).to(voxels.device)
     indices = torch.from_numpy(low).to(voxels.device)
     below, above = (voxels.index_select(axis, indices + step).float() for step in (0, 1))
-    return torch.lerp(below, above, share)
+    return torch.lerp(below, above, torch.from_numpy(share).view(shape).to(voxels.device))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
-from luna16_monai.ct.lungs import LungMask, find_lungs, lung_mask, read_lung_mask, whole_scan
+from luna16_monai.ct.lungs import LungMask, find_cut_lungs, find_lungs, grown, lung_mask, read_lung_mask, whole_scan
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_annotations
@@ -195,3 +196,35 @@ def test_find_lungs_is_empty_where_the_body_encloses_no_air():
     assert not find_lungs(hu, np.ones(3)).any()
     hu[:, :, :10] = -1000  # air that reaches the picture's edge
     assert not find_lungs(hu, np.ones(3)).any()
+
+
+def test_a_grown_mask_holds_what_lies_nearer_than_the_radius():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[4, 4, 4] = True
+    # voxels of 2 x 1 x 1 mm; squared distances in mm² of 4, 4 + 4 and 4 + 4, against those of 9, 16 and 4 + 4 + 4
+    near = grown(mask, np.array([2.0, 1.0, 1.0]), 3.0)
+    assert near[3, 4, 4] and near[3, 4, 6] and near[4, 2, 2]
+    assert not near[4, 4, 7] and not near[2, 4, 4] and not near[3, 2, 2]
+
+
+@pytest.mark.parametrize("spacing", [(2.5, 2.1, 2.1), (2.0, 2.0, 2.0)])
+def test_a_grown_mask_is_that_of_the_distance_transform(spacing):
+    mask = np.random.default_rng(0).random((20, 30, 25)) < 0.002
+    distance = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    assert 0.05 < (distance < 10).mean() < 0.95
+    assert np.array_equal(grown(mask, np.array(spacing), 10.0), distance < 10)
+
+
+def test_find_cut_lungs_finds_the_part_of_a_lung_that_the_border_cuts():
+    # tissue around air that goes on beyond the right side, with a vessel of 6 mm in it
+    hu = np.full((10, 60, 60), 40.0)
+    hu[:, 15:45, 20:] = -850
+    hu[:, 27:33, 35:41] = 40
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([2.0, 1.0, 1.0])[::-1]
+    voxels = Geometry((10, 60, 60), affine)
+    assert not find_lungs(hu, np.array([2.0, 1, 1])).any()
+    lungs = find_cut_lungs(hu, np.array([2.0, 1, 1]), whole_scan(voxels), voxels)
+    assert lungs[:, 15:45, 20:56].all()
+    assert not lungs[:, :14].any()
+    assert not lungs[:, :, :19].any()

@@ -73,3 +73,14 @@ def test_candidates_lie_in_the_lungs_and_in_the_scan():
     found = candidates_of(maps, (0, 0, 0), STRIDE, GRID, scan, LungMask(voxels, GRID), 1)
     assert found.points_xyz.tolist() == [[4.75, 4.75, 4.5]]
     assert len(candidates_of(maps, (0, 0, 0), STRIDE, GRID, GRID, whole_scan(GRID), 3)) == 3
+
+
+def test_decode_gives_so_many_of_the_cells_inside():
+    output = np.zeros((5, 1, 1, 6))
+    output[0, 0, 0] = [3, 5, 4, 2, 1, 0]
+    geometry = Geometry.from_axes((1, 1, 6), (1, 1, 1), (0, 0, 0), np.eye(3))
+    # the two hottest cells lie outside; of the other four the two hottest are at x = 0 and x = 3
+    found = decode(output, (0, 0, 0), (1, 1, 1), geometry, 2, lambda points: ~np.isin(points[:, 0], (1, 2)))
+    assert found.points_xyz[:, 0].tolist() == [0, 3]
+    assert len(decode(output, (0, 0, 0), (1, 1, 1), geometry, 2, lambda points: points[:, 0] > 4)) == 1
+    assert len(decode(output, (0, 0, 0), (1, 1, 1), geometry, 2, lambda points: points[:, 0] > 9)) == 0

@@ -26,7 +26,7 @@ with atomic_write(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

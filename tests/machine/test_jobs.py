@@ -171,7 +171,14 @@ def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.05)
-    tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.3)"
+    # each of the three goes on once all have begun, however loaded the machine is
+    (tmp_path / "three").mkdir()
+    tell = (
+        f"import os, time; folder = {str(tmp_path / 'three')!r}; open(f'{{folder}}/{{os.getpid()}}', 'w').close()\n"
+        "until = time.monotonic() + 60\n"
+        "while len(os.listdir(folder)) < 3:\n    assert time.monotonic() < until; time.sleep(0.01)\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # of different searches, say
     three = [replace(job(tmp_path, tell, name=name, done=None), gpus=1, log=tmp_path / name / "log") for name in "abc"]
@@ -179,6 +186,7 @@ def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch
         assert list(pool.map(run_job, three)) == [None, None, None]
     # at once, so each has its own
     assert sorted(last_line(one.log) for one in three) == ["2", "5", "7"]
+    tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.3)"
     pair = [replace(job(tmp_path, tell, name=name, done=None), gpus=2) for name in "de"]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run_job, pair)) == [None, None]

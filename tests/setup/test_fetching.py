@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -166,8 +167,11 @@ def test_download_does_not_ask_again_for_what_is_refused(mirror, output, pauses,
 
 
 def test_download_tells_that_nobody_answers(tmp_path, pauses):
-    with pytest.raises(RuntimeError, match=r"http://127.0.0.1:1/records/3723295: .*refused.*, 6 times in a row"):
-        download(tmp_path / "luna16", (0,), "http://127.0.0.1:1", progress=False)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # taken, and nobody listens there
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=rf"{url}/records/3723295: .*refused.*, 6 times in a row"):
+            download(tmp_path / "luna16", (0,), url, progress=False)
     assert os.listdir(tmp_path) == []
 
 
