@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # what a config's text that is no plain text starts with: an expression, a reference, a macro
 MARKS = "$@%"
 FOLDERS = ("output_dir", "dataset_dir", "store_dir", "run_dir", "bundle_root")
-FILES = ("init_weights", "nodule_run")
+FILES = ("candidates", "init_weights", "nodule_run")
 WHOLE_NUMBERS = {
     **dict.fromkeys(("max_epochs", "samples_per_epoch", "batch_size", "val_interval", "checkpoint_iterations"), 1),
     **dict.fromkeys(("num_workers", "seed"), 0),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from luna16_monai.dataset.candidates import CandidateList, sample_negatives
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.detected import detected_tables, read_detected, with_detected
 from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.lidc import Patients, read_patients
 from luna16_monai.tables.luna16 import read_candidates, read_excluded, read_series_list
@@ -159,6 +160,8 @@ class Split:
         seed: of the sample of negatives.
         kinds: makes kinds of the classes; None leaves them.
         test_subset: keep this official subset, and all scans of its patients, out of both; None keeps none out.
+        candidates: tables of a detector, from which training series take their negatives and further positives, see
+            `detected_tables`; None takes all from the data folder's list. What is validated on stays as listed.
 
     Attributes:
         train: the candidates to train on.
@@ -183,6 +186,7 @@ class Split:
         seed: int = 0,
         kinds: Kinds | None = None,
         test_subset: int | None = None,
+        candidates: Path | str | None = None,
     ) -> None:
         data_dir = Path(dataset_dir)
         subsets, patients = store.subsets, read_patients(data_dir)
@@ -197,6 +201,8 @@ class Split:
         self.train_series, self.validation_series = series
         refuse_leakage(train=self.train_series, validation=self.validation_series, test=self.test_series)
         table = read_candidates(data_dir)
+        if tables := detected_tables(candidates, data_dir):
+            table = with_detected(table, read_detected(tables, data_dir), self.train_series)
         known = [*subsets, *store.missing, *(read_series_list(data_dir) or ())]
         table.require_series(known, f"the prepared store, nor in {data_dir / 'seriesuids.csv'}")
         table = table.select(table.series_codes(list(subsets)) >= 0)

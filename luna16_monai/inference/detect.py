@@ -37,6 +37,7 @@ THICK_MM = 3.0
 SPACING_MM = (0.1, 10.0)
 VOXEL_BYTES = 2
 SOURCE = "the detector's candidates"
+NO_LUNGS = "give a chest CT in HU, its lungs by --lung-mask, or --no-lung-mask"
 
 Lungs = Callable[[str, Volume], LungMask]
 """Gives the lungs of a series from its volume."""
@@ -185,6 +186,8 @@ class Detector:
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
                 thick = f"series {uid} has slices {thickest:.1f} mm apart"
                 warnings.append(f"{thick}: thick slices multiply false candidates")
+            if (short := volumes.shorter_than(uid)) is not None:
+                warnings.append(short)
             require_memory(uid, volumes.cts[uid].geometry, VOXEL_BYTES)
             volume = volumes.volume(uid)
             require_memory(uid, volume.geometry, VOXEL_BYTES)
@@ -243,17 +246,20 @@ def _in_memory(volume: Volume) -> Volume:
     return replace(volume, voxels=box_of(volume, (0, 0, 0), volume.geometry.shape_zyx))
 
 
-def found_lungs(uid: str, volume: Volume) -> LungMask:
+def found_lungs(uid: str, volume: Volume, cure: str = NO_LUNGS) -> LungMask:
     """Return the lungs that are found in a volume.
+
+    Args:
+        uid: the volume's series.
+        volume: its voxels are in memory.
+        cure: what the error offers where there are none.
 
     Raises:
         ValueError: there are none.
     """
     lungs = lung_mask(np.asarray(volume.voxels), volume.geometry)
     if not lungs.voxels.any():
-        raise ValueError(
-            f"no lungs are found in series {uid}: give a chest CT in HU, its lungs by --lung-mask, or --no-lung-mask"
-        )
+        raise ValueError(f"no lungs are found in series {uid}: {cure}")
     return lungs
 
 

@@ -6,4 +6,5 @@
 - ``lidc``: LIDC-IDRI's patients and ratings
 - ``cutouts``: labelled cutouts, voxels and table
 - ``hits``: which point lies on which nodule
+- ``detected``: a detector's candidates, for a training
 """
