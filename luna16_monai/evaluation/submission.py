@@ -219,6 +219,8 @@ def evaluate(
     """
     scored = set(truth.series_uids)
     marked = {submission.series_uids[code] for code in np.unique(submission.series)}
+    if not marked:
+        raise ValueError(f"{submission.source} holds a header and no row: a submission has a row for each candidate")
     if not marked & scored:
         raise ValueError(
             f"no series of {submission.source} ({len(marked)}) is in the series list ({len(scored)}): "

@@ -215,6 +215,11 @@ class TestCommand:
         [
             ("submission.csv", "1.9,0,0,0,0.5\n1.1,0,0,0,0.5\n", "series 1.9"),
             ("submission.csv", "7.7,0,0,0,0.5\n", "no series of"),
+            (
+                "submission.csv",
+                "",
+                "submission.csv holds a header and no row: a submission has a row for each candidate",
+            ),
             ("submission.csv", "1.1,0,0,0,1.5\n", "line 2: probability is 1.5"),
             ("submission.csv", None, "no file"),
             ("annotations.csv", None, "the table of annotations"),
