@@ -52,6 +52,7 @@ VERBS = (
     exchange.add_challenge,
     bundles.add_export,
     bundles.add_bundle,
+    bundles.add_calibrate,
     scoring.add_report,
     experiments.add_crossval,
     experiments.add_tune,
@@ -106,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 ended by SIGTERM.
     """
     options = parser().parse_args(arguments)
-    # else the interpreter looks every object of torch and MONAI over when it ends, for 0.7 s
-    atexit.register(gc.freeze)
+    options.is_program = arguments is None
+    atexit.register(_leave_objects)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # numexpr greets every user of blosc2 with its number of threads; torch prints statistics where its import was ended
     for name in ("numexpr", "torch"):
@@ -128,6 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("luna16:", one_line(error), file=sys.stderr)
         return WRONG_INPUT if isinstance(root_cause(error), INPUT_ERRORS) else FAILED
+
+
+def _leave_objects() -> None:
+    """Keep the interpreter from looking over every object of torch and MONAI when it ends, for 0.7 s.
+
+    Not where triton is loaded, which then reports on standard error what is left (3.9, in torch's builds for CUDA).
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 @contextmanager

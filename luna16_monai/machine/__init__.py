@@ -1,9 +1,11 @@
 """Files, processes and jobs of the machine.
 
 - ``files``: whole files or none
+- ``folder_lists``: settings that name several folders
 - ``memory``: keep freed memory between training steps
 - ``errors``: an error as one line
 - ``extras``: whether a package of an extra is installed
+- ``hidden``: an import that does without some packages
 - ``platforms``: what Linux and macOS give, and the line elsewhere
 - ``claims``: a folder belongs to its settings
 - ``processes``: worker processes
