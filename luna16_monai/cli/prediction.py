@@ -129,7 +129,7 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _chosen_threshold(classifiers: Sequence[Classifier], listed: bool) -> float:
-    """The threshold that ``luna16 calibrate`` chose for these weights, of a list or of both stages; else `THRESHOLD`."""
+    """The threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`."""
     one = classifiers[0].calibrated
     chosen = one.threshold if listed else one.both_stages
     return THRESHOLD if chosen is None or len(classifiers) > 1 else chosen
