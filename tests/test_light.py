@@ -107,6 +107,22 @@ def test_evaluate_by_subsets_and_report_are_light(scored, store_dir):
     assert (output / "report.html").is_file()
 
 
+def test_detect_as_a_program_does_without_what_monai_loads_for_training(phantom_dir, tmp_path):
+    ct = sorted(phantom_dir.glob("subset*/*.mhd"))[0]
+    words = ["luna16", "detect", "--ct", str(ct), "--output", str(tmp_path / "a.csv"), "--device", "cpu"]
+    program = (
+        "import atexit, json, runpy, sys\n"
+        "names = {'ignite', 'matplotlib', 'sklearn', 'scipy.signal', 'monai'}\n"
+        "atexit.register(lambda: print(json.dumps([0, sorted(names & set(sys.modules))])))\n"
+        f"sys.argv = {words!r}\n"
+        "runpy.run_module('luna16_monai', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, ["monai"]]
+    assert (tmp_path / "a.csv").is_file()
+
+
 EVERY_MODULE = """
 import importlib, json, pkgutil, sys
 absent = {absent}

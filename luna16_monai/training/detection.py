@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luna16_monai.detection.crops import LabelledScans
 from luna16_monai.detection.peaks import candidates_of
 from luna16_monai.evaluation import froc
+from luna16_monai.evaluation.by_data_set import scores_by_data_set
 from luna16_monai.evaluation.calibration import operating_points
 from luna16_monai.evaluation.ranks import NUMBERS, diameter_error, sensitivity_by_rank
 from luna16_monai.evaluation.roc import average_precision, roc_auc
@@ -26,6 +27,7 @@ from luna16_monai.evaluation.submission import ReferenceStandard, evaluate
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.results import write_results
+from luna16_monai.runs.seen import read_seen, write_seen_by_all
 from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.points import PointTable, write_points
 
@@ -142,10 +144,12 @@ class DetectionResults:
         output_dir: where to.
         scores: holds the candidates of the validation epoch.
         draws: of the bootstrap.
+        weights: that found the candidates, where they lie elsewhere; what they were trained on is written beside the
+            submission too. None for those of ``output_dir``.
     """
 
-    def __init__(self, output_dir: str, scores: DetectionScores, draws: int = 1000) -> None:
-        self.folder, self.scores, self.draws = RunFolder(output_dir), scores, draws
+    def __init__(self, output_dir: str, scores: DetectionScores, draws: int = 1000, weights: str | None = None) -> None:
+        self.folder, self.scores, self.draws, self.weights = RunFolder(output_dir), scores, draws, weights
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -178,10 +182,16 @@ class DetectionResults:
             "series": len(self.scores.series_uids),
             **told,
         }
+        if len(self.scores.scans.data_sets) > 1:
+            shown = set(self.scores.series_uids)
+            scored = {name: [uid for uid in uids if uid in shown] for name, uids in self.scores.scans.data_sets.items()}
+            metrics["by_data_set"] = scores_by_data_set(scored, table, label, truth, self.draws)
         write_points(
             self.folder.submission_file, table.row_series(), table.points_xyz, table.values, "probability",
             diameter_mm=self.scores.diameter_mm,
         )  # fmt: skip
+        if self.weights is not None:
+            write_seen_by_all(self.folder.submission_file, [read_seen(self.weights)])
         write_results(self.folder.path, metrics, table, table.values, evaluation, label)
 
 

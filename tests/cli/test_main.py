@@ -35,6 +35,7 @@ OPTIONS = {
         "--negatives-per-positive": "float",
         "--background": "path, +, more than once",
         "--nodules": "path",
+        "--recipe": "2|3",
     },
     "bank": {
         "--ct": "path, +, more than once",
@@ -122,6 +123,7 @@ OPTIONS = {
         "--no-lung-mask": "flag",
         "--allow-symlinks": "flag",
         "--backend": "auto|torch|openvino, default auto",
+        "--views": "int",
         "--device": "device_name, default auto",
         "--workers": "int",
         "--ray": "text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from luna16_monai.setup import doctor
+from luna16_monai.bundle import folders
+from luna16_monai.machine import memory
+from luna16_monai.setup import data_checks, doctor
 from luna16_monai.setup.doctor import examine, told
 
 KEYS = ["name", "ok", "found", "problem", "cure"]
@@ -246,8 +249,8 @@ def test_memory_without_proc_is_the_machines(monkeypatch, tmp_path):
 @pytest.fixture
 def kernel(monkeypatch, tmp_path) -> Path:
     """A machine of 16 GB with 8 GB available, in a control group without limits."""
-    monkeypatch.setattr(doctor, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(doctor, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text("0::/a/b\n")
@@ -285,6 +288,18 @@ def test_memory_reads_limits_of_the_first_kind_of_control_groups(kernel, tmp_pat
     limit(kernel / "memory", 2**63 - 4096, 10**9, names)
     limit(kernel / "memory" / "docker" / "c", 6 * 10**9, 10**9, names)
     assert only(doctor._memory())["found"]["available"] == "5.0 GB"
+
+
+def test_bundles_are_whole_or_what_they_lack_is_told(monkeypatch, tmp_path):
+    checks = list(doctor._bundles())
+    names = ["nodule_classification", "malignancy_classification", "nodule_detection"]
+    assert [(check["name"], check["ok"]) for check in checks] == [(f"bundle {name}", True) for name in names]
+    assert re.fullmatch(r"\d+\.\d MB", checks[2]["found"]["weights"])
+    folder = tmp_path / "bundle"
+    shutil.copytree(folders.bundle_dir("nodule_detection"), folder)
+    (folder / "models" / "model.pt").unlink()
+    monkeypatch.setattr(folders, "bundle_dir", lambda name: folder)
+    assert [check["problem"] for check in doctor._bundles()] == ["no models/model.pt"] * 3
 
 
 def test_shared_memory_of_docker_is_too_little(monkeypatch, tmp_path):
@@ -379,7 +394,7 @@ def test_tables_that_are_missing_are_named_with_what_they_are_for(data, table, o
     (data / f"{table}.csv").unlink()
     check = named(doctor._data(data), "tables")
     assert check["ok"] is ok
-    assert check["problem"] == f"no {table}.csv, so {doctor.TABLES[table]}"
+    assert check["problem"] == f"no {table}.csv, so {data_checks.TABLES[table]}"
     assert len(check["found"]) == 3
 
 
