@@ -487,7 +487,7 @@ def test_readme_has_every_package_once_on_its_layer():
     expected = {package: str(number) for number, layer in enumerate(layers, start=1) for package in layer}
     found = table(text(ROOT / "README.md"), "What is inside")
     assert {package.strip("`"): layer for package, (_, layer) in found.items()} == expected
-    assert len(expected) == 22
+    assert len(expected) == 23
     agents = re.findall(r"^\| (\d) \| (.+) \|$", text(ROOT / "AGENTS.md"), re.MULTILINE)
     assert {package: number for number, names in agents for package in re.findall(r"`(\w+)`", names)} == expected
 

@@ -53,6 +53,7 @@ VERBS = (
     exchange.add_challenge,
     bundles.add_export,
     bundles.add_bundle,
+    bundles.add_calibrate,
     scoring.add_report,
     experiments.add_crossval,
     experiments.add_tune,

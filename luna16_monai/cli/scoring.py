@@ -219,7 +219,7 @@ def run_report(options: argparse.Namespace) -> int:
     output = options.output or RunFolder(options.run_dir).report_file
     read = [path for path in options.run_dir.glob("*") if path.suffix.lower() != ".html"]
     console.require_file("--output", output, *read)
-    result = write_report(options.run_dir, output, console.store_folder(options))
+    result = write_report(options.run_dir, output, console.store_folders(options))
     return console.tell(
         options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)"
     )

@@ -21,8 +21,10 @@ from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import MARKS_PER_SCAN, MarkStatus, Match, match_marks
 from luna16_monai.evaluation.ranks import diameter_error, sensitivity_by_rank
 from luna16_monai.evaluation.roc import compare_roc_auc
+from luna16_monai.machine.folder_lists import Folders
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.hits import Findings, Marks, lies_on
-from luna16_monai.tables.luna16 import find_table, read_annotations, read_nodules, read_series_uids
+from luna16_monai.tables.luna16 import read_nodules, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
 from luna16_monai.tables.text import open_table, require_columns
 
@@ -162,7 +164,7 @@ def read_subsets(path: Path) -> dict[str, int | None]:
 
 
 def validation_reference(
-    dataset_dir: Path | str,
+    dataset_dir: Folders,
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
@@ -170,7 +172,7 @@ def validation_reference(
     """Return what a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
-        dataset_dir: the data folder; without ``annotations_excluded`` the score is marked as such.
+        dataset_dir: the data folder, or several; without ``annotations_excluded`` the score is marked as such.
         series_uids: the validation series; they alone are scored.
         subsets: series to subset.
         validation_negatives: the sample of negatives that is validated on; None for all of them.
@@ -178,22 +180,16 @@ def validation_reference(
     Raises:
         ValueError: a row is malformed, or no nodule lies in the scans.
     """
-    data_dir = Path(dataset_dir)
+    folders = DataSets.of(dataset_dir)
     if validation_negatives is not None:
         logger.info("no CPM: with %d sampled negatives it would be too high", validation_negatives)
         return None
-    if find_table(data_dir, "annotations") is None:
-        logger.warning("no CPM: no annotations.csv in %s", data_dir)
+    for folder in folders.without("annotations"):
+        logger.warning("no CPM: no annotations.csv in %s", folder)
         return None
-    excluded = find_table(data_dir, "annotations_excluded")
-    if excluded is None:
-        logger.warning("no annotations_excluded.csv in %s: %s", data_dir, NO_EXCLUDED)
-    return ReferenceStandard(
-        tuple(sorted(series_uids)),
-        read_annotations(data_dir),
-        None if excluded is None else read_points(excluded, "diameter_mm"),
-        subsets,
-    )
+    for folder in folders.without("annotations_excluded"):
+        logger.warning("no annotations_excluded.csv in %s: %s", folder, NO_EXCLUDED)
+    return ReferenceStandard(tuple(sorted(series_uids)), folders.annotations(), folders.excluded(), subsets)
 
 
 def evaluate(

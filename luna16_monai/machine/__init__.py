@@ -1,6 +1,7 @@
 """Files, processes and jobs of the machine.
 
 - ``files``: whole files or none
+- ``folder_lists``: settings that name several folders
 - ``memory``: keep freed memory between training steps
 - ``errors``: an error as one line
 - ``extras``: whether a package of an extra is installed

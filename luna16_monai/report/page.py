@@ -14,6 +14,7 @@ from luna16_monai import __version__
 from luna16_monai.geometry.slices import SIDE_MM
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, choose_examples, pictures_of
 from luna16_monai.report.methods import methods
 from luna16_monai.runs.folder import Epoch, RunFolder
@@ -23,14 +24,14 @@ RULER_NAMES = {"malignancy": "network", "diameter_mm": "diameter", "diameter_and
 
 
 def write_report(
-    run_dir: Path, output: Path, store_dir: Path | None = None, per_kind: int = EXAMPLES_PER_KIND
+    run_dir: Path, output: Path, store_dir: Folders | None = None, per_kind: int = EXAMPLES_PER_KIND
 ) -> dict[str, Any]:
     """Write the page.
 
     Args:
         run_dir: the output folder of a training, of ``run evaluating`` or of ``luna16 evaluate``.
         output: the HTML file.
-        store_dir: the prepared volumes, for the slices; without a store there, the gallery has no pictures.
+        store_dir: the prepared volumes, for the slices, in one store or several; without any there are no pictures.
         per_kind: the most examples of each kind.
 
     Returns:

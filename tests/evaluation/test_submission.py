@@ -247,7 +247,7 @@ class TestCommand:
             (
                 "submission.csv",
                 "",
-                "submission.csv holds a header and no row: a submission has a row for each candidate",
+                "submission.csv holds a header and no row: a submission has a row for each",
             ),
             ("submission.csv", "1.1,0,0,0,1.5\n", "line 2: probability is 1.5"),
             ("submission.csv", None, "no file"),
