@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,5 +24,11 @@ def small_variety(**changes: Any) -> Variety:
 
 
 def small_chest(seed: int = 1, above_mm: float = 0.0) -> Chest:
-    """A chest of 40 x 96 x 96 voxels of 2 x 1 x 1 mm, around the middle of the lung or above it."""
+    """A chest of 40 x 96 x 96 voxels of 2 x 1 x 1 mm, around the middle of the lung or above it; drawn once."""
+    chest = _chest(seed, above_mm)
+    return replace(chest, image_hu=chest.image_hu.copy())
+
+
+@cache
+def _chest(seed: int, above_mm: float) -> Chest:
     return draw_chest(np.random.default_rng(seed), (40, 96, 96), np.array([2.0, 1.0, 1.0]), Frame(100.0, above_mm, 1.0))

@@ -106,10 +106,9 @@ def run_calibrate(options: argparse.Namespace) -> int:
         found = _of_validation(options, run)
     else:
         found = _of_data(options, run, folders)
-    write_calibrated(
-        run, {key: value for key, value in found.items() if key in ("calibration", THRESHOLD, BOTH_STAGES)}
-    )
-    result = {"file": str(run.calibration_file), **dict.fromkeys(("calibration", THRESHOLD, BOTH_STAGES)), **found}
+    kept = ("calibration", THRESHOLD, BOTH_STAGES)
+    write_calibrated(run, {key: found[key] for key in kept if key in found})
+    result = {"file": str(run.calibration_file), **dict.fromkeys(kept), **found}
     told = result[THRESHOLD] or result[BOTH_STAGES]
     interval = "" if told["threshold_ci95"] is None else " (95 % {:.4f} to {:.4f})".format(*told["threshold_ci95"])
     line = (
@@ -195,9 +194,7 @@ def _of_predictions(options: argparse.Namespace, run: RunFolder, folders: DataSe
     from luna16_monai.tables.points import has_column, read_points
 
     if not has_column(options.predictions, "detection_probability"):
-        raise ValueError(
-            f"{options.predictions} has no detection_probability: it is no table of predict without a list"
-        )
+        raise ValueError(f"{options.predictions} has no detection_probability: name a table of predict without a list")
     marks = read_points(options.predictions, "probability")
     recipe = bundle_dir() / "configs" / "prepare.yaml"
     there = InMemoryStore(folders.folders, recipe, allow_symlinks=options.allow_symlinks).series_uids

@@ -41,10 +41,10 @@ def choose_threshold(
         missed: (n_scans,) nodules of each scan that no candidate lies on; None where there are none.
 
     Returns:
-        ``wanted`` (the rate), ``threshold``, ``threshold_ci95`` (how much it would differ had other scans been at hand),
-        ``false_positives_per_scan`` and ``sensitivity`` (the share of the rows with label 1, and of the missed, that is called) at the
-        threshold, each with ``_ci95``; ``chosen_on``. An interval is None without draws, and ``sensitivity`` without a
-        nodule.
+        ``wanted`` (the rate), ``threshold``, ``threshold_ci95`` (what it would be with other scans),
+        ``false_positives_per_scan`` and ``sensitivity`` (the share of the rows with label 1, and of the missed, that is
+        called) at the threshold, each with ``_ci95``; ``chosen_on``. An interval is None without draws, and
+        ``sensitivity`` without a nodule.
 
     Raises:
         ValueError: fewer than one scan, a negative rate; rows that do not fit.

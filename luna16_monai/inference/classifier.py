@@ -171,11 +171,12 @@ class Classifier:
 
     def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], preprocessing: Preprocessing) -> Tensor:
         """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
-        candidates = CandidateList(table, positives_first=False)
+        # of these rows alone: a list of the whole table for each batch would cost its square
+        candidates = CandidateList(table.select(np.asarray(rows)), positives_first=False)
         tracked = get_track_meta()
         set_track_meta(False)
         try:
-            return torch.stack([preprocessing(candidates[row])["image"] for row in rows])
+            return torch.stack([preprocessing(one)["image"] for one in candidates])
         finally:
             set_track_meta(tracked)
 

@@ -1,7 +1,7 @@
 """What ``luna16 calibrate`` found out about the weights of a run: ``calibration.json``, which predict reads.
 
-It wins over the calibration that the training left in ``metrics.json``, and belongs to one ``model.pt``: that of another
-is refused.
+It wins over the calibration that the training left in ``metrics.json``, and belongs to one ``model.pt``: beside another
+it is refused.
 """
 
 from __future__ import annotations

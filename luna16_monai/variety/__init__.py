@@ -6,7 +6,7 @@
 - ``nodules``: large, hollow, spiculated, calcified and faint nodules
 - ``disease``: emphysema, fibrosis, consolidation
 - ``look_alikes``: what leads the false positives of real CTs
-- ``body``: skin, table and arms around a chest
+- ``body``: liver, skin, table and arms around a lung
 - ``scan``: draw one scan
 - ``data_set``: plan and write the data set
 """

@@ -1,4 +1,4 @@
-"""What a wide field of view shows beyond the lung: skin, air, the table, an arm at the side."""
+"""What lies around the lung: liver; and in a wide field of view skin, air, the table, an arm at the side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from luna16_monai.variety.settings import Variety
 Floats = NDArray[np.floating]
 
 _OPEN_AIR_HU = -1000.0
+_BONE_HU, _LIVER_HU = 110, 60.0
+_BLUNT = 2.4
+"""As the lung's outline: 2 is an ellipse."""
 
 
 def add_surroundings(rng: np.random.Generator, chest: Chest, settings: Variety) -> None:
@@ -22,7 +25,13 @@ def add_surroundings(rng: np.random.Generator, chest: Chest, settings: Variety) 
     y, x = ((np.arange(n) + 0.5) * s for n, s in zip(lung.shape_zyx[1:], lung.spacing_zyx[1:], strict=True))
     medial = (x - lung.middle_zyx[2]) * lung.side - 0.45 * lung.half_axes_zyx[2]
     skin_mm = rng.uniform(12, 20) + 3 * np.maximum(medial, 0)
-    beyond = chest.wall_distance_mm - skin_mm[None, None, :]
+    # as wide above the lung and below it; the heart lies inside
+    from_axis = [np.abs(v - m) / a for v, m, a in zip((y, x), lung.middle_zyx[1:], lung.half_axes_zyx[1:], strict=True)]
+    norm = (from_axis[0][:, None] ** _BLUNT + from_axis[1] ** _BLUNT) ** (1 / _BLUNT)
+    beyond = (norm - 1) * lung.half_axes_zyx[1:].mean() - skin_mm
+    # no lung is cut, however rough its outline
+    beyond = np.minimum(beyond, chest.wall_distance_mm.min(0) - 4)
+    beyond = np.broadcast_to(beyond, image.shape)
     air = np.clip(beyond / lung.edge_mm + 0.5, 0, 1)
     fat = (beyond > -rng.uniform(3, 8)) & (beyond < -1.5)
     image[fat] = np.minimum(image[fat], -95)
@@ -56,3 +65,10 @@ def _add_arm(rng: np.random.Generator, outside: Floats, y_mm: Floats, x_mm: Floa
     outside[:, distance < radius - 4] = 50
     outside[:, distance < 11] = 800
     outside[:, distance < 7] = 100
+
+
+def soften_below_diaphragm(chest: Chest) -> None:
+    """Draw liver instead of bone below the dome of the diaphragm, where ribs have no place."""
+    lung = chest.lung
+    below = (lung.to_voxels(lung.diaphragm_mm) < -1) & (chest.wall_distance_mm > 2)
+    chest.image_hu[below & (chest.image_hu > _BONE_HU)] = _LIVER_HU

@@ -85,7 +85,8 @@ def add_dome(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) 
 
 def add_rib_ends(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
     """Two to four ends of ribs, or spurs of bone, that dent the lung from the front or the side."""
-    lung, found = chest.lung, []
+    lung = chest.lung
+    found: list[Floats] = []
     for _ in range(int(rng.integers(2, 5))):
         start = lung.sample(rng, 1, 0.5)[0]
         point = lung.slide_to_depth(start, -1.5)
@@ -110,7 +111,8 @@ def add_rib_ends(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodul
 
 def add_apical_scars(rng: np.random.Generator, chest: Chest, nodules: Sequence[Nodule]) -> list[Floats]:
     """Two to five ragged caps and strands at the top of the lung."""
-    lung, found = chest.lung, []
+    lung = chest.lung
+    found: list[Floats] = []
     least = lung.middle_zyx[0] + 0.6 * lung.half_axes_zyx[0]
     if least > lung.size_mm[0] - 6:
         return []
@@ -144,7 +146,8 @@ def _nodes(
     spread_mm: float,
 ) -> list[Floats]:
     """Draw lymph nodes around the hilum and along the medial wall."""
-    lung, found = chest.lung, []
+    lung = chest.lung
+    found: list[Floats] = []
     for _ in range(count):
         radius = rng.uniform(*radius_mm)
         point = lung.hilum_zyx + rng.normal(0, 1, 3) * [spread_mm, 0.6 * spread_mm, 0.4 * spread_mm]
@@ -168,9 +171,9 @@ def _at_medial_wall(chest: Chest, z_mm: float) -> Floats | None:
 def _first_outside(chest: Chest, point: Floats, direction: Floats) -> Floats | None:
     """Return where a line from a point in the lung leaves it; None where the volume ends before."""
     line = point + np.arange(0, 120, 0.5)[:, None] * direction
-    inside = ((line > 2) & (line < chest.lung.size_mm - 2)).all(1)
+    inside = np.all((line > 2) & (line < chest.lung.size_mm - 2), axis=1)
     beyond = np.flatnonzero(chest.lung.distance_at(line) > 0)
-    return line[beyond[0]] if len(beyond) and inside[: beyond[0] + 1].all() else None
+    return line[beyond[0]] if len(beyond) and np.all(inside[: beyond[0] + 1]) else None
 
 
 def _free(chest: Chest, point: Floats, radius_mm: float, nodules: Sequence[Nodule]) -> bool:

@@ -10,7 +10,7 @@ from luna16_monai.phantom.candidates import choose_candidates
 from luna16_monai.phantom.mimics import place_mimics
 from luna16_monai.phantom.nodules import Nodule, ScanSettings
 from luna16_monai.phantom.scan import Scan, ScanPlan, finish_scan, pad_outside_view, random_geometry
-from luna16_monai.variety.body import add_surroundings
+from luna16_monai.variety.body import add_surroundings, soften_below_diaphragm
 from luna16_monai.variety.disease import add_consolidation, add_emphysema, add_fibrosis
 from luna16_monai.variety.look_alikes import add_look_alikes
 from luna16_monai.variety.nodules import place_varied_nodules
@@ -33,6 +33,7 @@ def draw_varied_scan(plan: ScanPlan, seed: int, settings: Variety) -> Scan:
     rng = np.random.default_rng(np.random.SeedSequence([seed, plan.number], spawn_key=(STREAM,)))
     protocol = draw_protocol(rng, settings)
     chest = draw_chest(rng, protocol.drawn_shape_zyx, protocol.drawn_spacing_zyx, protocol.frame)
+    soften_below_diaphragm(chest)
     occupied = _add_diseases(rng, chest, settings)
     empty = rng.random() < settings.empty
     wanted = int(rng.integers(settings.nodules[0], settings.nodules[1] + 1))

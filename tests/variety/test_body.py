@@ -1,11 +1,11 @@
-"""Skin, table and arm around a chest."""
+"""Liver, skin, table and arm around a lung."""
 
 import numpy as np
 import pytest
-from wide_scans import small_variety
+from wide_scans import small_chest, small_variety
 
 from luna16_monai.phantom.anatomy import Frame, draw_chest
-from luna16_monai.variety.body import add_surroundings
+from luna16_monai.variety.body import add_surroundings, soften_below_diaphragm
 
 
 def wide_chest():
@@ -20,9 +20,21 @@ def test_add_surroundings_ends_the_body_at_its_skin(shown):
     change = chest.image_hu - before
     # nothing near the lung changes
     assert not change[chest.wall_distance_mm < 3].any()
-    air = chest.image_hu < -990
+    air = (chest.image_hu < -990) & (change < -500)
     assert air.mean() > 0.01
     # towards the other lung the body goes on
     medial = chest.image_hu[:, 40:90, -1 if chest.lung.side > 0 else 0]
     assert (medial > -300).mean() > 0.9
     assert chest.wall_distance_mm[air].min() > 10
+
+
+def test_soften_below_diaphragm_leaves_no_bone_there_and_nothing_else_changes():
+    chest = small_chest(1, -60.0)
+    before = chest.image_hu.copy()
+    soften_below_diaphragm(chest)
+    below = chest.lung.to_voxels(chest.lung.diaphragm_mm) < -1
+    assert before[below].max() > 300
+    assert chest.image_hu[below & (chest.wall_distance_mm > 2)].max() <= 110
+    changed = chest.image_hu != before
+    assert set(chest.image_hu[changed].tolist()) == {60.0}
+    assert below[changed].all()

@@ -27,7 +27,7 @@ def test_add_emphysema_darkens_lung_and_leaves_vessels():
 def test_add_fibrosis_lies_beneath_the_pleura():
     chest, change, _, _ = changed(add_fibrosis)
     depth = -chest.wall_distance_mm
-    assert np.abs(change[(depth > 0) & (depth < 8)]).mean() > 4 * np.abs(change[depth > 25]).mean()
+    assert np.abs(change[(depth > 0) & (depth < 8)]).mean() > 2 * np.abs(change[depth > 15]).mean()
     assert not change[depth < 0].any()
 
 

@@ -16,7 +16,6 @@ def test_draw_varied_scan_gives_the_same_scan_again():
     one, other = (draw_varied_scan(PLAN, 1, small_variety()) for _ in range(2))
     assert np.array_equal(one.hu, other.hu)
     assert one.findings == other.findings
-    assert not np.array_equal(one.hu[:5, :50, :50], draw_varied_scan(PLAN, 2, small_variety()).hu[:5, :50, :50])
 
 
 def test_draw_varied_scan_empty_ones_have_candidates_of_class_0_alone():
