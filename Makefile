@@ -11,6 +11,7 @@ READY := $(VENV)/.ready
 NEWEST := .venv-newest
 EXTRAS := baselines,dicom,docs,export,publish,report,dev
 DEMO := runs/demo
+OWNER := OWNER
 
 # torch.compile reads its own sources in the encoding of the locale
 export PYTHONUTF8 := 1
@@ -87,10 +88,10 @@ dist: $(READY)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-# the bundles as they must lie on Hugging Face, in dist/hub; MONAI's own code downloads them from a stand-in and runs one
+# the bundles as they must lie on Hugging Face, in dist/hub, OWNER=your name there; MONAI's own code downloads them from a stand-in and runs one
 publish-check: $(READY)
 	rm -rf dist/hub
-	$(BIN)/python tools/publish.py --output dist/hub
+	$(BIN)/python tools/publish.py --output dist/hub --owner $(OWNER)
 	$(BIN)/python -m pytest -q tests/test_publish.py
 
 clean-demo:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import detection
 import naive
 import numpy as np
 import quality
@@ -390,6 +391,7 @@ def measure(data: Path, store: Path, folder: Path, rounds: int) -> Iterator[dict
         yield row(name, rate_unit, {"ours": lambda n=workers: loader_workers(case, n)})
     ways = {"ours": whole.ours, "simpleitk": whole.simpleitk, "monai": whole.monai}
     yield row("prepare a CT of 512 x 512 x 300", "s", ways)
+    yield from detection.rows(folder)
     yield row("start-up to the first iteration", "s", {"ours": lambda: start_up(data, store, folder)})
     help_ = [sys.executable, "-m", "luna16_monai", "--help"]
     yield row("luna16 --help", "s", {"ours": lambda: seconds_of(help_)})

@@ -26,6 +26,17 @@ TINY = {
     "device": "cpu",
 }
 
+DETECTION = {
+    "max_epochs": "1",
+    "samples_per_epoch": "8",
+    "batch_size": "2",
+    "num_workers": "0",
+    "shape_zyx": "[32,48,48]",
+    "device": "cpu",
+    "bf16": "false",
+}
+"""Settings of a detector's training that takes seconds."""
+
 
 def plan(data: Path, store: Path, output: Path, folds: tuple[int, ...], **more: Any) -> Plan:
     return Plan(bundle_dir(), data, store, output, folds, more.pop("settings", TINY), **more)

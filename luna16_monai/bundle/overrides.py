@@ -24,7 +24,7 @@ MARKS = "$@%"
 FOLDERS = ("output_dir", "dataset_dir", "store_dir", "run_dir", "bundle_root")
 # these may name several, as a list or with os.pathsep between them
 FOLDER_LISTS = ("dataset_dir", "store_dir")
-FILES = ("init_weights", "nodule_run")
+FILES = ("candidates", "init_weights", "nodule_run")
 WHOLE_NUMBERS = {
     **dict.fromkeys(("max_epochs", "samples_per_epoch", "batch_size", "val_interval", "checkpoint_iterations"), 1),
     **dict.fromkeys(("num_workers", "seed"), 0),

@@ -30,14 +30,20 @@ def add_export(verbs: Verbs) -> None:
 def run_export(options: argparse.Namespace) -> int:
     """Run ``luna16 export``; return its exit code."""
     from luna16_monai.inference.classifier import Classifier
-    from luna16_monai.networks.export import export
+    from luna16_monai.inference.detect import detects, read_network
+    from luna16_monai.networks.export import export, export_detector
     from luna16_monai.runs.seen import copy_seen
 
     console.require_file("--output", options.output, options.weights)
     bundle = console.bundle(options.bundle, options.trust_bundle)
-    classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
-    export(classifier.networks[0], classifier.config, bundle, options.format, options.output)
-    copy_seen(classifier.weights[0], options.output)
+    if detects(bundle):
+        network, config, weights = read_network(bundle, options.weights)
+        export_detector(network, config, bundle, options.format, options.output)
+    else:
+        classifier = Classifier(bundle, "cpu", [options.weights] if options.weights else (), "torch")
+        weights = classifier.weights[0]
+        export(classifier.networks[0], classifier.config, bundle, options.format, options.output)
+    copy_seen(weights, options.output)
     result = {"format": options.format, "output": str(options.output), "bytes": options.output.stat().st_size}
     return console.tell(options, result, f"export: {options.format} in {options.output}")
 

@@ -16,6 +16,12 @@ from luna16_monai.machine.folder_lists import folder_list
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+UNUSED = (
+    *("ignite", "matplotlib", "pandas", "sklearn", "torch.utils.tensorboard", "tensorboard"),
+    *("scipy.signal", "scipy.stats", "skimage", "jsonschema", "transformers"),
+)
+"""What MONAI loads for training, plots and statistics."""
+
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -79,6 +85,12 @@ def add_bundle(verb: argparse.ArgumentParser) -> None:
 def add_trust(verb: argparse.ArgumentParser, option: str = "--bundle") -> None:
     """Add --trust-bundle, without which no code of another's config is run."""
     verb.add_argument("--trust-bundle", action="store_true", help=f"run a {option} that may hold any code")
+
+
+def add_views(verb: argparse.ArgumentParser) -> None:
+    """Add --views."""
+    text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
+    verb.add_argument("--views", type=int, metavar="N", help=text)
 
 
 def add_bootstrap(verb: argparse.ArgumentParser) -> None:
@@ -213,6 +225,22 @@ def bundle(path: Path | None, trusted: bool) -> Path:
     called = [read_yaml(one) for file in files if file.is_file() for one in foreign_files(file)]
     require_trust(path, called, trusted)
     return path
+
+
+def load_monai(options: argparse.Namespace, *bundles: Path | None) -> None:
+    """Import MONAI without what a prediction does not need, where this process runs one verb and no other code.
+
+    Another's bundle may need all of it.
+
+    Args:
+        options: of the verb.
+        bundles: that will run; None is one that comes with the package.
+    """
+    from luna16_monai.machine.hidden import hidden
+
+    if options.is_program and "monai" not in sys.modules and not any(bundles):
+        with hidden(*UNUSED):
+            import monai.bundle  # noqa: F401
 
 
 def device(name: str) -> str:

@@ -26,6 +26,8 @@ def add_phantom(verbs: Verbs) -> None:
     text = "put nodules into these real CTs"
     verb.add_argument("--background", type=Path, action="extend", nargs="+", metavar="PATH", help=text)
     verb.add_argument("--nodules", type=Path, metavar="BANK", help="real nodules with their voxels, see luna16 bank")
+    text = "of the drawn set: 3 draws scans as different as those of many hospitals; default: 2"
+    verb.add_argument("--recipe", type=int, choices=(2, 3), metavar="2|3", help=text)
 
 
 def run_phantom(options: argparse.Namespace) -> int:
@@ -37,7 +39,14 @@ def run_phantom(options: argparse.Namespace) -> int:
         common["scans"] = options.scans
     wanted = {"difficulty": options.difficulty, "negatives_per_positive": options.negatives_per_positive}
     settings = {name: value for name, value in wanted.items() if value is not None}
-    if options.background is None and options.nodules is None:
+    if options.recipe is not None and (options.background or options.nodules):
+        raise ValueError("--recipe is of the drawn set: leave it out, or --background and --nodules")
+    if options.recipe == 3:
+        from luna16_monai.variety.data_set import write_varied_phantom
+        from luna16_monai.variety.settings import Variety
+
+        result = write_varied_phantom(output, **common, settings=Variety(**settings))
+    elif options.background is None and options.nodules is None:
         from luna16_monai.phantom.data_set import write_phantom
         from luna16_monai.phantom.nodules import ScanSettings
 

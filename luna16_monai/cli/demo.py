@@ -97,8 +97,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if options.malignancy and options.detection:
         raise ValueError("--malignancy and --detection: give one of them, then the other")
     # asked for now, not after minutes of training
-    require("baselines", "luna16 demo", "sklearn")
-    require("report", "luna16 demo", "matplotlib", "jinja2")
+    require("demo", "luna16 demo", "sklearn", "matplotlib", "jinja2")
     plan, suffix = (LONG, "_200") if options.long else (SHORT, "")
     output = options.output or console.folder("LUNA16_RUNS", "runs") / "demo"
     console.require_folder("--output", output)

@@ -31,6 +31,7 @@ def add_detect(verbs: Verbs) -> None:
     add_lungs(verb)
     console.add_symlinks(verb)
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
+    console.add_views(verb)
     console.add_device(verb)
     console.add_workers(verb, "CTs at once; default: 1")
     console.add_ray(verb)
@@ -38,6 +39,7 @@ def add_detect(verbs: Verbs) -> None:
 
 def run_detect(options: argparse.Namespace) -> int:
     """Run ``luna16 detect``; return its exit code."""
+    console.load_monai(options, options.bundle)
     from luna16_monai.inference.detect_many import Search, detect_many, forget
     from luna16_monai.phantom.drawn import drawn_near
     from luna16_monai.runs.seen import read_seen, tell_seen, write_seen_by_all
@@ -46,11 +48,11 @@ def run_detect(options: argparse.Namespace) -> int:
     if options.ray:
         # each node has a current folder of its own
         options.ct, options.output = [path.absolute() for path in options.ct], options.output.absolute()
-    detector, volumes = opened(options, options.bundle, options.weights)
+    detector, volumes = opened(options, options.bundle, options.weights, options.views)
     if len(volumes.series_uids) > 1:
         search = Search(
             detector.bundle, console.device(options.device), options.weights, options.max, options.threshold,
-            options.lung_mask, options.no_lung_mask, options.backend,
+            options.lung_mask, options.no_lung_mask, options.backend, options.views,
         ).absolute()  # fmt: skip
         execute = None
         if options.ray:
@@ -92,19 +94,22 @@ def lungs(options: argparse.Namespace) -> Lungs:
     return lungs_from(options.lung_mask, options.no_lung_mask)
 
 
-def opened(options: argparse.Namespace, bundle: Path | None, weights: Path | None) -> tuple[Detector, InMemoryStore]:
+def opened(
+    options: argparse.Namespace, bundle: Path | None, weights: Path | None, views: int | None
+) -> tuple[Detector, InMemoryStore]:
     """Return a detector, and the CTs of --ct as it takes them.
 
     Args:
         options: of a verb with --ct, --trust-bundle, --allow-symlinks and --device.
         bundle: that detects; None takes the one that comes with the package.
         weights: a model.pt; None takes the bundle's own.
+        views: flips and turns that are averaged; None takes the bundle's setting.
     """
     from luna16_monai.bundle.folders import bundle_dir
     from luna16_monai.inference.detect import read_detector
 
     folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
-    detector, prepare = read_detector(folder, console.device(options.device), weights, options.backend)
+    detector, prepare = read_detector(folder, console.device(options.device), weights, options.backend, views)
     return detector, prepare(options.ct, options.allow_symlinks)
 
 

@@ -163,21 +163,18 @@ def run_challenge(options: argparse.Namespace) -> int:
         console.tell(
             options, {"port": server.server_port}, f"challenge: GET /health, POST /invoke on {server.server_port}"
         )
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            # Ctrl-C, or the container is stopped: what a server is meant to end by
-            return console.DONE
+        # until Ctrl-C, or until the container is stopped
+        server.serve_forever()
     return console.DONE
 
 
 def _finder(options: argparse.Namespace) -> Callable[[Path], Points]:
     """Return what finds the nodules of a case without a list; the detector is read when the first one comes."""
-    from functools import lru_cache
+    from functools import lru_cache, partial
 
     from luna16_monai.bundle.folders import bundle_dir
-    from luna16_monai.inference.challenge import detected
-    from luna16_monai.inference.detect import read_detector
+    from luna16_monai.inference.challenge import NO_LUNGS, detected
+    from luna16_monai.inference.detect import found_lungs, read_detector
 
     folder = console.bundle(options.detector or bundle_dir(detection.BUNDLE), options.trust_bundle)
     device = console.device(options.device)
@@ -185,6 +182,7 @@ def _finder(options: argparse.Namespace) -> Callable[[Path], Points]:
 
     def find(image: Path) -> Points:
         detector, prepare = read()
-        return detected(detector.candidates(prepare([image], False), options.max))
+        lungs = partial(found_lungs, cure=NO_LUNGS)
+        return detected(detector.candidates(prepare([image], False), options.max, lungs=lungs))
 
     return find

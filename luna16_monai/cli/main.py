@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from luna16_monai import __version__
 from luna16_monai.cli import (
     bundles,
+    console,
     data,
     demo,
     detection,
@@ -107,15 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 ended by SIGTERM.
     """
     options = parser().parse_args(arguments)
-    # else the interpreter looks every object of torch and MONAI over when it ends, for 0.7 s
-    atexit.register(gc.freeze)
+    # not for the help
+    from luna16_monai.machine.progress import showing
+
+    options.is_program = arguments is None
+    atexit.register(_leave_objects)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # numexpr greets every user of blosc2 with its number of threads; torch prints statistics where its import was ended
     for name in ("numexpr", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         require_posix()
-        with _raised_on_signals():
+        with _raised_on_signals(), showing(console.shows_progress(options)):
             return options.run(options)
     except Terminated:
         print("luna16: ended by SIGTERM; the same command goes on where it stopped", file=sys.stderr)
@@ -129,6 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("luna16:", one_line(error), file=sys.stderr)
         return WRONG_INPUT if isinstance(root_cause(error), INPUT_ERRORS) else FAILED
+
+
+def _leave_objects() -> None:
+    """Keep the interpreter from looking over every object of torch and MONAI when it ends, for 0.7 s.
+
+    Not where triton is loaded, which then reports on standard error what is left (3.9, in torch's builds for CUDA).
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 @contextmanager

@@ -64,8 +64,7 @@ def add_stages(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--malignancy-weights", type=Path, metavar="FILE", help="a run's model.pt, for --malignancy")
     verb.add_argument("--backend", default="auto", choices=("auto", "torch", "openvino"), help="what runs it")
     verb.add_argument("--tta", action="store_true", help="average over 16 flips and quarter turns: --views 16")
-    text = "flips and turns that are averaged: 1, 2, 4, 8 or 16; default: the bundle's setting"
-    verb.add_argument("--views", type=int, metavar="N", help=text)
+    console.add_views(verb)
     console.add_device(verb)
 
 
@@ -91,6 +90,7 @@ def predict_anew(options: argparse.Namespace, output: Path) -> None:
 
 def predicted(options: argparse.Namespace) -> dict[str, Any]:
     """Predict as the options say; return what is told of it."""
+    console.load_monai(options, *(options.bundle or ()), options.detector, options.malignancy or None)
     from luna16_monai.inference.classifier import Classifier
     from luna16_monai.inference.predict import Wanted, predict
     from luna16_monai.phantom.drawn import drawn_near
@@ -129,7 +129,7 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _chosen_threshold(classifiers: Sequence[Classifier], listed: bool) -> float:
-    """The threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`."""
+    """Return the threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`."""
     one = classifiers[0].calibrated
     chosen = one.threshold if listed else one.both_stages
     return THRESHOLD if chosen is None or len(classifiers) > 1 else chosen
@@ -182,7 +182,7 @@ def _detected(
     from luna16_monai.inference.predict import check_wanted
     from luna16_monai.inference.two_stages import detect_and_score
 
-    detector, volumes = detection.opened(options, options.detector, options.detector_weights)
+    detector, volumes = detection.opened(options, options.detector, options.detector_weights, views)
     links = options.allow_symlinks
     check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids, links)
     stores = volumes_of(both, options.ct, links, [volumes])

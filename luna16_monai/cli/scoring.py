@@ -106,12 +106,18 @@ def run_compare(options: argparse.Namespace) -> int:
         write_json(options.output / "comparison.json", result)
     console.warn(result["warnings"])
     low, high = result["cpm_difference_ci95"]
-    return console.tell(
-        options,
-        result,
+    lines = [
         f"compare: CPM {result['cpm'][0]:.4f} and {result['cpm'][1]:.4f} on {result['scans']} scans, "
-        f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})",
-    )
+        f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})"
+    ]
+    if result["roc_auc"] is not None:
+        low, high = result["roc_auc_difference_ci95"]
+        p_value = "" if result["delong_p"] is None else f", DeLong's p {result['delong_p']:.3g}"
+        lines.append(
+            f"  AUC of the same candidates {result['roc_auc'][0]:.4f} and {result['roc_auc'][1]:.4f}, difference "
+            f"{result['roc_auc_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f}{p_value})"
+        )
+    return console.tell(options, result, "\n".join(lines))
 
 
 def add_benchmark(verbs: Verbs) -> None:

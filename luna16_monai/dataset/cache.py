@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,8 @@ class SeededCacheDataset(CacheDataset):
         if isinstance(index, tuple):
             index, seed = index
             self._seed(seed)
+            with _global_draws_from(seed):
+                return super().__getitem__(index)
         return super().__getitem__(index)
 
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[Any]:
@@ -73,6 +77,24 @@ class SeededCacheDataset(CacheDataset):
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> None:
         """Do nothing: MONAI's loader calls this as it starts and in each worker, but here the items' seeds decide."""
+
+
+@contextmanager
+def _global_draws_from(seed: int) -> Iterator[None]:
+    """Seed what a transform draws from that has no state of its own; the states of before stay.
+
+    torch seeds them once for each worker, so that their number would decide what is drawn.
+    """
+    plain, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _fused(transform: Compose) -> tuple[FusedAugmentation, Compose] | None:

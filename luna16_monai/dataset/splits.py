@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from luna16_monai.dataset.candidates import CandidateList, sample_negatives
 from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.data_sets import DataSets
+from luna16_monai.tables.detected import detected_tables, read_detected, with_detected
 from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.lidc import Patients
 from luna16_monai.tables.points import PointTable
@@ -161,6 +163,8 @@ class Split:
         seed: of the sample of negatives.
         kinds: makes kinds of the classes; None leaves them.
         test_subset: keep this official subset, and all scans of its patients, out of both; None keeps none out.
+        candidates: tables of a detector, from which training series take their negatives and further positives, see
+            `detected_tables`; None takes all from the data folder's list. What is validated on stays as listed.
 
     Attributes:
         train: the candidates to train on.
@@ -186,6 +190,7 @@ class Split:
         seed: int = 0,
         kinds: Kinds | None = None,
         test_subset: int | None = None,
+        candidates: Path | str | None = None,
     ) -> None:
         folders = DataSets.of(dataset_dir)
         self.data_sets = folders.series(store.parts)
@@ -202,6 +207,8 @@ class Split:
         refuse_leakage(train=self.train_series, validation=self.validation_series, test=self.test_series)
         table = folders.candidates()
         folders.require_series(table, store.parts, store.missing)
+        if tables := detected_tables(candidates, folders):
+            table = with_detected(table, read_detected(tables, folders), self.train_series)
         table = table.select(table.series_codes(list(subsets)) >= 0)
         store.require_inside(table)
         if kinds is not None:

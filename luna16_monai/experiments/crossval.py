@@ -30,9 +30,10 @@ from luna16_monai.machine.jobs import Execute, run_jobs
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import DataRecord, Metrics, RunFolder, RunRecord
 from luna16_monai.runs.results import Results, read_results, write_results
-from luna16_monai.runs.seen import read_seen
+from luna16_monai.runs.seen import read_seen, refuse_in_fold
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.data_sets import DataSets
+from luna16_monai.tables.detected import detected_tables
 from luna16_monai.tables.lidc import read_patients
 from luna16_monai.tables.points import PointTable
 
@@ -57,8 +58,9 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
         What metrics.json then holds, see `pool`.
 
     Raises:
-        ValueError: a subset has no CT in the store, the weights to start from were trained on one of the tests, the
-            output folder holds another cross-validation, or scans of one patient stand in two splits of a fold.
+        ValueError: a subset has no CT in the store, the weights to start from were trained on one of the tests, a
+            table of ``candidates`` is not out-of-fold, the output folder holds another cross-validation, or scans of
+            one patient stand in two splits of a fold.
         RuntimeError: a fold failed.
     """
     store = Store(plan.store_dir)
@@ -69,6 +71,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
             f"{sorted(set(subsets.values()), key=str)}): prepare it too, or name other --folds"
         )
     _refuse_weights_that_saw_a_test(plan, subsets)
+    _refuse_candidates_in_fold(plan, subsets)
     claim(plan.output / PLAN, plan.record(), "cross-validation")
     run_jobs([plan.job(fold) for fold in plan.folds], execute, progress)
     audit = audit_leakage(plan, subsets, read_patients(plan.data_dir))
@@ -90,6 +93,15 @@ def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None
             f"init_weights {weights} were trained on series {uid} of subset {subsets[uid]}, which is to be scored: "
             "name other weights, or leave that subset out of --folds"
         )
+
+
+def _refuse_candidates_in_fold(plan: Plan, subsets: Mapping[str, int | None]) -> None:
+    """Before anything is trained, which would find it too: all series that a fold may train on."""
+    candidates = plan.settings.get("candidates")
+    tables = detected_tables(None if candidates in (None, "null") else candidates, DataSets.of(plan.data_dir))
+    kept_out = set(plan.folds) if len(plan.folds) == 1 else set()
+    trained = [uid for uid, subset in subsets.items() if subset not in kept_out]
+    refuse_in_fold(tables, trained, read_drawn(plan.data_dir))
 
 
 def pool(

@@ -29,7 +29,7 @@ RESERVED = {"dataset_dir", "store_dir", "output_dir", "resume", "run_dir", "test
 ONLY_IN_SCORING = {"views", "bootstrap_draws"}
 VIEWS = ("1", "2", "4", "8", "16")
 # what would choose other scans to score than the fold's
-ONLY_IN_TRAINING = {"validation_subset", "validation_stride", "validation_negatives", "resume_changed"}
+ONLY_IN_TRAINING = {"candidates", "validation_subset", "validation_stride", "validation_negatives", "resume_changed"}
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,15 @@ class Volume:
         z, y, x = map(int, shape_zyx)
         return Geometry((z, y, x), affine)
 
+    def shorter_than(self, shape_zyx: Sequence[int] = (32, 48, 48)) -> str | None:
+        """Return along which axes the volume is shorter than a cutout, in words; None where it is along none."""
+        spacing = self.geometry.spacing_zyx
+        sides = zip("zyx", self.geometry.shape_zyx, shape_zyx, spacing, strict=True)
+        short = [f"{have * mm:.4g} of {want * mm:.4g} mm along {axis}" for axis, have, want, mm in sides if have < want]
+        if not short:
+            return None
+        return f"is shorter than a cutout ({', '.join(short)}), which is air beyond it: its probabilities may be wrong"
+
     def _start(self, point_xyz: ArrayLike, shape_zyx: Sequence[int]) -> NDArray[np.int_]:
         centre = np.floor(self.geometry.voxel_from_world(point_xyz) + 0.5).astype(int)
         return centre - np.array(shape_zyx) // 2

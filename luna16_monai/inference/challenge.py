@@ -36,6 +36,7 @@ from luna16_monai.machine.errors import one_line, root_cause
 PORT, PORT_VARIABLE = 4743, "GRAND_CHALLENGE_COMPONENT_USER_WEBSERVER_PORT"
 LONGEST_BODY = 1 << 20
 PATIENCE_SECONDS = 30
+NO_LUNGS = f"give a chest CT in HU, or name its nodules in {LOCATIONS}"
 INPUT_ERRORS = (ValueError, LookupError, FileNotFoundError)
 
 

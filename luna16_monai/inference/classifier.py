@@ -6,6 +6,7 @@ same ``Volume.cutout`` takes the box, the same transforms of the bundle's YAML m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from luna16_monai.bundle.bases import read_whole
+from luna16_monai.bundle.config import without_steps
 from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
@@ -27,6 +29,11 @@ from luna16_monai.runs.calibrated import Calibrated, read_calibrated
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable
+
+logger = logging.getLogger(__name__)
+
+SHAPE_ZYX = (32, 48, 48)
+"""Voxels of a cutout where a bundle's config does not say it."""
 
 Preprocessing = Callable[[Any], Mapping[str, Any]]
 """A bundle's transforms of a candidate, which know where its CT comes from."""
@@ -64,8 +71,9 @@ class Classifier:
         if not config.is_file():
             raise FileNotFoundError(f"no {config}: name the folder of a bundle with --bundle")
         self.bundle, self.device = bundle, device
-        self.config = read_whole(config)
-        refuse_moved(self.config, str(config))
+        whole = read_whole(config)
+        refuse_moved(whole, str(config))
+        self.config = without_steps(whole)
         # paths, not texts, in which MONAI would read # as ::
         self.config.update(bundle_root=bundle, device=str(device), backend=backend)
         self._as_trained(weights)
@@ -125,10 +133,17 @@ class Classifier:
             ValueError: a point's series is not among the CTs, or it lies outside its scan.
         """
         volumes.require_inside(table)
+        for code in np.unique(table.series):
+            self.warn_of_short(volumes, table.series_uids[code])
         order = np.argsort(table.series, kind="stable")
         result = np.empty(len(table))
         result[order] = self.score_rows(table, order, self.preprocessing(volumes), views, batch_size)
         return result
+
+    def warn_of_short(self, volumes: InMemoryStore, uid: str) -> None:
+        """Log a warning where a CT is shorter than a cutout, most of which is air then."""
+        if (short := volumes.shorter_than(uid, self.config.get("shape_zyx", SHAPE_ZYX))) is not None:
+            logger.warning("%s", short)
 
     def score_rows(
         self,
@@ -156,11 +171,12 @@ class Classifier:
 
     def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], preprocessing: Preprocessing) -> Tensor:
         """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
-        candidates = CandidateList(table, positives_first=False)
+        # of these rows alone: a list of the whole table for each batch would cost its square
+        candidates = CandidateList(table.select(np.asarray(rows)), positives_first=False)
         tracked = get_track_meta()
         set_track_meta(False)
         try:
-            return torch.stack([preprocessing(candidates[row])["image"] for row in rows])
+            return torch.stack([preprocessing(one)["image"] for one in candidates])
         finally:
             set_track_meta(tracked)
 
@@ -202,6 +218,7 @@ class Scorer:
         volumes: of each bundle, see `volumes_of`.
         views: as `Classifier.probabilities`.
         progress: show a bar with the time that is left.
+        warn: of CTs that are shorter than a cutout.
     """
 
     def __init__(
@@ -210,9 +227,10 @@ class Scorer:
         volumes: Sequence[InMemoryStore],
         views: int | None = None,
         progress: bool = False,
+        warn: bool = True,
     ) -> None:
         self.classifiers, self.volumes, self.views = tuple(classifiers), tuple(volumes), views
-        self.progress = progress
+        self.progress, self.warn = progress, warn
         self._built = [one.preprocessing(prepared) for one, prepared in zip(classifiers, volumes, strict=True)]
 
     def __call__(self, table: PointTable) -> list[NDArray[np.float64]]:
@@ -228,6 +246,8 @@ class Scorer:
         with tqdm(total=total, desc="predict", unit="candidate", disable=not self.progress) as bar:
             for code in np.unique(table.series):
                 rows = np.flatnonzero(table.series == code)
+                if self.warn:
+                    self.classifiers[0].warn_of_short(self.volumes[0], table.series_uids[code])
                 for one, preprocessing, result in zip(self.classifiers, self._built, scored, strict=True):
                     result[rows] = one.score_rows(table, rows, preprocessing, self.views, done=bar.update)
         return scored

@@ -5,6 +5,7 @@ The same code as in validation: the same volume, the box of the same lungs, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +18,26 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from luna16_monai.bundle.config import without_steps
 from luna16_monai.ct.lungs import LungMask, lung_mask, read_lung_mask, whole_scan
 from luna16_monai.detection.crops import box_of, lung_box
 from luna16_monai.detection.peaks import Found, candidates_of
 from luna16_monai.detection.tiles import TiledInferer
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
+from luna16_monai.inference.views import check_views, mean_of_maps
+from luna16_monai.machine import memory
+from luna16_monai.networks.nodule_detector import NoduleDetector
+from luna16_monai.networks.weights import load_state, read_state
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable, write_points
 
 LIMIT = 50
 THICK_MM = 3.0
 SPACING_MM = (0.1, 10.0)
+VOXEL_BYTES = 2
 SOURCE = "the detector's candidates"
+NO_LUNGS = "give a chest CT in HU, its lungs by --lung-mask, or --no-lung-mask"
 
 Lungs = Callable[[str, Volume], LungMask]
 """Gives the lungs of a series from its volume."""
@@ -104,6 +112,7 @@ class Detector:
         device: where it runs.
         weights: the file that its weights were read from, for the record.
         classifier_weight: of the classifier's logit where both stages are combined.
+        views: how many flips and turns of a CT its output is averaged over, see `views.views_of`.
 
     Attributes:
         bundle: the folder that it was read from; empty where it was built otherwise.
@@ -118,7 +127,9 @@ class Detector:
         device: torch.device | str = "cpu",
         weights: Path | str | None = None,
         classifier_weight: float = 0.5,
+        views: int = 1,
     ) -> None:
+        self.views = check_views(views)
         self.weights = None if weights is None else Path(weights)
         self.bundle, self.classifier_weight = Path(), classifier_weight
         self.network, self.inferer, self.device = network.eval(), inferer, device
@@ -129,7 +140,8 @@ class Detector:
         """Return the candidates of a volume, the most probable first, at most so many."""
         image, start = lung_box(volume, lungs, self.multiple)
         # int16: each tile alone becomes float32
-        output = self.inferer(torch.from_numpy(image)[None, None].to(self.device), self.network)
+        box = torch.from_numpy(image)[None, None].to(self.device)
+        output = mean_of_maps(box, self.views, lambda view: self.inferer(view, self.network))
         maps = output[0].float().cpu().numpy()
         return candidates_of(maps, start.tolist(), self.stride, volume.geometry, volume.scan, lungs, limit)
 
@@ -174,7 +186,12 @@ class Detector:
             if (thickest := max(volumes.cts[uid].geometry.spacing_zyx)) > THICK_MM:
                 thick = f"series {uid} has slices {thickest:.1f} mm apart"
                 warnings.append(f"{thick}: thick slices multiply false candidates")
-            volume = _in_memory(volumes.volume(uid))
+            if (short := volumes.shorter_than(uid)) is not None:
+                warnings.append(short)
+            require_memory(uid, volumes.cts[uid].geometry, VOXEL_BYTES)
+            volume = volumes.volume(uid)
+            require_memory(uid, volume.geometry, VOXEL_BYTES)
+            volume = _in_memory(volume)
             found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
             yield Candidates.of(uid, found.select(found.probability >= threshold), warnings, self.weights)
 
@@ -205,22 +222,44 @@ def require_spacing(uid: str, geometry: Geometry) -> None:
         )
 
 
+def require_memory(uid: str, geometry: Geometry, voxel_bytes: int) -> None:
+    """Refuse a volume that does not fit into the memory that is left; where that is not known, nothing is.
+
+    Raises:
+        ValueError: it needs more.
+    """
+    try:
+        available, *_ = memory.left()
+    except FileNotFoundError:  # no Linux
+        return
+    if (needed := math.prod(geometry.shape_zyx) * voxel_bytes) > available:
+        shape, spacing = " x ".join(map(str, geometry.shape_zyx)), " x ".join(f"{mm:g}" for mm in geometry.spacing_zyx)
+        raise ValueError(
+            f"series {uid} has {shape} voxels of {spacing} mm, which take {needed / 1e9:.1f} GB, and "
+            f"{available / 1e9:.1f} GB of memory are left: mend the header's spacing if that is wrong, or give the "
+            "process more memory"
+        )
+
+
 def _in_memory(volume: Volume) -> Volume:
     """Return a volume whose voxels are an array; others are resampled anew for each box that is read."""
     return replace(volume, voxels=box_of(volume, (0, 0, 0), volume.geometry.shape_zyx))
 
 
-def found_lungs(uid: str, volume: Volume) -> LungMask:
+def found_lungs(uid: str, volume: Volume, cure: str = NO_LUNGS) -> LungMask:
     """Return the lungs that are found in a volume.
+
+    Args:
+        uid: the volume's series.
+        volume: its voxels are in memory.
+        cure: what the error offers where there are none.
 
     Raises:
         ValueError: there are none.
     """
     lungs = lung_mask(np.asarray(volume.voxels), volume.geometry)
     if not lungs.voxels.any():
-        raise ValueError(
-            f"no lungs are found in series {uid}: give a chest CT in HU, its lungs by --lung-mask, or --no-lung-mask"
-        )
+        raise ValueError(f"no lungs are found in series {uid}: {cure}")
     return lungs
 
 
@@ -233,8 +272,37 @@ def lungs_from(mask: Path | None, whole: bool = False) -> Lungs:
     return lambda uid, volume: read_lung_mask(mask, volume.geometry, uid)
 
 
+def detects(bundle: Path) -> bool:
+    """Return whether a bundle is one that detects."""
+    file = bundle / "configs" / "inference.yaml"
+    return file.is_file() and "detector" in ConfigParser.load_config_file(str(file))
+
+
+def read_network(bundle: Path, weights: Path | None = None) -> tuple[NoduleDetector, dict[str, Any], Path]:
+    """Return a bundle's network as it was trained, for other programs; its inference.yaml, and the file of its weights.
+
+    Args:
+        bundle: that detects.
+        weights: a model.pt; None takes the bundle's own.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_detector`.
+    """
+    config = _config(bundle)
+    config.update(bundle_root=bundle, **({} if weights is None else {"weights": weights}))
+    parser = ConfigParser(config)
+    network: NoduleDetector = parser.get_parsed_content("network_def")
+    path = Path(parser.get_parsed_content("weights"))
+    load_state(network, read_state(path), f"the weights {path}")
+    return network.eval(), config, path
+
+
 def read_detector(
-    bundle: Path, device: torch.device | str = "cpu", weights: Path | None = None, backend: str = "auto"
+    bundle: Path,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    backend: str = "auto",
+    views: int | None = None,
 ) -> tuple[Detector, Callable[[Sequence[Path], bool], InMemoryStore]]:
     """Return a bundle's detector, and what prepares CTs for it (paths, whether links may leave their folder).
 
@@ -243,23 +311,30 @@ def read_detector(
         device: where the network runs.
         weights: a model.pt; None takes the bundle's own.
         backend: ``torch``, ``openvino`` on a CPU, or ``auto``, which takes OpenVINO where it is installed.
+        views: how many flips and turns are averaged; None takes the bundle's setting.
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
         ValueError: it is the bundle of no detector, or the weights belong to another network.
     """
-    file = bundle / "configs" / "inference.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"no {file}: name the folder of a bundle that detects")
-    config: dict[str, Any] = ConfigParser.load_config_file(str(file))
-    if "detector" not in config:
-        raise ValueError(f"bundle {bundle.name} has no detector: name one that detects, such as nodule_detection")
+    config = _config(bundle)
     # paths, not texts, in which MONAI would read # as ::
-    config.update(
-        bundle_root=bundle, device=str(device), backend=backend, **({} if weights is None else {"weights": weights})
-    )
+    given = {"weights": weights, "views": views}
+    config.update(bundle_root=bundle, device=str(device), backend=backend)
+    config.update({name: value for name, value in given.items() if value is not None})
     parser = ConfigParser(config)
     detector: Detector = parser.get_parsed_content("detector")
     detector.bundle = bundle
     recipe, spacing = Path(parser.get_parsed_content("recipe")), config["spacing_zyx"]
     return detector, lambda paths, links: InMemoryStore(paths, recipe, spacing, allow_symlinks=links)
+
+
+def _config(bundle: Path) -> dict[str, Any]:
+    """Return what inference.yaml of a bundle that detects says, without its steps."""
+    file = bundle / "configs" / "inference.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: name the folder of a bundle that detects")
+    config = without_steps(ConfigParser.load_config_file(str(file)))
+    if "detector" not in config:
+        raise ValueError(f"bundle {bundle.name} has no detector: name one that detects, such as nodule_detection")
+    return config

@@ -44,7 +44,7 @@ class Search:
         threshold: the least probability of each.
         lung_mask: a mask's file or folder; None finds the lungs.
         whole: search the whole scan instead.
-        backend: see `read_detector`.
+        backend, views: see `read_detector`.
     """
 
     bundle: Path
@@ -55,6 +55,7 @@ class Search:
     lung_mask: Path | None = None
     whole: bool = False
     backend: str = "auto"
+    views: int | None = None
 
     def absolute(self) -> Search:
         """Return the same with absolute paths, as another folder's process needs them."""
@@ -68,6 +69,7 @@ class Search:
             "config_sha256": sha256(self.bundle / "configs" / "inference.yaml"),
             "max": self.limit,
             "threshold": self.threshold,
+            "views": detector.views,
             "lungs": "none" if self.whole else "found" if self.lung_mask is None else self.lung_mask.name,
         }
 
@@ -149,7 +151,7 @@ def _search_one(item: tuple[str, CT], search: Search, parts: Path) -> None:
 @lru_cache(maxsize=1)
 def _detector(search: Search) -> tuple[Detector, InMemoryStore]:
     """Return the detector, and a store without CTs that prepares them for it; once in each process."""
-    detector, prepare = read_detector(search.bundle, search.device, search.weights, search.backend)
+    detector, prepare = read_detector(search.bundle, search.device, search.weights, search.backend, search.views)
     return detector, prepare([], True)
 
 

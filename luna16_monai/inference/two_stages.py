@@ -35,7 +35,8 @@ def detect_and_score(
     Raises:
         ValueError: as `Detector.candidates`.
     """
-    score = Scorer(classifiers, stores, views)
+    # the detector's part tells of short CTs
+    score = Scorer(classifiers, stores, views, warn=False)
     parts = []
     for part in detector.each(volumes, limit, lungs=lungs, progress=progress):
         parts.append((part, score(part.table)))

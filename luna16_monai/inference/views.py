@@ -26,11 +26,44 @@ def views_of(images: Tensor, number: int) -> Iterator[Tensor]:
     Raises:
         ValueError: there is no such set of views.
     """
+    for in_z, in_x, turns in _views(number):
+        seen = images.flip(2) if in_z else images
+        seen = seen.flip(4) if in_x else seen
+        yield torch.rot90(seen, turns, (3, 4)) if turns else seen
+
+
+def _views(number: int) -> list[tuple[bool, bool, int]]:
+    """Return of each view whether z is flipped, whether x is, and how many quarter turns follow."""
     check_views(number)
-    for in_z in (images, images.flip(2)) if number > 1 else (images,):
-        for in_x in (in_z, in_z.flip(4)) if number in (4, 16) else (in_z,):
-            for turns in range(4 if number >= 8 else 1):
-                yield torch.rot90(in_x, turns, (3, 4)) if turns else in_x
+    return [
+        (in_z, in_x, turns)
+        for in_z in ((False, True) if number > 1 else (False,))
+        for in_x in ((False, True) if number in (4, 16) else (False,))
+        for turns in range(4 if number >= 8 else 1)
+    ]
+
+
+def mean_of_maps(image: Tensor, number: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a detector's output for a box, averaged over views; the logits are, not the probabilities.
+
+    Args:
+        image: (batch, 1, z, y, x).
+        number: of the views, see `views_of`.
+        run: gives (batch, 5, z, y, x) of the cells, whose channels 1 to 3 are offsets along z, y and x.
+    """
+    total: Tensor | None = None
+    for view, (in_z, in_x, turns) in zip(views_of(image, number), _views(number), strict=True):
+        output = torch.rot90(run(view), -turns, (3, 4))
+        logit, z, y, x, size = output.unbind(1)
+        for _ in range(turns):
+            y, x = x, -y
+        output = torch.stack([logit, -z if in_z else z, y, -x if in_x else x, size], 1)
+        output = output.flip(4) if in_x else output
+        output = output.flip(2) if in_z else output
+        total = output if total is None else total + output
+    if total is None:
+        raise ValueError(f"views {number}: there is none")
+    return total / number
 
 
 def check_views(number: Any) -> int:

@@ -47,6 +47,8 @@ def one_line(error: BaseException) -> str:
     if "\nOriginal Traceback" in text:
         # a loader's worker hands its error over as a printed traceback, which begins with the root cause
         text = text.split("\n\nThe above exception")[0].strip().splitlines()[-1].split(": ", 1)[-1]
+    if re.search(r"can't pickle|cannot pickle", text, re.IGNORECASE):
+        text = f"{text}: what worker processes get must be a function of a module, no lambda; or --num_workers 0"
     if re.search(r"shared memory.*no space left|out of shared memory", text, re.IGNORECASE | re.DOTALL):
         text = f"no room in shared memory (/dev/shm) for what the loader's processes hand over: {_MORE_SHM}"
     return " ".join(text.split()) or type(error).__name__

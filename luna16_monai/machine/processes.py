@@ -43,7 +43,7 @@ def run_tasks(task: Callable[[Item], Result], items: Sequence[Item], workers: in
         return
     # spawned, not forked: a fork of a process that already runs torch's threads may hang
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         with _interruption_held_back():
             pending = [pool.submit(partial(_do, task), item) for item in items]
@@ -86,11 +86,12 @@ def end_workers() -> None:
 
 @contextmanager
 def _interruption_held_back() -> Iterator[None]:
-    """Hold SIGINT back; the processes that are started meanwhile never get it.
+    """Hold SIGINT and SIGTERM back; the processes that are started meanwhile never get the first.
 
-    Ctrl-C in a terminal reaches every process of the command: this one alone answers it, and ends the others.
+    Ctrl-C in a terminal reaches every process of the command: this one alone answers it, and ends the others. An
+    answer while a process is being started would leave that without the task it waits for.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
@@ -105,8 +106,9 @@ def _do(task: Callable[[Item], Result], item: Item) -> Result:
         raise root_cause(error) from None
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work for ever."""
+def _begin() -> None:
+    """Begin as a worker, to be ended by SIGTERM, and with the parent: if that is killed, it would wait for ever."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def watch() -> None:
         if (parent := multiprocessing.parent_process()) is not None:

@@ -142,7 +142,7 @@ class OpenVinoNetwork(nn.Module):
         openvino = import_openvino()
         # one call at a time, which is to have all cores
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self.compiled = _core().compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
+        self.compiled = core().compile_model(openvino_model(openvino, network, shape_zyx), "CPU", hints)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score a batch."""
@@ -167,7 +167,7 @@ class OpenVinoDetector(nn.Module):
         network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         self.head = network.head
         small = torch.zeros(1, 1, *network.total_stride_zyx)
-        low = bf16 and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        low = bf16 and "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
@@ -182,7 +182,7 @@ class OpenVinoDetector(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = openvino.convert_model(_Part(network, name), example_input=example, input=[shape])
-            self._compiled[name] = _core().compile_model(model, "CPU", hints)
+            self._compiled[name] = core().compile_model(model, "CPU", hints)
 
     def fine(self, image: Tensor) -> Tensor:
         """Return the first level, as `NoduleDetector.fine`."""
@@ -219,7 +219,7 @@ def import_openvino() -> ModuleType:
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """Return the process's one core of OpenVINO.
 
     On a CPU with AMX each core gives the thread another stack for the handling of signals. Of two cores the second one
@@ -238,6 +238,16 @@ def openvino_model(openvino: ModuleType, network: nn.Module, shape_zyx: Sequence
     model.inputs[0].get_tensor().set_names({"image"})
     for out, name in zip(model.outputs, OUTPUTS, strict=True):
         out.get_tensor().set_names({name})
+    return model
+
+
+def detector_model(openvino: ModuleType, network: nn.Module, example: Tensor) -> Any:
+    """Return a detector as OpenVINO's model, from ``image`` of any size to ``maps``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(network, example_input=example, input=[-1, 1, -1, -1, -1])
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"maps"})
     return model
 
 

@@ -128,14 +128,34 @@ class Lung:
         return point_zyx
 
 
-def shape_lung(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Lung:
-    """Draw a lung's outline: a blunt ellipsoid less heart and diaphragm, roughened."""
+@dataclass(frozen=True)
+class Frame:
+    """What part of a chest a volume shows.
+
+    Attributes:
+        half_height_mm: of the lung.
+        above_mm: by how much the volume's middle lies above the lung's.
+        shrink: factor on the lung's width and depth, which else fill the volume.
+    """
+
+    half_height_mm: float
+    above_mm: float
+    shrink: float
+
+
+def shape_lung(
+    rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats, frame: Frame | None = None
+) -> Lung:
+    """Draw a lung's outline: a blunt ellipsoid less heart and diaphragm, roughened; in the volume, or framed."""
     coarse = tuple(-(-n // _LUNG_GRID) for n in shape_zyx)
     size = np.asarray(shape_zyx) * spacing_zyx
     side = int(rng.choice([-1, 1]))
     axes = size * [0.62, rng.uniform(0.40, 0.46), rng.uniform(0.36, 0.43)]
     axes[0] = min(axes[0], rng.uniform(115, 140))
     middle = size * [0.5 + rng.uniform(-0.06, 0.06), 0.5, 0.5 - 0.03 * side]
+    if frame is not None:
+        axes = np.array([frame.half_height_mm, *(axes[1:] * frame.shrink)])
+        middle[0] = size[0] / 2 - frame.above_mm
     centres = [(np.arange(n) + 0.5) * _LUNG_GRID * step for n, step in zip(coarse, spacing_zyx, strict=True)]
     z, y, x = np.meshgrid(*[c - m for c, m in zip(centres, middle, strict=True)], indexing="ij", sparse=True)
 
@@ -192,9 +212,11 @@ class Chest:
     bronchi_zyx: Floats
 
 
-def draw_chest(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Chest:
-    """Draw one half of a chest of the given shape and spacing (mm), both in (z, y, x)."""
-    lung = shape_lung(rng, shape_zyx, spacing_zyx)
+def draw_chest(
+    rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats, frame: Frame | None = None
+) -> Chest:
+    """Draw one half of a chest of the given shape and spacing (mm), both in (z, y, x), or the part of a frame."""
+    lung = shape_lung(rng, shape_zyx, spacing_zyx, frame)
     wall = lung.to_voxels(lung.distance_mm)
     vessel_share = np.zeros(shape_zyx, np.float32)
     airway_wall, airway_lumen = np.zeros((2, *shape_zyx), np.float32)

@@ -116,7 +116,7 @@ def place_nodules(
         if diameter > 22 and rng.random() < 0.5:
             continue
         position, location = nodule_position(rng, chest, diameter / 2)
-        if not _has_room(chest, position, diameter / 2, placed):
+        if not has_room(chest, position, diameter / 2, placed):
             continue
         look = choose_look(rng, bank, shape, softness)
         box, share = nodule_share(bank, shape, look, random_turn(rng), position, lung.shape_zyx, spacing)
@@ -132,11 +132,13 @@ def nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) ->
     """Return a random place for a nodule, (z, y, x) in mm, and whether it is free, on a vessel or at the wall."""
     lung, fate = chest.lung, rng.random()
     deepest = -float(lung.distance_mm.min())
-    if fate < 0.18:
+    radii = chest.vessel_radius_mm
+    thick = np.flatnonzero((radii > 1.1) & (radii < 3.5))
+    # at the very top of a lung there may be no vessel of that size
+    if fate < 0.18 or (fate < 0.72 and not len(thick)):
         return lung.sample(rng, 1, min(radius_mm + 2, 0.7 * deepest))[0], "isolated"
     if fate < 0.72:
-        radii = chest.vessel_radius_mm
-        vessel = rng.choice(np.flatnonzero((radii > 1.1) & (radii < 3.5)))
+        vessel = rng.choice(thick)
         aside = np.cross(chest.vessel_direction_zyx[vessel], rng.standard_normal(3))
         aside *= (radii[vessel] + radius_mm * rng.uniform(0.35, 0.95)) / np.linalg.norm(aside)
         return chest.vessels_zyx[vessel] + aside, "vascular"
@@ -144,7 +146,7 @@ def nodule_position(rng: np.random.Generator, chest: Chest, radius_mm: float) ->
     return lung.slide_to_depth(start, radius_mm * rng.uniform(0.45, 0.9)), "pleural"
 
 
-def _has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
+def has_room(chest: Chest, position_zyx: Floats, radius_mm: float, placed: Sequence[Nodule]) -> bool:
     """Most of the nodule in the lung, inside the field of view, off the volume's faces and off other nodules."""
     if chest.lung.distance_at(position_zyx)[0] > -0.35 * radius_mm:
         return False

@@ -79,10 +79,10 @@ def draw_scan(plan: ScanPlan, seed: int, settings: ScanSettings) -> Scan:
     mimics, excluded = place_mimics(rng, chest, nodules, settings)
     clean, noisy = scan_chest(rng, chest, per_slice)
     hu = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
-    _pad_outside_view(rng, hu)
+    pad_outside_view(rng, hu)
     marks = choose_candidates(rng, chest, clean, nodules, mimics, excluded, settings)
 
-    geometry = _random_geometry(rng, shape, spacing)
+    geometry = random_geometry(rng, shape, spacing)
     return finish_scan(hu, geometry, nodules, excluded, marks, flipped=rng.random() < 1 / 3)
 
 
@@ -125,16 +125,16 @@ def finish_scan(
     return Scan(hu, geometry, findings)
 
 
-def _random_geometry(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Geometry:
+def random_geometry(rng: np.random.Generator, shape_zyx: tuple[int, int, int], spacing_zyx: Floats) -> Geometry:
     """Return a random origin, with six decimals as in LUNA16's headers, and the direction of identity."""
     z, y, x = shape_zyx
     origin = np.array([rng.uniform(-180, 40), rng.uniform(-200, -120), rng.uniform(-340, -150)]).round(6)
     return Geometry.from_axes((x, y, z), spacing_zyx[::-1], origin, np.eye(3))
 
 
-def _pad_outside_view(rng: np.random.Generator, hu: NDArray[np.int16]) -> None:
-    """In three of ten scans, fill what lies outside the round field of view with a scanner's padding value."""
+def pad_outside_view(rng: np.random.Generator, hu: NDArray[np.int16], always: bool = False) -> None:
+    """In three of ten scans, or always, fill what lies outside the round field of view with a scanner's padding."""
     padding = rng.choice([-2000, -3024])
-    if rng.random() < 0.3:
+    if always or rng.random() < 0.3:
         y, x = (np.arange(n) + 0.5 - n / 2 for n in hu.shape[1:])
         hu[:, np.hypot(y[:, None], x) > 0.505 * hu.shape[1]] = padding

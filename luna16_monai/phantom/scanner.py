@@ -41,7 +41,7 @@ def scan_chest(rng: np.random.Generator, chest: Chest, per_slice: int) -> tuple[
     """
     drawn = chest.lung.spacing_zyx
     spacing = drawn * [per_slice, 1, 1]
-    moved = _move(rng, chest)
+    moved = move_near_heart(rng, chest)
     sharp = rng.random() < 0.4
     in_plane = (rng.uniform(0.8, 1.15) if sharp else rng.uniform(1.1, 1.7)) / 2.355 / spacing[2]
     thickness = max(spacing[0], rng.uniform(1.0, 2.5))
@@ -54,14 +54,14 @@ def scan_chest(rng: np.random.Generator, chest: Chest, per_slice: int) -> tuple[
 
     deviation = rng.uniform(30, 70) if sharp else rng.uniform(10, 32)
     cutoff_per_mm = rng.uniform(0.6, 0.95) if sharp else rng.uniform(0.32, 0.5)
-    noise = _ct_noise(rng, clean.shape, float(spacing[2]), cutoff_per_mm)
+    noise = reconstruction_noise(rng, clean.shape, float(spacing[2]), cutoff_per_mm)
     strength = 1 + 0.15 * smooth_field(rng, clean.shape, np.asarray(clean.shape, float), max(clean.shape) / 4)
     noise *= deviation * strength
     noise += clean
     return clean, noise
 
 
-def _move(rng: np.random.Generator, chest: Chest) -> Floats:
+def move_near_heart(rng: np.random.Generator, chest: Chest) -> Floats:
     """Heart and diaphragm seen in two places: near them the image is the mean of itself and of a moved copy."""
     lung, image = chest.lung, chest.image_hu
     beat = rng.uniform(0, 3.5) * (rng.random() < 0.6) * _unit(rng, [0.3, 1, 1])
@@ -122,7 +122,9 @@ def _projection(rows: int, columns: int) -> sparse.csr_matrix:
     return sparse.csr_matrix(entries, shape=(_VIEWS * bins, rows * columns), dtype=np.float32)
 
 
-def _ct_noise(rng: np.random.Generator, shape_zyx: tuple[int, ...], spacing_mm: float, cutoff_per_mm: float) -> Floats:
+def reconstruction_noise(
+    rng: np.random.Generator, shape_zyx: tuple[int, ...], spacing_mm: float, cutoff_per_mm: float
+) -> Floats:
     """Return noise of deviation 1 with the spectrum of filtered back-projection: a ramp, rolled off, in each slice."""
     rows, columns = shape_zyx[1:]
     frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)) / spacing_mm

@@ -16,6 +16,7 @@ from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, choose_examples, pictures_of
+from luna16_monai.report.methods import methods
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import Results, read_results
 
@@ -63,6 +64,7 @@ def write_report(
         metrics=results.metrics.content,
         run=None if record is None else record.as_json(),
         charts=_charts(results, run),
+        methods=methods(record, results.metrics),
         kinds={kind: (title, sum(e.kind == kind for e in examples)) for kind, title in KINDS.items()},
         cards=list(zip(examples, pictures, strict=True)),
         side_mm=SIDE_MM,

@@ -20,6 +20,7 @@ from typing import Any
 from luna16_monai.machine.files import write_json
 from luna16_monai.phantom.drawn import Drawn
 from luna16_monai.runs.folder import RunFolder
+from luna16_monai.tables.points import read_points
 
 SUFFIX = ".seen.json"
 FORMAT = 1
@@ -169,6 +170,39 @@ def refuse_seen(what: str, seen: Seen | None, drawn: Mapping[str, Drawn], **spli
                 f"series {known[0]} is in {name}, and {what} saw {saw} in training ({len(known)} of "
                 f"{len(series_uids)} series of {name}): hold out series that were not trained on, or name other weights"
             )
+
+
+def refuse_in_fold(tables: Sequence[Path], series_uids: Sequence[str], drawn: Mapping[str, Drawn]) -> list[Seen]:
+    """Check that tables of candidates are out-of-fold: that no weights proposed candidates of what they had seen.
+
+    Args:
+        tables: of candidates, each with its record beside it, or a run's ``submission.csv`` beside its weights.
+        series_uids: whose candidates are to be used; rows of other series do not matter.
+        drawn: what series were drawn from.
+
+    Returns:
+        The record of each table.
+
+    Raises:
+        ValueError: a table has no record, or names a series that its weights were trained on.
+    """
+    records, wanted = [], set(series_uids)
+    for table in tables:
+        own = seen_file(table).is_file() or table.name == RunFolder(table.parent).submission_file.name
+        if (seen := seen_beside(table) if own else None) is None:
+            raise ValueError(
+                f"candidates {table}: no {seen_file(table).name} beside it says what the weights that proposed them "
+                "were trained on: take the table and its record as luna16 detect wrote them, by weights that have one"
+            )
+        used = [uid for uid in read_points(table, None).series_uids if uid in wanted]
+        if known := seen.among(used, drawn):
+            raise ValueError(
+                f"candidates {table}: series {known[0]} is one that the weights which proposed its candidates were "
+                f"trained on ({len(known)} of {len(used)} series that are used): such candidates are better than those "
+                "of a new CT; take weights that left these series out, as those of luna16 crossval's other folds"
+            )
+        records.append(seen)
+    return records
 
 
 def tell_seen(

@@ -8,6 +8,7 @@ seconds). What merely could be better is reported and counts as no problem: no G
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from luna16_monai.machine import memory
 from luna16_monai.machine.errors import one_line
 from luna16_monai.machine.folder_lists import Folders, folder_list, folder_names
 from luna16_monai.machine.platforms import total_memory, usable_cores
@@ -32,7 +34,7 @@ from luna16_monai.setup.data_checks import units as _units
 PACKAGE = "luna16_monai"
 EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow", "idc")
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
-PROC, CGROUPS, SHARED_MEMORY = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
+PROC, SHARED_MEMORY = Path("/proc"), Path("/dev/shm")
 GPU_DEVICE = Path("/dev/nvidia0")
 LEAST_MEMORY, ENOUGH_MEMORY = 1 * GB, 4 * GB
 """LUNA16's largest CT, 764 slices, takes 0.8 GB in float32, and resampling holds more than one copy of it."""
@@ -41,6 +43,7 @@ BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
 LEAST_DISK = 1 * GB
 LUNA16_DISK = 140 * GB
 """The room that fetching LUNA16 takes: 120 GB unpacked and one archive."""
+BUNDLE_FILES = ("configs/metadata.json", "configs/train.yaml", "configs/inference.yaml", "models/model.pt")
 
 
 def examine(data: Folders, store: Folders, runs: Path) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def examine(data: Folders, store: Folders, runs: Path) -> dict[str, Any]:
         ("cores", _cores),
         ("memory", _memory),
         ("shared memory", _shared_memory),
+        ("bundles", _bundles),
     ]
     folders, stores = folder_list(data), folder_list(store)
     if len(folders) != len(stores) or len(folders) > 1:
@@ -214,13 +218,9 @@ def _memory() -> Iterator[Check]:
     if not (PROC / "meminfo").is_file():  # macOS
         yield _check("memory", None, {"of": _gb(total_memory())}, f"what is free is not told here: no {PROC}")
         return
-    lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
-    amounts = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
-    available = amounts["MemAvailable:"]
-    left, limit = _cgroup_memory()
-    available = min(available, left) if left is not None else available
-    found = {"available": _gb(available), "of": _gb(amounts["MemTotal:"])}
-    if limit is not None and limit < amounts["MemTotal:"]:
+    available, total, limit = memory.left()
+    found = {"available": _gb(available), "of": _gb(total)}
+    if limit is not None and limit < total:
         found["container's limit"] = _gb(limit)
     cure = "close other programs or raise the container's limit (docker run --memory); prepare with --workers 1, train "
     cure += "with --cache_gb 0 --num_workers 0"
@@ -230,32 +230,6 @@ def _memory() -> Iterator[Check]:
         yield _check("memory", None, found, "the largest CTs may not fit, nor the default cache of 4 GB", cure)
     else:
         yield _check("memory", True, found)
-
-
-def _cgroup_memory() -> tuple[int | None, int | None]:
-    """Return what the control groups of this process leave it and their limit, in bytes; None where there are none."""
-    places = []
-    for line in (PROC / "self" / "cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        # inside a container the path may be the host's, which is not seen: the root is then the container's own
-        if controllers == "":
-            places += [(CGROUPS / inner, "memory.max", "memory.current") for inner in _above(path)]
-        elif "memory" in controllers.split(","):
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
-            places += [(CGROUPS / "memory" / inner, *names) for inner in _above(path)]
-    limits = []
-    for folder, limit_name, used_name in places:
-        try:
-            limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-        limits.append((limit - used, limit))
-    return min(limits, default=(None, None))
-
-
-def _above(path: str) -> list[str]:
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return ["/".join(parts[:length]) for length in range(len(parts) + 1)]
 
 
 def _shared_memory() -> Iterator[Check]:
@@ -292,3 +266,17 @@ def _disk(data: Path, store: Path, runs: Path) -> Iterator[Check]:
             yield _check(name, None, found, f"fetching all of LUNA16 takes {_gb(LUNA16_DISK)}", cure)
         else:
             yield _check(name, True, found)
+
+
+def _bundles() -> Iterator[Check]:
+    from luna16_monai.bundle.folders import BUNDLES, bundle_dir
+
+    for name in BUNDLES:
+        folder = bundle_dir(name)
+        missing = [file for file in BUNDLE_FILES if not (folder / file).is_file()]
+        if missing:
+            yield _check(f"bundle {name}", False, None, f"no {', '.join(missing)}", _install(PACKAGE))
+            continue
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        weights = (folder / "models" / "model.pt").stat().st_size
+        yield _check(f"bundle {name}", True, {"version": metadata["version"], "weights": f"{weights / 1e6:.1f} MB"})

@@ -12,6 +12,7 @@ from monai.transforms import LoadImaged
 
 from luna16_monai.ct.folders import cts_at
 from luna16_monai.ct.opening import CT
+from luna16_monai.ct.units import FEWEST_SLICES
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.machine.folder_lists import Folders, folder_list
@@ -93,6 +94,18 @@ class InMemoryStore:
                 self._volumes.popitem(last=False)
             self._volumes[uid] = prepare_volume(self.cts[uid], self.transform, True)
         return self._volumes[uid]
+
+    def shorter_than(self, uid: str, shape_zyx: Sequence[int] = (32, 48, 48)) -> str | None:
+        """Return a warning of a CT that is shorter than a cutout; None where it is not.
+
+        None too for one of a few slices: the warning of `units.check_hounsfield` is enough.
+
+        Raises:
+            KeyError: as `volume`.
+        """
+        volume = self.volume(uid)
+        short = volume.shorter_than(shape_zyx)
+        return f"series {uid} {short}" if short and min(volume.scan.shape_zyx) >= FEWEST_SLICES else None
 
     def require_inside(self, table: PointTable) -> None:
         """Check that every row's series is among the CTs and its point inside.

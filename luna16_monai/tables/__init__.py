@@ -7,4 +7,5 @@
 - ``data_sets``: one data folder or several as one
 - ``cutouts``: labelled cutouts, voxels and table
 - ``hits``: which point lies on which nodule
+- ``detected``: a detector's candidates, for a training
 """

@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,14 +109,21 @@ class PointTable:
         Raises:
             ValueError: names the first row whose series is not among ``series_uids``.
         """
-        unknown = set(self.series_uids) - set(series_uids)
+        known = set(series_uids)
+        unknown = set(self.series_uids) - known
         codes = [i for i, uid in enumerate(self.series_uids) if uid in unknown]
         rows = np.flatnonzero(np.isin(self.series, codes))
         if len(rows):
-            raise ValueError(
-                f"series {self.series_uids[self.series[rows[0]]]} ({self.place(rows[0])}) "
-                f"is not in {where}: does this table belong to these scans?"
-            )
+            uid = self.series_uids[self.series[rows[0]]]
+            question = "does this table belong to these scans?"
+            plain = unicodedata.normalize("NFC", uid)
+            alike = [other for other in known if unicodedata.normalize("NFC", other) == plain]
+            if alike:
+                question = (
+                    f"{alike[0]!a} there and {uid!a} here are one name in two forms of Unicode: rename the "
+                    "CT, or write the table's name as the CT's"
+                )
+            raise ValueError(f"series {uid} ({self.place(rows[0])}) is not in {where}: {question}")
 
 
 def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTable:

@@ -10,7 +10,8 @@ from luna16_monai.bundle.moved import renamed, spelled_out
 
 # where things are and how fast they go; none of it goes into a checkpoint, in which no folder of the machine stands
 PRIVATE = {
-    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "resume", "resume_changed"),
+    # what stands in the tables of candidates is compared by its checksum
+    *("bundle_root", "output_dir", "dataset_dir", "store_dir", "candidates", "resume", "resume_changed"),
     *("num_workers", "cache_gb", "checkpoint_iterations", "profile"),
     *("tracking_uri", "experiment_name", "run_name", "save_execute_config"),
 }
@@ -29,6 +30,7 @@ TELLING = {
 }
 # settings that an older version did not have, with what it did
 ADDED = {"bf16": False}
+ADDED_TO_SPLIT = {"candidates": "@candidates"}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -48,6 +50,8 @@ def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a config changes a run's results, by the names of today."""
     known = {**ADDED, **renamed(spelled_out(config))}
     kept = {key: value for key, value in known.items() if key not in PRIVATE | STEPS}
+    if isinstance(split := kept.get("split"), Mapping):
+        kept["split"] = {**ADDED_TO_SPLIT, **split}
     for part in ("train", "validate"):
         if isinstance(inner := kept.get(part), Mapping):
             kept[part] = {

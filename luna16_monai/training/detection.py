@@ -27,6 +27,7 @@ from luna16_monai.evaluation.submission import ReferenceStandard, evaluate
 from luna16_monai.machine.files import atomic_write
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.results import write_results
+from luna16_monai.runs.seen import read_seen, write_seen_by_all
 from luna16_monai.tables.hits import lies_on
 from luna16_monai.tables.points import PointTable, write_points
 
@@ -143,10 +144,12 @@ class DetectionResults:
         output_dir: where to.
         scores: holds the candidates of the validation epoch.
         draws: of the bootstrap.
+        weights: that found the candidates, where they lie elsewhere; what they were trained on is written beside the
+            submission too. None for those of ``output_dir``.
     """
 
-    def __init__(self, output_dir: str, scores: DetectionScores, draws: int = 1000) -> None:
-        self.folder, self.scores, self.draws = RunFolder(output_dir), scores, draws
+    def __init__(self, output_dir: str, scores: DetectionScores, draws: int = 1000, weights: str | None = None) -> None:
+        self.folder, self.scores, self.draws, self.weights = RunFolder(output_dir), scores, draws, weights
 
     def attach(self, engine: Workflow) -> None:
         """Attach to the evaluator."""
@@ -187,6 +190,8 @@ class DetectionResults:
             self.folder.submission_file, table.row_series(), table.points_xyz, table.values, "probability",
             diameter_mm=self.scores.diameter_mm,
         )  # fmt: skip
+        if self.weights is not None:
+            write_seen_by_all(self.folder.submission_file, [read_seen(self.weights)])
         write_results(self.folder.path, metrics, table, table.values, evaluation, label)
 
 

@@ -27,7 +27,9 @@ from luna16_monai.networks.precision import try_bfloat16
 from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
-from luna16_monai.runs.seen import Seen, read_seen, refuse_seen
+from luna16_monai.runs.seen import Seen, read_seen, refuse_in_fold, refuse_seen
+from luna16_monai.tables.data_sets import DataSets
+from luna16_monai.tables.detected import detected_tables
 from luna16_monai.training import distributed, seeds, tracking
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ def training() -> None:
     written or built.
 
     Raises:
-        ValueError: a setting is wrong, or the weights to start from have seen what is validated or tested on.
+        ValueError: a setting is wrong, the weights to start from have seen what is validated or tested on, or a table
+            of ``candidates`` is not out-of-fold.
         RuntimeError: this is neither Linux nor macOS.
         FileExistsError: the output folder is in use.
     """
@@ -59,6 +62,7 @@ def training() -> None:
         distributed.start(value_of("device"))
     # nothing is validated or tested on that the weights to start from have seen
     refuse_seen_by_first(value_of("init_weights"), value_of("dataset_dir"), value_of("split"))
+    refuse_candidates_in_fold(value_of("candidates"), value_of("dataset_dir"), value_of("split"))
     claim(value_of("output_dir"), value_of("resume"))
     if value_of("resume"):
         refuse_other_data_sets(value_of("output_dir"), value_of("split"))
@@ -205,6 +209,29 @@ def refuse_seen_by_first(init_weights: Path | str | None, dataset_dir: Folders, 
     seen, drawn = read_seen(init_weights), read_drawn(dataset_dir)
     splits = {"validation": split.validation_series, "test": split.test_series}
     refuse_seen(f"init_weights {init_weights}", seen, drawn, **splits)
+
+
+def refuse_candidates_in_fold(candidates: str | None, dataset_dir: Folders, split: Split) -> None:
+    """Check that what a detector proposed in training series was proposed by weights that had not seen them.
+
+    Args:
+        candidates: the setting, see `detected_tables`; None checks nothing.
+        dataset_dir: the data folder, or several; it may say what its scans were drawn from.
+        split: the training's.
+
+    Raises:
+        ValueError: names the table, and the first such series.
+    """
+    tables, drawn = detected_tables(candidates, DataSets.of(dataset_dir)), read_drawn(dataset_dir)
+    records = refuse_in_fold(tables, split.train_series, drawn)
+    for name, series_uids in (("validated", split.validation_series), ("tested", split.test_series)):
+        known = {uid for seen in records for uid in seen.among(series_uids, drawn)}
+        if known:
+            logger.info(
+                "candidates: detectors that proposed some of them were trained on %d of the %d series that are %s on; "
+                "their labels are not used",
+                *(len(known), len(series_uids), name),
+            )
 
 
 def refuse_seen_by_run(

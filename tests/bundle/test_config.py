@@ -163,3 +163,16 @@ def test_build_on_adds_each_trackers_handler_once(state, tmp_path, own):
     assert flow.parser["is_not_rank0"] is False
     assert flow.parser["save_execute_config"] is None
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == []
+
+
+def test_without_steps_leaves_out_the_imports_that_only_they_use():
+    config = {
+        "imports": ["$import os", "$import heavy.part as start", "$from other import torch"],
+        "initialize": ["$start.inference()"],
+        "run": ["$start.go(@a)"],
+        "a": "$os.path.join('x', 'y')",
+        "b": {"c": ["$torch.zeros(1)", "restart"]},
+    }
+    less = bundle.without_steps(config)
+    assert less == {"imports": ["$import os", "$from other import torch"], "a": config["a"], "b": config["b"]}
+    assert set(config) == {"imports", "initialize", "run", "a", "b"}

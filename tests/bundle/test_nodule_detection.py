@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -26,10 +27,31 @@ def test_metadata_fits_monais_schema(shared, tmp_path):
 
 
 def test_bundle_has_the_files_that_model_zoo_asks_for():
-    for name in ("configs/metadata.json", "configs/inference.yaml", "LICENSE", "docs/README.md", "args.yaml"):
+    for name in (
+        "configs/metadata.json",
+        "configs/inference.yaml",
+        "LICENSE",
+        "models/model.pt",
+        "docs/README.md",
+        "args.yaml",
+    ):
         assert (BUNDLE / name).is_file(), name
     metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
     assert metadata["version"] in metadata["changelog"]
+
+
+def test_weights_of_the_bundle_are_those_that_their_card_names():
+    card = (BUNDLE / "models" / "README.md").read_text(encoding="utf-8")
+    assert "synthetic" in card.lower().splitlines()[0]
+    assert hashlib.sha256((BUNDLE / "models" / "model.pt").read_bytes()).hexdigest() in card
+    NoduleDetector(channels=(16, 48, 96)).load_state_dict(torch.load(BUNDLE / "models" / "model.pt", weights_only=True))
+
+
+def test_inference_yaml_has_all_properties_that_monai_looks_for(state, phantom_dir, tmp_path):
+    settings = {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
+    config = str(CONFIGS / "inference.yaml")
+    flow = create_workflow(config_file=config, workflow_type="inference", logging_file=False, **settings)
+    assert flow.check_properties() == []
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "inference.yaml"])

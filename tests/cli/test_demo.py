@@ -100,7 +100,7 @@ def test_demo_asks_for_its_extras_before_it_begins(steps, monkeypatch, capsys):
     assert main.main(["demo"]) == 1
     told = capsys.readouterr().err
     assert told == "luna16: scikit-learn is not installed, and luna16 demo needs it: " + (
-        "pip install 'luna16_monai[baselines]'\n"
+        "pip install 'luna16_monai[demo]'\n"
     )
     assert steps == []
 

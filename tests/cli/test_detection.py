@@ -9,11 +9,16 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from ct_files import UID, write_dicom
 
+from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli.main import main
 from luna16_monai.inference.detect import Detector
+from luna16_monai.machine import memory
 from luna16_monai.machine.files import sha256
+from luna16_monai.networks.backends import core
+from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.store.preparation import prepare_volume
 
 
@@ -255,6 +260,82 @@ def test_detect_refuses_voxels_that_no_nodule_can_be_seen_in(weights, tmp_path, 
     sitk.WriteImage(image, str(tmp_path / "wide.mha"))
     assert detect([tmp_path / "wide.mha"], tmp_path / "a.csv", weights, "--no-lung-mask") == 2
     assert "series wide has voxels of 5 x 20 x 20 mm: the detector takes 0.1 to 10 mm" in capsys.readouterr().err
+
+
+def test_detect_refuses_a_mask_that_lies_beside_the_ct(cts, weights, tmp_path, capsys):
+    mask = sitk.GetImageFromArray(np.ones((8, 8, 8), np.uint8))
+    mask.SetOrigin([5000.0, 0.0, 0.0])
+    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
+    assert detect(cts[:1], tmp_path / "a.csv", weights, "--lung-mask", tmp_path / "mask.mha") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"lies beside series {cts[0].stem}" in line
+    assert "does it belong to this CT?" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.mha"]
+
+
+def test_detect_refuses_the_weights_of_another_bundle(cts, tmp_path, capsys):
+    other = bundle_dir("nodule_classification") / "models" / "model.pt"
+    assert detect(cts[:1], tmp_path / "a.csv", other) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the weights {other}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_detect_refuses_a_ct_that_is_too_large_for_memory(cts, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "left", lambda: (1000, 2 * 10**9, None))
+    assert detect(cts[:1], tmp_path / "a.csv", weights) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    x, y, z = sitk.ReadImage(str(cts[0])).GetSize()
+    # int16: two bytes a voxel
+    assert f"has {z} x {y} x {x} voxels of " in line
+    assert f"which take {x * y * z * 2 / 1e9:.1f} GB, and 0.0 GB of memory are left" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_detect_refuses_a_grid_that_is_too_large_for_memory(weights, tmp_path, monkeypatch, capsys):
+    """Voxels of 8 mm become 8 / 1.25 times 8 / 0.7 times 8 / 0.7 as many: 20 x 20 x 20 some six millions."""
+    image = sitk.GetImageFromArray(np.full((20, 20, 20), -850, np.int16))
+    image.SetSpacing([8.0, 8.0, 8.0])
+    sitk.WriteImage(image, str(tmp_path / "wide.mha"))
+    monkeypatch.setattr(memory, "left", lambda: (10**6, 10**9, None))
+    assert detect([tmp_path / "wide.mha"], tmp_path / "a.csv", weights, "--no-lung-mask") == 2
+    assert "voxels of 1.25 x 0.7 x 0.7 mm" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_views_change_probabilities_a_little_and_stand_in_the_record(cts, weights, tmp_path, capsys):
+    call = (cts[:1], tmp_path / "a.csv", weights, "--max", 5, "--no-lung-mask", "--backend", "torch")
+    assert detect(*call) == 0
+    one = rows(tmp_path / "a.csv")
+    assert detect(*call, "--views", 2) == 0
+    two = rows(tmp_path / "a.csv")
+    assert [row["probability"] for row in one] != [row["probability"] for row in two]
+    assert detect(*call, "--views", 3) == 2
+    assert "views 3: give one of 1, 2, 4, 8, 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", "onnx", "openvino"])
+def test_export_writes_a_detector_for_volumes_of_any_size(weights, tmp_path, kind):
+    output = tmp_path / ("model.xml" if kind == "openvino" else f"model.{kind}")
+    call = ["export", "--bundle", "bundles/nodule_detection", "--weights", weights, "--format", kind]
+    assert main([*map(str, call), "--output", str(output)]) == 0
+    network = NoduleDetector().eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    image = torch.rand(1, 1, 24, 40, 16, generator=torch.Generator().manual_seed(0)) * 1400 - 1000
+    with torch.no_grad():
+        expected = network(image)
+        if kind == "torchscript":
+            maps = torch.jit.load(output)(image)
+        elif kind == "pt2":
+            maps = torch.export.load(output).module()(image)
+        elif kind == "onnx":
+            runtime = pytest.importorskip("onnxruntime")
+            maps = torch.from_numpy(runtime.InferenceSession(output).run(["maps"], {"image": image.numpy()})[0])
+        else:
+            pytest.importorskip("openvino")
+            compiled = core().compile_model(output, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            maps = torch.from_numpy(compiled({"image": image.numpy()})["maps"])
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=0)
 
 
 def test_challenge_without_a_list_answers_the_detectors_candidates(cts, tmp_path, capsys):

@@ -11,7 +11,8 @@ import pytest
 from lidc_files import PATIENT, nodule, ring, roi, write_reads, write_series
 from verb_calls import refused
 
-from luna16_monai.inference.challenge import PORT_VARIABLE
+from luna16_monai.cli.main import Interrupted, Terminated
+from luna16_monai.inference.challenge import PORT_VARIABLE, ChallengeServer
 from luna16_monai.tables.luna16 import read_annotations
 from luna16_monai.tables.points import read_points, write_points
 
@@ -145,3 +146,20 @@ def test_download_lidc_refuses_options_of_luna16(call, tmp_path):
     refused(call("download", "--lidc", "--subset", 1, "--output", tmp_path), "--lidc with --subset")
     refused(call("download", "--patient", "LIDC-IDRI-0001", "--output", tmp_path), "--patient is about LIDC-IDRI")
     assert not np.size(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(("raised", "code"), [(Interrupted, 130), (Terminated, 143)])
+def test_a_served_challenge_ends_by_the_signals_code(call, tmp_path, monkeypatch, raised, code):
+    closed = []
+
+    def serve(self):
+        raise raised
+
+    monkeypatch.setenv(PORT_VARIABLE, "0")
+    monkeypatch.setattr("luna16_monai.inference.classifier.Classifier", lambda *_: None)
+    monkeypatch.setattr(ChallengeServer, "serve_forever", serve)
+    monkeypatch.setattr(ChallengeServer, "server_close", lambda self: closed.append(self.socket.close()))
+    words = ["challenge", "--serve", "--input", tmp_path, "--output", tmp_path, "--device", "cpu"]
+    done, out, err = call(*words)
+    assert (done, len(closed), err.count("\n")) == (code, 1, 1)
+    assert out.startswith("challenge: GET /health, POST /invoke on ")

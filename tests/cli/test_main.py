@@ -35,6 +35,7 @@ OPTIONS = {
         "--negatives-per-positive": "float",
         "--background": "path, +, more than once",
         "--nodules": "path",
+        "--recipe": "2|3",
     },
     "bank": {
         "--ct": "path, +, more than once",
@@ -122,6 +123,7 @@ OPTIONS = {
         "--no-lung-mask": "flag",
         "--allow-symlinks": "flag",
         "--backend": "auto|torch|openvino, default auto",
+        "--views": "int",
         "--device": "device_name, default auto",
         "--workers": "int",
         "--ray": "text",
@@ -491,3 +493,14 @@ def test_a_module_takes_public_names_alone_and_of_other_verbs_only_what_it_share
             "pages": [],
         }
         assert [alias.name for node in from_cli for alias in node.names] == shared.get(path.stem, ["console"])
+
+
+@pytest.mark.parametrize(("loaded", "frozen"), [(False, 1), (True, 0)])
+def test_objects_are_left_at_the_end_but_where_triton_would_report_them(monkeypatch, loaded, frozen):
+    calls: list[None] = []
+    monkeypatch.setattr(cli.gc, "freeze", lambda: calls.append(None))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "triton", object())
+    cli._leave_objects()
+    assert len(calls) == frozen

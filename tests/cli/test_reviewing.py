@@ -8,7 +8,9 @@ import json
 import pytest
 
 from luna16_monai.cli.main import main
+from luna16_monai.ct.opening import open_ct
 from luna16_monai.review.server import ReviewServer
+from luna16_monai.tables.points import write_points
 
 
 @pytest.fixture
@@ -61,3 +63,17 @@ def test_review_refuses_before_it_predicts(phantom_dir, tmp_path, monkeypatch, c
     assert err.count("\n") == 1
     assert served == []
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_review_takes_a_linked_ct_with_the_flag_that_its_line_names(phantom_dir, tmp_path, capsys, served):
+    ct = sorted(phantom_dir.glob("subset*/*.mhd"))[0]
+    (tmp_path / "here").mkdir()
+    for path in (ct, ct.with_suffix(".raw")):
+        (tmp_path / "here" / path.name).symlink_to(path)
+    x, y, z = open_ct(ct).geometry.world_from_voxel([20, 20, 20])
+    write_points(tmp_path / "p.csv", [ct.stem], [(x, y, z)], [0.5], "probability")
+    words = ["review", "--ct", tmp_path / "here" / ct.name, "--predictions", tmp_path / "p.csv", "--reviewer", "Anna"]
+    assert main([*map(str, words)]) == 2
+    assert "--allow-symlinks" in capsys.readouterr().err
+    assert main([*map(str, words), "--allow-symlinks"]) == 0
+    assert len(served) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,39 @@ def test_batches_are_the_same_with_any_number_of_workers(candidates, store_dir):
         got = batches(workers, cache_gb)
         assert len(got) == len(expected)
         assert all(same(one, other) for one, other in zip(got, expected, strict=True))
+
+
+class GlobalNoise:
+    """A user's transform that draws from the states of the process."""
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        drawn = [np.random.rand(), random.random(), torch.rand(1).item()]
+        return {**item, "drawn": torch.tensor(drawn, dtype=torch.float64)}
+
+
+def test_draws_from_global_states_are_the_seeds_with_any_number_of_workers() -> None:
+    items = [{"image": torch.zeros(1, 4, 4, 4)} for _ in range(6)]
+    transform = Compose([RandFlipd("image", prob=0.5), GlobalNoise()])
+    made = SeededCacheDataset(items, transform, cache_gb=1e-6, progress=False)
+    order = [(index, 100 + index) for index in (3, 1, 5, 0, 2, 4)]
+    before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    drawn = {
+        workers: torch.cat(
+            [
+                batch["drawn"]
+                for batch in DataLoader(
+                    made, sampler=order, batch_size=2, num_workers=workers, worker_init_fn=start_worker
+                )
+            ]
+        )
+        for workers in (0, 1, 2)
+    }
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].unique()) == 18
+    # numpy's first number of the seed 103
+    assert drawn[0][0, 0].item() == np.random.RandomState(103).rand()
+    assert not torch.equal(made[3, 7]["drawn"], made[3, 8]["drawn"])
+    made[3, 7]
+    after = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    assert after[:2] == before[:2]

@@ -308,3 +308,26 @@ def test_split_with_a_test_subset_has_no_series_and_no_patient_of_it(tmp_path, i
     assert not set(split.train_series) & set(split.validation_series)
     if "validation_subset" in inner:
         assert split.validation_series == ("u04", "u14")
+
+
+def test_split_takes_a_detectors_candidates_for_training_alone(tmp_path):
+    data = write_candidates(tmp_path, both_classes(4))
+    # u00 and u02 are held out by the stride of 2; the detector hit the nodule of u01 at x = 3, and twice nothing
+    write_points(data / "annotations.csv", ["u01"], [[3, 0, 0]], [4], "diameter_mm")
+    found = [("u00", 50.0), ("u01", 4.0), ("u01", 60.0), ("u01", 70.0)]
+    write_points(data / "found.csv", [uid for uid, _ in found], [[x, 0, 0] for _, x in found], [0.5] * 4, "probability")
+    plain = Split(data, FakeStore(4), validation_stride=2)
+    split = Split(data, FakeStore(4), validation_stride=2, candidates="found.csv")
+
+    def told(candidates):
+        return sorted((one["series_uid"], one["point_xyz"][0], one["label"]) for one in candidates)
+
+    # of the list u01 has a nodule at 3 and negatives at 4 and 5, u03 a nodule at 9 and negatives at 10 and 11
+    assert told(plain.train)[:3] == [("u01", 3.0, 1), ("u01", 4.0, 0), ("u01", 5.0, 0)]
+    assert told(split.train) == [
+        ("u01", 3.0, 1), ("u01", 4.0, 1), ("u01", 60.0, 0), ("u01", 70.0, 0),
+        ("u03", 9.0, 1), ("u03", 10.0, 0), ("u03", 11.0, 0),
+    ]  # fmt: skip
+    assert told(split.validation) == told(plain.validation)
+    assert split.validation.digest() == plain.validation.digest()
+    assert split.train.digest() != plain.train.digest()

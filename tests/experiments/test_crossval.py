@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,18 +19,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_crossval import TINY, plan
+from small_crossval import DETECTION, TINY, plan
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli import experiments as job_verbs
 from luna16_monai.cli import main as cli
 from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.experiments.crossval import crossval, pool
+from luna16_monai.experiments.folds import Plan
 from luna16_monai.machine.files import write_json
 from luna16_monai.machine.processes import run_tasks
+from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, read_seen, write_seen
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
-from luna16_monai.tables.points import read_points
+from luna16_monai.tables.points import read_points, write_points
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +70,23 @@ def test_crossval_refuses_weights_that_were_trained_on_a_test(phantom_dir, store
     assert not (tmp_path / "cv").exists()
     with pytest.raises(FileNotFoundError):  # nothing is run here, so nothing is there to audit
         crossval(other, lambda *_: iter(()), progress=False)
+
+
+def test_crossval_refuses_candidates_of_a_detector_that_saw_their_series(phantom_dir, store_dir, tmp_path):
+    """Of a single fold the rows of its own test are not used."""
+    subsets = Store(store_dir).subsets
+    table = tmp_path / "found.csv"
+    write_points(table, list(subsets), np.zeros((len(subsets), 3)), np.full(len(subsets), 0.5), "probability")
+    write_seen(table, Seen.of([uid for uid, subset in subsets.items() if subset == 4], {}))
+    settings = {**TINY, "candidates": str(table)}
+    one, other = (plan(phantom_dir, store_dir, tmp_path / "cv", folds, settings=settings) for folds in ((1, 4), (4,)))
+    with pytest.raises(ValueError, match=r"found.csv: series .* is one .* trained on \(1 of 8 series"):
+        crossval(one, run_tasks, progress=False)
+    assert not (tmp_path / "cv").exists()
+    with pytest.raises(FileNotFoundError):  # nothing is run here, so nothing is there to audit
+        crossval(other, lambda *_: iter(()), progress=False)
+    words = other.job(4).commands
+    assert [f"--candidates={table}" in " ".join(one) or str(table) in one for one in words] == [True, False]
 
 
 # --- the pooled score -----------------------------------------------------------------------------------------------
@@ -205,6 +226,40 @@ def test_crossval_goes_on_after_a_kill_and_ends_as_if_nothing_had_happened(phant
     assert "going on after iteration" in (tmp_path / "b" / "logs" / "fold_2.log").read_text(encoding="utf-8")
     one, other = ((tmp_path / name / "submission.csv").read_text() for name in "ab")
     assert one == other
+
+
+@pytest.mark.slow
+def test_crossval_of_the_detector_gives_the_classifier_its_candidates(phantom_dir, store_dir, tmp_path):
+    """The commands of docs/crossval.md: two folds of the detector, whose tables a fold of the classifier trains on."""
+    one = Plan(
+        bundle_dir("nodule_detection"), phantom_dir, store_dir, tmp_path / "detector", (0, 5),
+        {**DETECTION, "validation_stride": "3"},
+    )  # fmt: skip
+    told = crossval(one, partial(run_tasks, workers=1), progress=False, draws=20)
+    assert (told["pooled_folds"], told["scans"]) == ([0, 5], 2)
+    assert {"cpm", "nodules", "sensitivity_at_candidates"} <= set(told)
+    subsets = Store(store_dir).subsets
+    tables = [one.fold_dir(fold) / "test" / "submission.csv" for fold in one.folds]
+    for fold, table in zip(one.folds, tables, strict=True):
+        # the scored subset is not among what its detector has seen, and the record lies beside the table
+        assert {subsets[uid] for uid in read_points(table, None).series_uids} == {fold}
+        seen = read_seen(table)
+        assert seen is not None
+        assert {subsets[uid] for uid in seen.among(subsets, {})}.isdisjoint({fold})
+    pattern = str(one.output / "fold_*" / "test" / "submission.csv")
+    other = plan(phantom_dir, store_dir, tmp_path / "classifier", (2,), settings={**TINY, "candidates": pattern})
+    assert crossval(other, partial(run_tasks, workers=1), progress=False, draws=20)["pooled_folds"] == [2]
+    record = RunFolder(other.fold_dir(2)).read_record()
+    assert record is not None
+    assert record.settings["candidates"] == "submission.csv"
+    assert record.data.train is not None
+    proposed = [uid for table in tables for uid in read_points(table, None).row_series()]
+    used = [uid for uid in proposed if uid in record.data.train_series]
+    assert record.data.train["candidates"] > len(used) / 2 > 50
+    # by weights that had seen the series of the second table, nothing begins
+    write_seen(tables[1], Seen.of(read_points(tables[1], None).series_uids, {}))
+    with pytest.raises(ValueError, match="is one that the weights which proposed its candidates were trained on"):
+        crossval(replace(other, output=tmp_path / "mixed"), run_tasks, progress=False)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small_crossval import DETECTION
 from small_search import RANGES, plan, search, written
 
 from luna16_monai.bundle.folders import bundle_dir
@@ -247,3 +248,20 @@ def test_tune_from_the_command_line_goes_on_and_its_best_trains(where, phantom_d
     best = told["best"]["settings"]
     assert used["learning_rate"] == best["learning_rate"]
     assert (used["network_def"]["norm"], used["network_def"]["channels"]) == (best["network_def#norm"], [2, 4, 4, 8])
+
+
+@needs_optuna
+@pytest.mark.slow
+def test_tune_of_the_detector_tries_what_its_file_says(phantom_dir, store_dir, tmp_path):
+    bundle = bundle_dir("nodule_detection")
+    file = Search.read(bundle / "configs" / "tune.yaml")
+    # the seconds of a test have no room for the large crops and networks
+    ranges = {**file.ranges, "shape_zyx": {"choice": [[32, 48, 48]]}, "network_def#channels": {"choice": [[8, 16]]}}
+    settings = {key: value for key, value in DETECTION.items() if key != "shape_zyx"} | {"validation_stride": "4"}
+    one = TunePlan(bundle, phantom_dir, store_dir, tmp_path / "out", replace(file, ranges=ranges), 2, settings)
+    told = tune(one, progress=False)
+    assert (told["metric"], told["trials"]) == ("cpm", 2)
+    assert 0 <= told["best"]["score"] <= 1
+    best = yaml.safe_load((one.output / "best.yaml").read_text(encoding="utf-8"))
+    assert set(best) == set(ranges)
+    assert best["ratio"] in file.ranges["ratio"]["choice"]

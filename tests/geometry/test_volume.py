@@ -89,3 +89,11 @@ def test_cutout_is_a_copy():
     volume = Volume(VOXELS.copy(), GEOMETRY, GEOMETRY)
     volume.cutout((107, 206, 305), (2, 2, 2))[:] = 0
     np.testing.assert_array_equal(volume.voxels, VOXELS)
+
+
+def test_shorter_than_names_the_axes_along_which_a_cutout_is_longer():
+    assert VOLUME.shorter_than((10, 12, 14)) is None
+    # 2 mm apart along z: 10 of 11 voxels
+    thick = Geometry.from_axes((14, 12, 10), (1, 1, 2), (100, 200, 300), np.eye(3))
+    told = Volume(VOXELS, thick, thick).shorter_than((11, 12, 16))
+    assert told is not None and told.startswith("is shorter than a cutout (20 of 22 mm along z, 14 of 16 mm along x)")

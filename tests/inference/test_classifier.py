@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ct_files import write_ct
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.opening import CT
@@ -18,6 +19,7 @@ from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.store.preparation import prepare_volume
 from luna16_monai.store.reading import Store
 from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import PointTable
 
 
 def test_probabilities_equal_those_of_the_store(
@@ -97,3 +99,38 @@ def test_classifier_refuses_a_record_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "a" / "run.json").write_text('{"network_def": {}}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"run\.json does not say which network its weights belong to"):
         Classifier(bundle_dir(), weights=[weights])
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [
+        # 2 mm apart: 28 mm from the first to the last hold 23 of 1.25 mm; a cutout of 32 is 40 mm long
+        (1, "thin.mhd has only 1 voxels along an axis: is this a whole CT?"),
+        (3, "thin.mhd has only 3 voxels along an axis: is this a whole CT?"),
+        (15, "series thin is shorter than a cutout (28.75 of 40 mm along z), which is air beyond it"),
+        (21, None),
+    ],
+)
+def test_a_short_ct_is_scored_with_one_line_by_one_bundle_and_by_two(
+    tmp_path: Path,
+    weights: Path,
+    classifier: Classifier,
+    caplog: pytest.LogCaptureFixture,
+    slices: int,
+    told: str | None,
+) -> None:
+    hu = np.full((slices, 60, 80), -800, np.int16)
+    hu[:, :20] = 40
+    path = write_ct(tmp_path / "thin.mhd", hu)
+    table = PointTable(
+        "list", ("thin",), np.zeros(2, np.int32), np.array([[30, 40, 30.0]] * 2), np.zeros(2), np.arange(2)
+    )
+    second = Classifier(bundle_dir("malignancy_classification"), weights=[weights], backend="torch")
+    for call in (
+        lambda: classifier.probabilities(table, classifier.volumes([path]), views=1),
+        lambda: score_in_turn([classifier, second], table, volumes_of([classifier, second], [path]), views=1),
+    ):
+        caplog.clear()
+        call()
+        assert len(caplog.messages) == (told is not None)
+        assert told is None or told in caplog.text

@@ -13,6 +13,7 @@ from luna16_monai.ct.opening import open_ct
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.inference.detect import Detector, found_lungs, lungs_from, read_detector
+from luna16_monai.store.in_memory import InMemoryStore
 
 STRIDE = 4
 
@@ -80,3 +81,13 @@ def test_read_detector_refuses_a_folder_and_a_bundle_that_detects_nothing(tmp_pa
         read_detector(tmp_path)
     with pytest.raises(ValueError, match="bundle nodule_classification has no detector: name one that detects"):
         read_detector(bundle_dir("nodule_classification"))
+
+
+@pytest.mark.parametrize(("slices", "told"), [(15, 1), (21, 0)])
+def test_detector_tells_of_a_ct_shorter_than_a_cutout(tmp_path, detector, slices, told):
+    path = write_ct(tmp_path / "short.mhd", np.full((slices, 60, 80), -800, np.int16))
+    recipe = bundle_dir() / "configs" / "prepare.yaml"
+    volumes = InMemoryStore([path], recipe, (1.25, 0.7, 0.7))
+    warnings = detector.candidates(volumes, lungs=lungs_from(None, whole=True)).warnings
+    expected = ["series short is shorter than a cutout (28.75 of 40 mm along z), which is air beyond it"]
+    assert [line.split(":")[0] for line in warnings] == expected[:told]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from luna16_monai.inference.classifier import Classifier
-from luna16_monai.inference.views import NUMBERS, ViewsInferer, views_of
+from luna16_monai.inference.views import NUMBERS, ViewsInferer, mean_of_maps, views_of
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -55,3 +56,27 @@ def test_score_averages_over_the_views(classifier: Classifier) -> None:
     turned = classifier.score(image.flip(2).rot90(1, (3, 4)), views=16)
     assert not torch.allclose(once, averaged, atol=1e-4)
     assert torch.allclose(averaged, turned, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_mean_of_maps_turns_places_and_offsets_back(number):
+    """A network that marks the brightest voxel by its cell and offset says the same place in each view."""
+
+    def run(image):
+        output = torch.zeros(1, 5, 2, 2, 2)
+        voxel = np.array(np.unravel_index(int(image.argmax()), (8, 8, 8)))
+        cell = voxel // 4
+        output[(0, 0, *cell)] = 1
+        output[(0, slice(1, 4), *cell)] = torch.tensor(((voxel - 1.5) / 4 - cell), dtype=torch.float32)
+        output[0, 4] = 2
+        return output
+
+    image = torch.zeros(1, 1, 8, 8, 8)
+    image[0, 0, 5, 2, 7] = 1
+    seen = mean_of_maps(image, number, run)
+    expected = torch.zeros(5, 2, 2, 2)
+    expected[0, 1, 0, 1] = 1
+    # voxels 5, 2 and 7; the middles of their cells are at 5.5, 1.5 and 5.5, and a cell has 4 voxels
+    expected[1:4, 1, 0, 1] = torch.tensor([-0.125, 0.125, 0.375])
+    expected[4] = 2
+    torch.testing.assert_close(seen[0], expected)

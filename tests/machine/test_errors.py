@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
@@ -84,3 +86,14 @@ def test_one_line_keeps_what_was_said_of_a_dead_worker():
     alone = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     alone.__context__ = ValueError("queue empty")
     assert one_line(alone) == "DataLoader worker (pid 7) is killed by signal: Killed."
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_lambda_for_workers_that_are_no_forks_is_told_with_the_cure(method):
+    step = ConfigParser({"a": "$lambda item: item"}).get_parsed_content("a")
+    loader = DataLoader(Dataset([1, 2], Compose([step])), num_workers=1, multiprocessing_context=method)
+    with pytest.raises((AttributeError, pickle.PicklingError)) as caught:
+        next(iter(loader))
+    assert "lambda" in one_line(caught.value).split(": what worker")[0]
+    cure = "what worker processes get must be a function of a module, no lambda; or --num_workers 0"
+    assert one_line(caught.value).endswith(cure)

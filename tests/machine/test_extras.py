@@ -38,5 +38,5 @@ def test_every_extra_that_the_package_requires_is_declared():
         calls = re.findall(r'\b(?:require|install)\("([a-z,]+)"', text)
         used |= {extra for call in calls for extra in call.split(",")}
         assert "pip install 'luna16_monai" not in text or path.name == "extras.py", path
-    assert used == {"export", "baselines", "mlflow", "report", "dicom", "ray", "tune", "idc"}
+    assert used == {"demo", "export", "baselines", "mlflow", "report", "dicom", "ray", "tune", "idc"}
     assert used <= set(declared)

@@ -172,13 +172,13 @@ def test_jobs_share_out_the_gpus_that_this_process_may_use(tmp_path, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.05)
     # each of the three goes on once all have begun, however loaded the machine is
-    met = "import os, time, pathlib; met = pathlib.Path('{folder}'); (met / str(os.getpid())).touch(); "
-    met += (
-        "until = time.monotonic() + 60\nwhile len(list(met.iterdir())) < {number}:\n    assert time.monotonic() < until"
-    )
-    met += "\n    time.sleep(0.01)\nprint(os.environ['CUDA_VISIBLE_DEVICES'])"
     (tmp_path / "three").mkdir()
-    tell = met.format(folder=tmp_path / "three", number=3)
+    tell = (
+        f"import os, time; folder = {str(tmp_path / 'three')!r}; open(f'{{folder}}/{{os.getpid()}}', 'w').close()\n"
+        "until = time.monotonic() + 60\n"
+        "while len(os.listdir(folder)) < 3:\n    assert time.monotonic() < until; time.sleep(0.01)\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # of different searches, say
     three = [replace(job(tmp_path, tell, name=name, done=None), gpus=1, log=tmp_path / name / "log") for name in "abc"]

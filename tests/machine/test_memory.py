@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from luna16_monai.machine import memory
+
 CODE = """
 import resource, numpy as np
 from luna16_monai.machine.memory import keep_freed_memory
@@ -40,3 +42,16 @@ def test_freed_memory_is_given_back_where_that_is_asked_for(setting):
     done, given = faults(NUMPY_MADVISE_HUGEPAGE="0", **setting)
     assert done == "False"
     assert given > 10_000
+
+
+def test_left_is_the_least_of_machine_and_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 500 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/a\n")
+    assert memory.left() == (512_000, 1_024_000, None)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "memory.max").write_text("300000\n")
+    (tmp_path / "a" / "memory.current").write_text("100000\n")
+    assert memory.left() == (200_000, 1_024_000, 300_000)

@@ -110,6 +110,35 @@ def test_run_tasks_ends_the_workers_when_it_is_interrupted(to_all):
     assert not any(alive(worker) for worker in workers)
 
 
+def test_a_signal_while_a_worker_starts_leaves_none_without_its_task():
+    """Interrupted between a worker's start and the sending of its task, the parent left it with an EOFError."""
+    code = """
+import math, os, signal
+from multiprocessing import util
+from luna16_monai.machine.processes import run_tasks
+
+start = util.spawnv_passfds
+
+def start_and_signal(*words):
+    process = start(*words)
+    if "spawn_main" in str(words):  # and not the tracker of resources
+        os.kill(os.getpid(), signal.SIGTERM)
+    return process
+
+def end(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, end)
+util.spawnv_passfds = start_and_signal
+try:
+    list(run_tasks(math.sqrt, [1, 4], workers=2))
+except KeyboardInterrupt:
+    print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)

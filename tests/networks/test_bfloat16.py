@@ -34,11 +34,14 @@ def test_bfloat16_detector_gives_float32_within_its_rounding(detector):
 
 
 def test_scores_in_bfloat16_wants_it_right_and_faster(detector, monkeypatch):
-    clock = iter([0, 10, 0, 10, 0, 10, 0, 5, 0, 5, 0, 5] * 2)
-    monkeypatch.setattr(bfloat16.time, "process_time", lambda: next(clock))
-    assert scores_in_bfloat16(detector)
+    def chosen(seconds):
+        """With so many seconds of each round in float32 and in bfloat16, begun and ended."""
+        clock = iter([at for pair in seconds for taken in pair for at in (0, taken)])
+        monkeypatch.setattr(bfloat16.time, "process_time", lambda: next(clock))
+        return scores_in_bfloat16(detector)
+
+    # the fastest rounds decide: 4 against 10, then 9.5 against 10
+    assert chosen([(10, 12), (11, 4), (30, 12)])
+    assert not chosen([(10, 12), (11, 9.5), (30, 12)])
     monkeypatch.setattr(bfloat16, "LARGEST_ERROR", 1e-9)
-    assert not scores_in_bfloat16(detector)
-    clock = iter([0, 10, 0, 10, 0, 10, 0, 9.5, 0, 9.5, 0, 9.5])
-    monkeypatch.setattr(bfloat16, "LARGEST_ERROR", 0.02)
-    assert not scores_in_bfloat16(detector)
+    assert not chosen([(10, 4), (10, 4), (10, 4)])

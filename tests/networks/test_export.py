@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from luna16_monai import __version__
 from luna16_monai.bundle.folders import bundle_dir, copy_bundle
 from luna16_monai.cli.main import main
 from luna16_monai.networks.backends import WithProbabilities, import_openvino
@@ -186,9 +187,17 @@ def test_wheel_brings_the_command_and_the_bundles(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    in_tree = {path.relative_to(ROOT) for path in (ROOT / "bundles").rglob("*") if path.is_file()}
-    assert {f"luna16_monai/{path}" for path in in_tree if "__pycache__" not in path.parts} <= names
-    assert any(name.endswith("entry_points.txt") for name in names)
+    in_tree = {path.relative_to(ROOT) for part in ("bundles", "luna16_monai") for path in (ROOT / part).rglob("*.*")}
+    in_tree |= {path.relative_to(ROOT) for path in (ROOT / "bundles").glob("*/LICENSE")}
+    wanted = {str(path) for path in in_tree if (ROOT / path).is_file() and "__pycache__" not in path.parts}
+    wanted = {name if name.startswith("luna16_monai/") else f"luna16_monai/{name}" for name in wanted}
+    info = f"luna16_monai-{__version__}.dist-info"
+    about = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
+    # code, bundles with their weights, templates, tables; nothing else
+    assert names == wanted | about
+    kinds = {".conf", ".css", ".csv", ".html", ".j2", ".json", ".md", ".npz", ".pt", ".py", ".txt", ".yaml"}
+    assert {Path(name).suffix for name in wanted if not name.endswith("/LICENSE")} == kinds
+    assert {name.split("/")[1] for name in wanted if not name.endswith(".py")} == {"bundles", "resources"}
     site = str(tmp_path / "site")
     code = f"import sys; sys.path.insert(0, {site!r}); from luna16_monai.cli.main import main; sys.exit(main())"
     # isolated from the source tree, which the installed package must not need

@@ -185,3 +185,26 @@ def test_freeze_refuses_what_is_not_there():
     with pytest.raises(ValueError, match=r"trainable_blocks 1: Linear is not made of blocks as NoduleNet is"):
         freeze(torch.nn.Linear(2, 2), 1)
     assert freeze(torch.nn.Linear(2, 2), None).weight.requires_grad
+
+
+@pytest.mark.parametrize("two_scales", [False, True])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_constant_air_trains_and_scores_to_numbers_under_amp(low, two_scales):
+    network = NoduleNet((16, 16, 16), channels=(2, 4), norm="BATCH", return_probabilities=False, two_scales=two_scales)
+    air = torch.full((2, 1, 16, 16, 16), -1000.0)
+    with torch.autocast("cpu", dtype=low):
+        loss = torch.nn.functional.cross_entropy(network(air), torch.tensor([0, 1]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(value.grad).all() for value in network.parameters() if value.grad is not None)
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    with torch.autocast("cpu", dtype=low), torch.no_grad():
+        assert torch.isfinite(network.eval()(air)).all()
+
+
+def test_a_batch_of_one_trains():
+    """The last one of an epoch, where the samples are no multiple of the batch."""
+    network = NoduleNet((16, 16, 16), channels=(2, 4), norm="BATCH", return_probabilities=False)
+    loss = network(torch.randn(1, 1, 16, 16, 16) * 100 - 500).sum()
+    loss.backward()
+    assert torch.isfinite(loss)

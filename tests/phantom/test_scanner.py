@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from luna16_monai.phantom.anatomy import draw_chest
-from luna16_monai.phantom.scanner import _move, beam_hardening, drawn_per_slice, scan_chest
+from luna16_monai.phantom.scanner import beam_hardening, drawn_per_slice, move_near_heart, scan_chest
 
 SHAPE = (32, 64, 64)
 
@@ -40,14 +40,15 @@ def test_scan_chest_averages_drawn_slices_and_keeps_the_sum(chest):
 def test_move_leaves_what_is_far_from_heart_and_diaphragm(chest):
     far = at_distance(chest, 15, 15)
     for seed in range(8):
-        np.testing.assert_array_equal(_move(np.random.default_rng(seed), far), chest.image_hu)
+        np.testing.assert_array_equal(move_near_heart(np.random.default_rng(seed), far), chest.image_hu)
 
 
 def test_move_shows_the_heart_in_two_places(chest):
     image = np.zeros(SHAPE, np.float32)
     image[16, 32, 32] = 100
     moved = [
-        _move(np.random.default_rng(seed), replace(at_distance(chest, -1, 99), image_hu=image)) for seed in range(8)
+        move_near_heart(np.random.default_rng(seed), replace(at_distance(chest, -1, 99), image_hu=image))
+        for seed in range(8)
     ]
     shifted = [m for m in moved if m.max() < 100]
     assert 2 <= len(shifted) < 8, "the seeds should give both"

@@ -15,6 +15,7 @@ from luna16_monai.runs.seen import (
     Seen,
     copy_seen,
     read_seen,
+    refuse_in_fold,
     refuse_seen,
     seen_beside,
     seen_file,
@@ -152,3 +153,37 @@ def test_evaluate_says_how_many_of_the_scored_scans_the_weights_have_seen(tmp_pa
     write_seen(run.weights, Seen.of(["a", "other"], {"other": drawn(4)}))
     assert main(call) == 0
     assert "the weights have seen 2 of the 3 scans that are scored in training" in capsys.readouterr().err
+
+
+def test_refuse_in_fold_asks_each_table_for_the_series_that_its_weights_have_seen(tmp_path):
+    """Two folds of a detector: each proposed candidates in what the other was trained on."""
+    points = [[0, 0, 0], [1, 0, 0]]
+    tables = [tmp_path / "fold_0.csv", tmp_path / "fold_1.csv"]
+    for table, rows, trained in zip(tables, (["a", "b"], ["c", "d"]), (["c", "d"], ["a", "b"]), strict=True):
+        write_points(table, rows, points, [0.5, 0.5], "probability")
+        write_seen(table, Seen.of(trained, {}))
+    records = refuse_in_fold(tables, ["a", "b", "c", "d"], {})
+    assert [one.among(["a", "c"], {}) for one in records] == [["c"], ["a"]]
+    write_seen(tables[1], Seen.of(["d"], {}))
+    with pytest.raises(ValueError, match=r"fold_1.csv: series d is one .* trained on \(1 of 2 series that are used"):
+        refuse_in_fold(tables, ["a", "c", "d"], {})
+    # where the row of d is not used it does not matter
+    assert len(refuse_in_fold(tables, ["a", "c"], {})) == 2
+
+
+def test_refuse_in_fold_finds_a_drawn_scan_by_its_anatomy(tmp_path):
+    write_points(tmp_path / "a.csv", ["new"], [[0, 0, 0]], [0.5], "probability")
+    write_seen(tmp_path / "a.csv", Seen.of(["old"], {"old": drawn(3)}))
+    with pytest.raises(ValueError, match="series new is one that"):
+        refuse_in_fold([tmp_path / "a.csv"], ["new"], {"new": drawn(3)})
+    assert refuse_in_fold([tmp_path / "a.csv"], ["new"], {"new": drawn(4)})
+
+
+def test_refuse_in_fold_wants_a_record_of_the_table_itself(tmp_path):
+    """The weights that happen to lie in its folder need not be those that made it; a run's own submission is theirs."""
+    write_seen(tmp_path / "model.pt", Seen.of(["x"], {}))
+    for name in ("found.csv", "submission.csv"):
+        write_points(tmp_path / name, ["a"], [[0, 0, 0]], [0.5], "probability")
+    with pytest.raises(ValueError, match=r"found.csv: no found.csv.seen.json beside it says"):
+        refuse_in_fold([tmp_path / "found.csv"], ["a"], {})
+    assert refuse_in_fold([tmp_path / "submission.csv"], ["a"], {})[0].has("x")

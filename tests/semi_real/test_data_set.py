@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from real_nodules import ball, bank_of
 
+from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.metaimage import write_mhd
 from luna16_monai.phantom.background import read_background
 from luna16_monai.phantom.data_set import plan_scans
@@ -17,6 +21,8 @@ from luna16_monai.phantom.scan import draw_scan
 from luna16_monai.semi_real.bank import write_bank
 from luna16_monai.semi_real.blend import prepare_nodule
 from luna16_monai.semi_real.data_set import Insertion, find_place, wall_direction, write_semi_real
+from luna16_monai.store.preparation import Preparation
+from luna16_monai.store.prepare import prepare
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
 
 SMALL = ScanSettings(slices=(44, 44), rows=96, nodules=(1, 1), negatives_per_positive=0.0)
@@ -116,3 +122,42 @@ def test_find_place_turns_the_wall_of_a_nodule_to_the_wall(chest_cts):
         assert (turn @ outward) @ one.contact.outward > 0.75
         gap = np.linalg.norm(scene.lung_zyx - position, axis=1)
         assert scene.depth_mm[gap.argmin()] == pytest.approx(one.contact.depth_mm, abs=2.5)
+
+
+@pytest.mark.parametrize("part", ["bases", "apices"])
+def test_write_semi_real_takes_a_part_of_the_lungs(part, chest_cts, bank, tmp_path):
+    part_of(chest_cts[0], part, tmp_path / "part.mhd")
+    few = Insertion(nodules=(1, 2), negatives=6)
+    told = write_semi_real(bank, tmp_path / "set", [tmp_path / "part.mhd"], 2, 0, 1, progress=False, insertion=few)
+    assert told["nodules"] >= 2
+    assert told["candidates"] > told["positives"] >= 2
+
+
+# two trainings in processes of their own: half a minute
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["bases", "apices"])
+def test_a_set_on_a_part_of_the_lungs_trains(part, chest_cts, bank, tmp_path):
+    part_of(chest_cts[0], part, tmp_path / "part.mhd")
+    few = Insertion(nodules=(1, 2), negatives=6)
+    write_semi_real(bank, tmp_path / "set", [tmp_path / "part.mhd"], 4, 0, 1, progress=False, insertion=few)
+    configs = bundle_dir() / "configs"
+    prepare(tmp_path / "set", tmp_path / "store", Preparation.read(configs / "prepare.yaml"), 1, progress=False)
+    settings = {"device": "cpu", "max_epochs": 1, "samples_per_epoch": 8, "batch_size": 4, "num_workers": 0}
+    words = [str(word) for key, value in {**settings, "validation_stride": 3}.items() for word in (f"--{key}", value)]
+    folders = {f"LUNA16_{name}": str(tmp_path / folder) for name, folder in FOLDERS.items()}
+    environment = {**os.environ, **folders}
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.yaml")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "runs" / "nodule_classification" / "metrics.json").read_text("utf-8"))
+    assert metrics["candidates"] >= 2
+
+
+FOLDERS = {"DATA": "set", "STORE": "store", "RUNS": "runs"}
+
+
+def part_of(path, part, output):
+    """The lower or upper third of a CT."""
+    image = sitk.ReadImage(str(path))
+    third = image.GetSize()[2] // 3
+    sitk.WriteImage(image[:, :, :third] if part == "bases" else image[:, :, -third:], str(output))

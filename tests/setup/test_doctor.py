@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from luna16_monai.bundle import folders
+from luna16_monai.machine import memory
 from luna16_monai.setup import data_checks, doctor
 from luna16_monai.setup.doctor import examine, told
 
@@ -36,7 +39,9 @@ def free(monkeypatch, free: int = 0, total: int = 0) -> None:
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-def test_examine_finds_nothing_wrong_where_nothing_is(phantom_dir, store_dir, tmp_path):
+def test_examine_finds_nothing_wrong_where_nothing_is(phantom_dir, store_dir, tmp_path, monkeypatch, kernel):
+    # memory and disks of a machine with room, as others may be full for a moment
+    free(monkeypatch, free=2 * 10**11, total=2 * 10**11)
     result = examine(phantom_dir, store_dir, tmp_path / "runs")
     assert [check for check in result["checks"] if check["ok"] is False] == []
     assert result["ok"] is True
@@ -244,8 +249,8 @@ def test_memory_without_proc_is_the_machines(monkeypatch, tmp_path):
 @pytest.fixture
 def kernel(monkeypatch, tmp_path) -> Path:
     """A machine of 16 GB with 8 GB available, in a control group without limits."""
-    monkeypatch.setattr(doctor, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(doctor, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text("0::/a/b\n")
@@ -283,6 +288,18 @@ def test_memory_reads_limits_of_the_first_kind_of_control_groups(kernel, tmp_pat
     limit(kernel / "memory", 2**63 - 4096, 10**9, names)
     limit(kernel / "memory" / "docker" / "c", 6 * 10**9, 10**9, names)
     assert only(doctor._memory())["found"]["available"] == "5.0 GB"
+
+
+def test_bundles_are_whole_or_what_they_lack_is_told(monkeypatch, tmp_path):
+    checks = list(doctor._bundles())
+    names = ["nodule_classification", "malignancy_classification", "nodule_detection"]
+    assert [(check["name"], check["ok"]) for check in checks] == [(f"bundle {name}", True) for name in names]
+    assert re.fullmatch(r"\d+\.\d MB", checks[2]["found"]["weights"])
+    folder = tmp_path / "bundle"
+    shutil.copytree(folders.bundle_dir("nodule_detection"), folder)
+    (folder / "models" / "model.pt").unlink()
+    monkeypatch.setattr(folders, "bundle_dir", lambda name: folder)
+    assert [check["problem"] for check in doctor._bundles()] == ["no models/model.pt"] * 3
 
 
 def test_shared_memory_of_docker_is_too_little(monkeypatch, tmp_path):

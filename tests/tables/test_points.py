@@ -114,3 +114,13 @@ def test_row_series_names_the_series_of_each_row(tmp_path):
     assert table.row_series() == ["1.3.9", "1.3.6", "1.3.9"]
     assert table.select(np.array([1])).row_series() == ["1.3.6"]
     assert table.row_key(0) == ("1.3.9", "-10.500000", "20.000000", "-300.250000")
+
+
+def test_require_series_tells_of_one_name_in_two_forms_of_unicode(tmp_path):
+    composed, parted = "M\u00fcller", "Mu\u0308ller"
+    path = tmp_path / "points.csv"
+    path.write_text(f"seriesuid,coordX,coordY,coordZ\n{composed},1,2,3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not in the store: ") as caught:
+        read_points(path, None).require_series([parted], "the store")
+    told = str(caught.value).split("the store: ")[1]
+    assert told.startswith(r"'Mu\u0308ller' there and 'M\xfcller' here are one name in two forms of Unicode: rename")

@@ -103,3 +103,11 @@ def test_short_names_of_imports_stand_for_what_they_mean():
     assert differences(before, {"imports": ["$import other as losses"], "loss": "$losses.focal(2)"}) == {
         "loss": 'loss was "$mine.losses.focal(2)", is "$other.focal(2)"'
     }
+
+
+def test_tables_of_candidates_are_compared_by_their_rows_and_not_by_their_names():
+    before = {"split": {"_target_": "a"}}
+    now = {"candidates": "runs/found.csv", "split": {"_target_": "a", "candidates": "@candidates"}}
+    assert differences(before, now) == {}
+    assert differences(now, {**now, "candidates": None}) == {}
+    assert "split#candidates" in differences(before, {"split": {"_target_": "a", "candidates": "x.csv"}})

@@ -72,16 +72,24 @@ def test_detection_scores_of_a_perfect_output(phantom_dir, store_dir):
     assert {round(float(value), 3) for value in scores.diameter_mm[first]} <= known
 
 
-def train(phantom_dir, store_dir, output, *more):
-    settings = {
-        "dataset_dir": phantom_dir, "store_dir": store_dir, "output_dir": output, "validation_stride": 4,
-        "max_epochs": 2, "samples_per_epoch": 8, "batch_size": 2, "shape_zyx": "[32,48,48]", "num_workers": 0,
-        "device": "cpu", "checkpoint_iterations": 3,
-    }  # fmt: skip
-    words = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-    call = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIG), *words, *more]
+DATA = {"validation_stride": 4, "num_workers": 0, "device": "cpu"}
+
+
+def run(call, phantom_dir, store_dir, settings, *more):
+    places = {"dataset_dir": phantom_dir, "store_dir": store_dir, **DATA, **settings}
+    words = [str(word) for key, value in places.items() for word in (f"--{key}", value)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-W", "ignore", *call, *words, *more]
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def train(phantom_dir, store_dir, output, *more, launch=(), config=str(CONFIG)):
+    settings = {
+        "output_dir": output, "max_epochs": 2, "samples_per_epoch": 8, "batch_size": 2, "shape_zyx": "[32,48,48]",
+        "checkpoint_iterations": 3,
+    }  # fmt: skip
+    call = [*launch, "-m", "monai.bundle", "run", "training", "--config_file", config]
+    return run(call, phantom_dir, store_dir, settings, *more)
 
 
 def test_training_goes_on_bit_for_bit(phantom_dir, store_dir, tmp_path):
@@ -98,3 +106,30 @@ def test_training_goes_on_bit_for_bit(phantom_dir, store_dir, tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     last = sorted((tmp_path / "again" / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)[-1]
     assert last.name == checkpoints[1].name  # a checkpoint's name carries its hash
+
+
+@pytest.mark.slow
+def test_detector_trains_in_two_processes_and_validates_as_one(phantom_dir, store_dir, tmp_path):
+    """From the weights that two processes leave, one gets the same scores; false positives are mined once, for both."""
+    several = str([str(CONFIG), str(CONFIG.with_name("multi_gpu_train.yaml"))])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    # bfloat16 is left out: whether it is taken hangs on the time of a self-test
+    done = train(phantom_dir, store_dir, tmp_path / "run", "--bf16", "false", launch=torchrun, config=several)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("false positives mined in 6 scans") == 1
+    for line in ("training in 2 processes (gloo)", "epoch 1 training: loss", "epoch 2 validation: cpm"):
+        assert done.stderr.count(line) == 1, line
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert (record["processes"], record["settings"]["processes"]) == (2, 2)
+    # 2e-3 times the square root of 2
+    assert record["settings"]["scaled_learning_rate"] == pytest.approx(2.828e-3, rel=1e-3)
+    config = str(CONFIG.with_name("evaluate.yaml"))
+    call = ["-m", "monai.bundle", "run", "evaluating", "--config_file", config]
+    places = {"run_dir": tmp_path / "run", "output_dir": tmp_path / "alone"}
+    scored = run(call, phantom_dir, store_dir, places)
+    assert scored.returncode == 0, scored.stderr[-3000:]
+    one, other = (
+        json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("run", "alone")
+    )
+    for name in ("cpm", "sensitivity_at_candidates", "candidates", "positives", "diameter_error_mm", "series"):
+        assert one[name] == other[name], name

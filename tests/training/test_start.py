@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.data import get_track_meta, set_track_meta
 
 from luna16_monai.bundle.folders import bundle_dir
+from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.errors import one_line
 from luna16_monai.networks.nodule_net import NoduleNet
 from luna16_monai.networks.precision import SelfTest
 from luna16_monai.runs.folder import RunFolder
+from luna16_monai.runs.seen import Seen, write_seen
+from luna16_monai.store.reading import Store
+from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.points import write_points
 from luna16_monai.training import distributed, start
 from luna16_monai.training.seeds import seed_network
 
@@ -57,6 +64,33 @@ def test_training_builds_the_network_after_the_seed_is_set(data, tmp_path):
     )
     assert torch.are_deterministic_algorithms_enabled()
     assert not get_track_meta()
+
+
+def test_training_takes_out_of_fold_candidates_alone(data, phantom_dir, tmp_path, caplog):
+    """From a table whose weights have seen the held-out scans; with one of its own series among them it is refused."""
+    split = Split(phantom_dir, Store(data["store_dir"]), validation_stride=3)
+    uid, other = split.train_series[:2]
+    middle = read_candidates(phantom_dir)
+    middle = middle.select(middle.series_codes([uid]) == 0)
+    table = tmp_path / "found.csv"
+    write_points(table, [uid] * len(middle), middle.points_xyz, np.full(len(middle), 0.5), "probability")
+    settings = {**data, "candidates": str(table), "output_dir": str(tmp_path / "run")}
+
+    def refusal() -> str:
+        with pytest.raises(RuntimeError) as caught:
+            started([CONFIGS / "train.yaml"], settings)
+        assert not (tmp_path / "run").exists()
+        return one_line(caught.value)
+
+    assert "no found.csv.seen.json beside it" in refusal()
+    write_seen(table, Seen.of([uid], {}))
+    assert f"series {uid} is one that the weights which proposed its candidates were trained on" in refusal()
+    write_seen(table, Seen.of([other, *split.validation_series[:2]], {}))
+    with caplog.at_level(logging.INFO):
+        flow = started([CONFIGS / "train.yaml"], settings)
+    assert f"trained on 2 of the {len(split.validation_series)} series that are validated on" in caplog.text
+    drawn_from = flow.parser.get_parsed_content("split").train.table
+    assert (drawn_from.series_codes([uid]) == 0).sum() >= len(middle)
 
 
 def test_training_refuses_a_used_folder_before_the_network_is_built(data, tmp_path):
