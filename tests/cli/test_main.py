@@ -189,9 +189,9 @@ OPTIONS = {
         "--ct": "path, +, more than once",
         "--ras": "flag",
         "--voxel": "zyx|xyz",
+        "--nodules": "path",
         "--masks": "flag",
         "--allow-symlinks": "flag",
-        "--nodules": "path",
     },
     "challenge": {
         "--input": "path, default /input",
