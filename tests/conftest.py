@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,6 +38,32 @@ def store_dir(phantom_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     output = tmp_path_factory.mktemp("store") / "store"
     prepare(phantom_dir, output, Preparation.read(BUNDLE / "configs" / "prepare.yaml"), workers=1, progress=False)
     return output
+
+
+@pytest.fixture(scope="session")
+def two_sets(
+    phantom_dir: Path, store_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Path], list[Path]]:
+    """The phantom as two data folders of four scans each, without CTs, and their stores. Not to be changed."""
+    index = json.loads((store_dir / "store.json").read_text(encoding="utf-8"))
+    uids, root = sorted(index["series"]), tmp_path_factory.mktemp("two")
+    data, stores = [root / "luna16", root / "own"], [root / "store_luna16", root / "store_own"]
+    for number, (folder, store) in enumerate(zip(data, stores, strict=True)):
+        folder.mkdir()
+        store.mkdir()
+        mine = uids[4 * number :][:4]
+        for path in phantom_dir.glob("*.csv"):
+            header, *rows = path.read_text(encoding="utf-8").splitlines()
+            if path.name == "seriesuids.csv":
+                header, rows = "", [header, *rows]
+            kept = [row for row in rows if row.split(",")[0] in mine]
+            (folder / path.name).write_text("\n".join([*([header] if header else []), *kept]) + "\n", encoding="utf-8")
+        for uid in mine:
+            for path in store_dir.glob(f"{uid}.*"):
+                shutil.copy(path, store)
+        part = {**index, "series": {uid: index["series"][uid] for uid in mine}}
+        (store / "store.json").write_text(json.dumps(part), encoding="utf-8")
+    return data, stores
 
 
 @pytest.fixture(scope="session")

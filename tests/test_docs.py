@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -286,6 +287,10 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
         "export": ["--format", "torchscript", "--output", folder / "model.ts"],
         "bundle": ["--output", folder / "bundle"],
         "report": ["--run", folder / "run", "--store", store_dir],
+        "calibrate": [
+            *("--run", shipped(folder / "shipped"), "--data", phantom_dir),
+            *("--device", "cpu", "--views", 1),
+        ],
     }
     found: dict[str, Any] = {"download": None}
     for verb, words in calls.items():
@@ -302,6 +307,13 @@ def answers(phantom_dir, store_dir, tmp_path_factory) -> dict[str, Any]:
     found["detect"] = keys_in_source("cli/detection", "run_detect", ast.Assign)
     found["bank"] = keys_in_source("cli/data", "run_bank", ast.Assign)
     return found
+
+
+def shipped(folder: Path) -> Path:
+    """The weights that come with the bundle, as a run leaves them."""
+    folder.mkdir()
+    shutil.copy(bundle_dir() / "models" / "model.pt", folder)
+    return folder
 
 
 def cutouts(folder: Path) -> Path:

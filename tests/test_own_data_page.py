@@ -77,7 +77,11 @@ def test_commands_of_the_page_fine_tune_calibrate_and_choose(place, monkeypatch)
             settings = dict(zip(words[6::2], words[7::2], strict=True))
             settings |= dict(zip(SMALL[bundle][::2], SMALL[bundle][1::2], strict=True))
             given = [word for pair in settings.items() for word in pair]
-            subprocess.run([sys.executable, *words[1:6], *given, "--device", "cpu"], check=True, env={**os.environ})
+            subprocess.run(
+                [sys.executable, "-W", "ignore", *words[1:6], *given, "--device", "cpu", "--num_workers", "0"],
+                check=True,
+                env={**os.environ},
+            )
         else:
             assert words[0] == "luna16"
             # doctor has findings of the machine that runs the test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -68,22 +69,44 @@ def choose_threshold(
         "sensitivity_ci95": None,
         "chosen_on": "the scans that it is reported on, so the figures are optimistic",
     }
-    if not draws:
-        return told
-    thresholds, rates, found = [], [], []
-    order = np.argsort(-probability[label == 0], kind="stable")
-    others, their_scan = probability[label == 0][order], scan[label == 0][order]
-    for weights in drawn_weights(n_scans, draws, seed, _ROWS):
-        rates.append(weights @ false / n_scans)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append((weights @ hits) / (weights @ nodules))
-        thresholds += [_threshold(probability, others, row[their_scan], rate * n_scans) for row in weights]
-    told["threshold_ci95"] = interval(np.array(thresholds)).tolist()
-    told["false_positives_per_scan_ci95"] = interval(np.concatenate(rates)).tolist()
-    shares = np.concatenate(found)
-    if told["sensitivity"] is not None and np.isfinite(shares).any():
-        told["sensitivity_ci95"] = interval(shares[np.isfinite(shares)]).tolist()
+    if draws:
+        counts = np.stack([false, hits, nodules])
+        weights = drawn_weights(n_scans, draws, seed, _ROWS)
+        told |= _intervals(probability, label == 0, scan, counts, rate * n_scans, weights)
     return told
+
+
+def _intervals(
+    probability: FloatArray,
+    others: NDArray[np.bool_],
+    scan: IntArray,
+    counts: IntArray,
+    allowed: float,
+    draws: Iterable[FloatArray],
+) -> dict[str, Any]:
+    """Return the intervals of `choose_threshold`.
+
+    Args:
+        probability, others, scan: (n,) of each candidate: its probability, whether it is no nodule, its scan.
+        counts: (3, n_scans) false calls, called nodules and all nodules of each scan, at the threshold.
+        allowed: false calls in all scans.
+        draws: (d, n_scans) each, how often each scan is drawn.
+    """
+    false, hits, nodules = counts
+    order = np.argsort(-probability[others], kind="stable")
+    falling, their_scan = probability[others][order], scan[others][order]
+    thresholds, rates, found = [], [], [np.zeros(0)]
+    for weights in draws:
+        thresholds += [_threshold(probability, falling, row[their_scan], allowed) for row in weights]
+        rates.append(weights @ false / len(false))
+        drawn = weights @ nodules
+        found.append((weights @ hits)[drawn > 0] / drawn[drawn > 0])
+    shares = np.concatenate(found)
+    return {
+        "threshold_ci95": interval(np.array(thresholds)).tolist(),
+        "false_positives_per_scan_ci95": interval(np.concatenate(rates)).tolist(),
+        "sensitivity_ci95": interval(shares).tolist() if len(shares) else None,
+    }
 
 
 def _threshold(probability: FloatArray, others: FloatArray, weights: FloatArray, allowed: float) -> float:

@@ -331,3 +331,35 @@ def test_split_takes_a_detectors_candidates_for_training_alone(tmp_path):
     assert told(split.validation) == told(plain.validation)
     assert split.validation.digest() == plain.validation.digest()
     assert split.train.digest() != plain.train.digest()
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------
+
+
+def test_stride_holds_out_of_each_data_set():
+    uids = ["a1", "a2", "a3", "b1", "b2"]
+    train, validation = split_by_stride(uids, 3, Patients(), [["a1", "a2", "a3"], ["b2", "b1"]])
+    assert validation == ("a1", "b1")
+    assert train == ("a2", "a3", "b2")
+    # a patient of both data sets is held out whole
+    shared = Patients({"a1": "P", "b2": "P"})
+    assert split_by_stride(uids, 3, shared, [["a1", "a2", "a3"], ["b1", "b2"]])[1] == ("a1", "b1", "b2")
+
+
+def test_split_of_several_data_sets_has_the_candidates_of_all(two_sets, phantom_dir, store_dir):
+    data, stores = two_sets
+    split, whole = Split(data, Store(stores), 4), Split(phantom_dir, Store(store_dir), 4)
+    assert {name: len(uids) for name, uids in split.data_sets.items()} == {"luna16": 4, "own": 4}
+    # the first of each four, as of all eight in one
+    assert split.validation_series == whole.validation_series
+    assert len(split.train) == len(whole.train)
+    assert split.train.labels.sum() == whole.train.labels.sum()
+    assert split.validation.data_sets == {
+        "luna16": split.validation_series[:1], "own": split.validation_series[1:],
+    }  # fmt: skip
+    assert whole.validation.data_sets == {}
+
+
+def test_split_needs_a_store_for_each_data_set(two_sets, store_dir):
+    with pytest.raises(ValueError, match=r"2 data folders .* with 1 stores: name one store for each"):
+        Split(two_sets[0], Store(store_dir))

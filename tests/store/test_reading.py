@@ -308,3 +308,32 @@ def test_verify_finds_truncated_and_missing_files(store_to_break):
         lines = verify(store_to_break, progress=False)
         assert len(lines) == 2
         assert lines[1].startswith(f"{sidecar}: missing or not what store.json says")
+
+
+# --- several stores ---------------------------------------------------------------------------------------------------
+
+
+def test_several_stores_are_read_as_one(two_sets, store_dir):
+    one, both = Store(store_dir), Store(two_sets[1])
+    assert both.series_uids == one.series_uids
+    assert both.subsets == one.subsets
+    assert [len(part) for part in both.parts] == [4, 4]
+    for uid in (one.series_uids[0], one.series_uids[-1]):
+        np.testing.assert_array_equal(both.volume(uid).voxels[:], one.volume(uid).voxels[:])
+    # as LUNA16_STORE names them, and in a worker
+    again = pickle.loads(pickle.dumps(Store(os.pathsep.join(map(str, two_sets[1])))))
+    assert again.parts == both.parts
+
+
+def test_several_stores_share_no_series(two_sets, store_dir):
+    with pytest.raises(ValueError, match=r"series \S+ is in the stores \S+ and \S+: take its CT out"):
+        Store([two_sets[1][0], store_dir])
+
+
+def test_several_stores_are_prepared_alike(two_sets, tmp_path):
+    index = json.loads((two_sets[1][1] / "store.json").read_text())
+    (tmp_path / "store.json").write_text(json.dumps({**index, "recipe": "other", "spacing_zyx": [1.0, 1.0, 1.0]}))
+    with pytest.raises(
+        ValueError, match=r"\(\[1.25, 0.7, 0.7\]\) and .* \(\[1.0, 1.0, 1.0\]\) prepare CTs differently"
+    ):
+        Store([two_sets[1][0], tmp_path])
