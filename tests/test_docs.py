@@ -425,8 +425,8 @@ def dotted_names() -> dict[str, list[str]]:
             ROOT / "pyproject.toml",
         ]
     ):
-        # what changed earlier is told in the names of then
-        if path.name == "CHANGELOG.md":
+        # what changed earlier is told in the names of then; those on the page are compared in bundle/test_moved.py
+        if path.name in ("CHANGELOG.md", "coming-from-0.1.md"):
             continue
         named = re.findall(r"\bluna16_monai(?:\.[A-Za-z_]\w*)+", text(path))
         # mypy looks at the imports of the sources

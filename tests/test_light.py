@@ -121,3 +121,35 @@ def test_detect_as_a_program_does_without_what_monai_loads_for_training(phantom_
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, ["monai"]]
     assert (tmp_path / "a.csv").is_file()
+
+
+EVERY_MODULE = """
+import importlib, json, pkgutil, sys
+absent = {absent}
+for name in absent:
+    sys.modules[name] = None  # as if it were not installed
+import luna16_monai
+names = [one.name for one in pkgutil.walk_packages(luna16_monai.__path__, "luna16_monai.")]
+assert len(names) > 100, names
+refused = {{}}
+for name in names:
+    if not name.endswith("__main__"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            refused[name.removeprefix("luna16_monai.")] = error.name
+print(json.dumps(refused))
+"""
+# what a base install goes without, and TensorBoard, which only a training loads
+NOT_AT_IMPORT = (
+    *("matplotlib", "jinja2", "highdicom", "sklearn", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "optuna"),
+    *("mlflow", "idc_index", "huggingface_hub", "safetensors", "tensorboard"),
+)
+
+
+def test_modules_can_be_imported_without_the_extras_but_for_those_that_are_an_extra():
+    program = EVERY_MODULE.format(absent=NOT_AT_IMPORT)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # loaded by the report alone, which asks for its extra first
+    assert json.loads(done.stdout.splitlines()[-1]) == {"report.charts": "matplotlib"}

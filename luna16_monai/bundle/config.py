@@ -20,6 +20,7 @@ from luna16_monai.bundle import overrides
 from luna16_monai.bundle.bases import BUILDS_ON, base_files, on_bases
 from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.folder_lists import folder_list, folder_names
 from luna16_monai.machine.processes import end_workers
 
 TRACKING: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
@@ -142,7 +143,9 @@ def settings() -> dict[str, Any]:
         value = parser.get_parsed_content(key)
         if isinstance(value, torch.device):
             value = str(value)
-        if isinstance(value, str):
+        if key in overrides.FOLDER_LISTS and isinstance(value, str | list):
+            value = _names(value)
+        elif isinstance(value, str):
             value = Path(value).name or value
         if value is None or isinstance(value, bool | int | float | str | list):
             told[key] = value
@@ -172,8 +175,9 @@ def check_settings(*fetched: str) -> None:
         parser.parse(reset=True)
     refuse_moved(config, "the config")
     for key, value in config.items():
-        plain = key not in SECTIONS and isinstance(value, str) and value[:1] not in overrides.MARKS
-        if plain and ("#" in value or ID_SEP_KEY in value):
+        texts = value if key in overrides.FOLDER_LISTS and isinstance(value, list) else [value]
+        plain = [one for one in texts if isinstance(one, str) and one[:1] not in overrides.MARKS]
+        if key not in SECTIONS and any("#" in one or ID_SEP_KEY in one for one in plain):
             raise ValueError(
                 f"{key} is {value}, where MONAI turns every # into ::, so that no setting can hold one: give a "
                 "folder by LUNA16_DATA, LUNA16_STORE or LUNA16_RUNS instead, or rename it"
@@ -192,6 +196,12 @@ def check_settings(*fetched: str) -> None:
                 f"{key} is no setting of this bundle, nothing reads it{f': was {meant[0]} meant?' if meant else ''} "
                 f"(settings: {', '.join(known)})"
             )
+
+
+def _names(folders: str | list[str]) -> str | list[str]:
+    """Return the last part of the name of a folder, or of each of several."""
+    names = folder_names(folder_list(folders))
+    return names[0] if len(names) == 1 else list(names)
 
 
 def _references(config: Any) -> set[str]:

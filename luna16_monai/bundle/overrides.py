@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # what a config's text that is no plain text starts with: an expression, a reference, a macro
 MARKS = "$@%"
 FOLDERS = ("output_dir", "dataset_dir", "store_dir", "run_dir", "bundle_root")
+# these may name several, as a list or with os.pathsep between them
+FOLDER_LISTS = ("dataset_dir", "store_dir")
 FILES = ("candidates", "init_weights", "nodule_run")
 WHOLE_NUMBERS = {
     **dict.fromkeys(("max_epochs", "samples_per_epoch", "batch_size", "val_interval", "checkpoint_iterations"), 1),
@@ -114,11 +116,13 @@ def require_kinds(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, str) and value[:1] in MARKS:
             continue
-        if (key in FOLDERS and not isinstance(value, str)) or (
-            key in FILES and value is not None and not isinstance(value, str)
-        ):
+        if key in FOLDER_LISTS and isinstance(value, list | tuple) and value:
+            odd = [one for one in value if not isinstance(one, str)]
+        else:
+            odd = [] if isinstance(value, str) or (key in FILES and value is None) else [value]
+        if odd and key in (*FOLDERS, *FILES):
             raise ValueError(
-                f"{key} is {value!r}, which is no text: a name that reads as a number or as true, false or null needs "
+                f"{key} is {odd[0]!r}, which is no text: a name that reads as a number or as true, false or null needs "
                 f"its folder before it, as in --{key} ./NAME"
             )
         if key in WHOLE_NUMBERS and not (_is_whole(value) and value >= WHOLE_NUMBERS[key]):

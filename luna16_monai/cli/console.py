@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luna16_monai.machine.folder_lists import folder_list
+
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -47,12 +49,12 @@ def add_verb(verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], 
 
 def add_data(verb: argparse.ArgumentParser) -> None:
     """Add --data, see `data_folder`."""
-    verb.add_argument("--data", type=Path, metavar="DIR")
+    verb.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="several are read as one data set")
 
 
-def add_store(verb: argparse.ArgumentParser, text: str | None = None) -> None:
-    """Add --store, see `store_folder`."""
-    verb.add_argument("--store", type=Path, metavar="DIR", help=text)
+def add_store(verb: argparse.ArgumentParser, text: str = "one for each data folder, in the same order") -> None:
+    """Add --store, see `store_folders`."""
+    verb.add_argument("--store", type=Path, nargs="+", metavar="DIR", help=text)
 
 
 def add_workers(verb: argparse.ArgumentParser, text: str | None = None) -> None:
@@ -111,18 +113,42 @@ def add_ray(verb: argparse.ArgumentParser) -> None:
 
 
 def folder(variable: str, default: str) -> Path:
-    """Return the folder that an environment variable names, else the default."""
-    return Path(os.environ.get(variable, default))
+    """Return the folder that an environment variable names, else the default.
+
+    Raises:
+        ValueError: it names several.
+    """
+    found = folder_list(os.environ.get(variable, default))
+    if len(found) > 1:
+        raise ValueError(
+            f"{variable} names {len(found)} folders, where one is needed: name it by an option, or set one"
+        )
+    return found[0]
 
 
-def data_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of --data, else of LUNA16_DATA, else data/phantom."""
-    return options.data or folder("LUNA16_DATA", "data/phantom")
+def data_folders(options: argparse.Namespace) -> tuple[Path, ...]:
+    """Return the folders of --data, else of LUNA16_DATA, else data/phantom."""
+    return folder_list(options.data or os.environ.get("LUNA16_DATA", "data/phantom"))
 
 
-def store_folder(options: argparse.Namespace) -> Path:
-    """Return the folder of --store, else of LUNA16_STORE, else data/store."""
-    return options.store or folder("LUNA16_STORE", "data/store")
+def store_folders(options: argparse.Namespace) -> tuple[Path, ...]:
+    """Return the folders of --store, else of LUNA16_STORE, else data/store."""
+    return folder_list(options.store or os.environ.get("LUNA16_STORE", "data/store"))
+
+
+def data_and_stores(options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Return each data folder with its store.
+
+    Raises:
+        ValueError: there are more of the one than of the other.
+    """
+    data, stores = data_folders(options), store_folders(options)
+    if len(data) != len(stores):
+        raise ValueError(
+            f"{len(data)} data folders ({', '.join(map(str, data))}) with {len(stores)} stores "
+            f"({', '.join(map(str, stores))}): name one store for each, in the same order"
+        )
+    return list(zip(data, stores, strict=True))
 
 
 def existing(path: Path) -> Path:

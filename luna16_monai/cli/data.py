@@ -172,7 +172,8 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Run ``luna16 doctor``; return its exit code."""
     from luna16_monai.setup.doctor import examine, told
 
-    result = examine(console.data_folder(options), console.store_folder(options), console.folder("LUNA16_RUNS", "runs"))
+    runs = console.folder("LUNA16_RUNS", "runs")
+    result = examine(console.data_folders(options), console.store_folders(options), runs)
     console.tell(options, result, told(result))
     return console.DONE if result["ok"] else console.FAILED
 
@@ -197,6 +198,8 @@ def add_prepare(verbs: Verbs) -> None:
 def run_prepare(options: argparse.Namespace) -> int:
     """Run ``luna16 prepare``; return its exit code."""
     from luna16_monai.bundle.folders import bundle_dir, require_trust
+    from luna16_monai.ct.folders import refuse_shared_series
+    from luna16_monai.machine.folder_lists import as_text
     from luna16_monai.store.preparation import Preparation
     from luna16_monai.store.prepare import prepare
 
@@ -208,50 +211,63 @@ def run_prepare(options: argparse.Namespace) -> int:
     recipe = Preparation.read(options.config or bundle_dir() / "configs" / "prepare.yaml", spacing)
     if options.config is not None:
         require_trust(options.config, recipe.config, options.trust_bundle)
-    data, store_dir = console.data_folder(options), console.store_folder(options)
-    console.require_folder("--store", store_dir)
+    pairs = console.data_and_stores(options)
+    for _, store_dir in pairs:
+        console.require_folder("--store", store_dir)
     execute = None
     if options.ray:
         from luna16_monai.machine.cluster import run_tasks
 
         # each node has a current folder of its own
-        data, store_dir = data.absolute(), store_dir.absolute()
+        pairs = [(data.absolute(), store_dir.absolute()) for data, store_dir in pairs]
         execute = partial(run_tasks, address=options.ray, dashboard=options.dashboard)
-    store = prepare(
-        data,
-        store_dir,
-        recipe,
-        workers=options.workers,
-        allow_missing=options.allow_missing,
-        allow_symlinks=options.allow_symlinks,
-        progress=console.shows_progress(options),
-        execute=execute,
-        log_dir=store_dir / "logs",
-    )
-    result = {
-        "store": str(store_dir),
-        "series": len(store.series_uids),
-        "missing": len(store.missing),
+    if len(pairs) > 1:
+        refuse_shared_series([data for data, _ in pairs], options.allow_symlinks)
+    stores = [
+        prepare(
+            data,
+            store_dir,
+            recipe,
+            workers=options.workers,
+            allow_missing=options.allow_missing,
+            allow_symlinks=options.allow_symlinks,
+            progress=console.shows_progress(options),
+            execute=execute,
+            log_dir=store_dir / "logs",
+        )
+        for data, store_dir in pairs
+    ]
+    series, names = sum(len(one.series_uids) for one in stores), ", ".join(str(store_dir) for _, store_dir in pairs)
+    result: dict[str, Any] = {
+        "store": as_text([store_dir for _, store_dir in pairs]),
+        "series": series,
+        "missing": sum(len(one.missing) for one in stores),
         "spacing_zyx": recipe.spacing_zyx,
     }
-    return console.tell(options, result, f"prepare: {len(store.series_uids)} CTs in {store_dir}")
+    if len(pairs) > 1:
+        result["data_sets"] = [
+            {"data": str(data), "store": str(folder), "series": len(one.series_uids), "missing": len(one.missing)}
+            for (data, folder), one in zip(pairs, stores, strict=True)
+        ]
+    return console.tell(options, result, f"prepare: {series} CTs in {names}")
 
 
 def add_verify(verbs: Verbs) -> None:
     """Add ``luna16 verify``."""
     verb = console.add_verb(verbs, "verify", run_verify, "check a store against its checksums")
-    console.add_store(verb)
+    console.add_store(verb, "which; several one after the other")
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """Run ``luna16 verify``; return its exit code."""
+    from luna16_monai.machine.folder_lists import as_text
     from luna16_monai.store.reading import verify
 
-    store_dir = console.store_folder(options)
-    wrong = verify(store_dir, progress=console.shows_progress(options))
+    stores = console.store_folders(options)
+    wrong = [line for one in stores for line in verify(one, progress=console.shows_progress(options))]
     for line in wrong:
         print("luna16:", line, file=sys.stderr)
-    console.tell(
-        options, {"store": str(store_dir), "wrong": wrong}, f"verify: {len(wrong) or 'nothing'} wrong in {store_dir}"
-    )
+    names = ", ".join(map(str, stores))
+    result = {"store": as_text(stores), "wrong": wrong}
+    console.tell(options, result, f"verify: {len(wrong) or 'nothing'} wrong in {names}")
     return console.FAILED if wrong else console.DONE

@@ -28,6 +28,8 @@ def add_convert(verbs: Verbs) -> None:
     verb.add_argument("--ras", action="store_true", help="the input's table or boxes are RAS, not LPS")
     text = "the input's table holds voxels of --ct, in this order of axes"
     verb.add_argument("--voxel", choices=("zyx", "xyz"), help=text)
+    text = "make a list of candidates: the nodules and the input's points, class 1 on a nodule, else 0"
+    verb.add_argument("--nodules", type=Path, metavar="CSV", help=text)
     verb.add_argument("--masks", action="store_true", help="of lidc: also write the readers' consensus masks")
     console.add_symlinks(verb)
 
@@ -46,6 +48,8 @@ def run_convert(options: argparse.Namespace) -> int:
     console.require_file("--output", options.output, options.input, *(options.ct or ()), may_be_folder=True)
     if from_format == formats.LIDC or (from_format == formats.LUNA25 and is_table and not options.output.suffix):
         return _convert_to_data_folder(options, from_format)
+    if options.nodules is not None:
+        return _convert_to_candidates(options, from_format)
     if options.masks:
         raise ValueError(f"--masks of {from_format}: only lidc has readers' outlines: leave --masks out")
     to_format = options.to_format or formats.format_for(options.output)
@@ -60,6 +64,35 @@ def run_convert(options: argparse.Namespace) -> int:
     console.warn([f"{options.input}: {note}" for note in notes])
     where = files[0] if len(files) == 1 else files[0].parent
     return console.tell(options, result, f"convert: {len(points)} points, {from_format} to {to_format}, in {where}")
+
+
+def _convert_to_candidates(options: argparse.Namespace, from_format: str) -> int:
+    """Convert points to a list of candidates with their classes: on one of the nodules, or on none."""
+    import numpy as np
+
+    from luna16_monai.interchange import formats
+    from luna16_monai.interchange.scans import Scans
+    from luna16_monai.tables.hits import lies_on
+    from luna16_monai.tables.luna16 import read_nodules
+    from luna16_monai.tables.points import joined_tables, write_points
+
+    if options.to_format not in (None, formats.LUNA16) or options.output.suffix.lower() != ".csv":
+        raise ValueError(f"--nodules makes a list of candidates, a .csv in LUNA16's columns, not {options.output.name}")
+    console.require_file("--output", options.output, options.nodules)
+    scans = Scans.open(options.ct or [], options.allow_symlinks)
+    points = formats.read(options.input, from_format, formats.Conventions(scans, options.ras, options.voxel))
+    nodules = read_nodules(console.existing(options.nodules))
+    found = points.table(None)
+    table = joined_tables([nodules, found])
+    label = np.concatenate([np.ones(len(nodules), int), lies_on(found, nodules).astype(int)])
+    write_points(options.output, table.row_series(), table.points_xyz, label, "class")
+    result: dict[str, Any] = {
+        "from": from_format, "to": formats.LUNA16, "points": len(table), "series": len(set(table.row_series())),
+        "files": [str(options.output)], "left_out": list(points.notes),
+    }  # fmt: skip
+    console.warn([f"{options.input}: {note}" for note in points.notes])
+    line = f"convert: {len(table)} candidates in {options.output}, {label.sum()} of them on a nodule"
+    return console.tell(options, result, line)
 
 
 def _convert_to_data_folder(options: argparse.Namespace, from_format: str) -> int:

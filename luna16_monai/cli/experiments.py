@@ -39,11 +39,11 @@ def run_crossval(options: argparse.Namespace) -> int:
 
     console.require_folder("--output", options.output)
     bundle = _trained_bundle(options)
-    store_dir = console.store_folder(options)
+    store_dir = console.store_folders(options)
     folds = options.folds or sorted({subset for subset in Store(store_dir).subsets.values() if subset is not None})
     plan = Plan(
         bundle,
-        console.data_folder(options),
+        console.data_folders(options),
         store_dir,
         options.output,
         tuple(folds),
@@ -78,8 +78,8 @@ def run_tune(options: argparse.Namespace) -> int:
     bundle = _trained_bundle(options)
     plan = TunePlan(
         bundle,
-        console.data_folder(options),
-        console.store_folder(options),
+        console.data_folders(options),
+        console.store_folders(options),
         options.output,
         Search.read(options.search or bundle / "configs" / "tune.yaml"),
         options.trials,

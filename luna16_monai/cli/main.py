@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from luna16_monai import __version__
 from luna16_monai.cli import (
     bundles,
+    console,
     data,
     demo,
     detection,
@@ -52,6 +53,7 @@ VERBS = (
     exchange.add_challenge,
     bundles.add_export,
     bundles.add_bundle,
+    bundles.add_calibrate,
     scoring.add_report,
     experiments.add_crossval,
     experiments.add_tune,
@@ -106,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 ended by SIGTERM.
     """
     options = parser().parse_args(arguments)
+    # not for the help
+    from luna16_monai.machine.progress import showing
+
     options.is_program = arguments is None
     atexit.register(_leave_objects)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
@@ -114,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         require_posix()
-        with _raised_on_signals():
+        with _raised_on_signals(), showing(console.shows_progress(options)):
             return options.run(options)
     except Terminated:
         print("luna16: ended by SIGTERM; the same command goes on where it stopped", file=sys.stderr)

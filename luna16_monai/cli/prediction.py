@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from luna16_monai.inference.predict import Listed, Scored, Wanted
     from luna16_monai.interchange.points import Points
 
+THRESHOLD = 0.5
+"""Of the reports, where ``luna16 calibrate`` has not chosen one."""
 SECOND_BUNDLE = "malignancy_classification"
 
 
@@ -33,8 +35,8 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
     verb.add_argument("--report", type=Path, metavar="HTML", help="a page about one CT, for readers")
-    text = "of the reports; calibrated where known; default: 0.5"
-    verb.add_argument("--threshold", type=float, default=0.5, metavar="P", help=text)
+    text = f"of the reports; calibrated where known; default: what luna16 calibrate chose, else {THRESHOLD}"
+    verb.add_argument("--threshold", type=float, metavar="P", help=text)
     verb.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
     verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
 
@@ -81,7 +83,7 @@ def predict_anew(options: argparse.Namespace, output: Path) -> None:
         "dicom_sr": None,
         "report": None,
     }
-    apart |= {"threshold": 0.5, "explain": None, "explain_top": 10}
+    apart |= {"threshold": THRESHOLD, "explain": None, "explain_top": 10}
     result = predicted(argparse.Namespace(**{**vars(options), **apart}))
     print(f"luna16: {result['candidates']} candidates of {result['series']} CTs in {output}", file=sys.stderr)
 
@@ -106,6 +108,8 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     malignancy = _malignancy_classifier(options, device)
     both = [*classifiers, *([malignancy] if malignancy else [])]
+    if options.threshold is None:
+        options.threshold = _chosen_threshold(classifiers, options.candidates is not None)
     page = None if options.report is None else pages.page_about(options)
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, page)
     if listed is None:
@@ -122,6 +126,13 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     print("luna16:", tell_seen(records, listed.table.series_uids, drawn_near(options.ct)), file=sys.stderr)
     console.warn(result.get("left_out", []))
     return result
+
+
+def _chosen_threshold(classifiers: Sequence[Classifier], listed: bool) -> float:
+    """Return the threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`."""
+    one = classifiers[0].calibrated
+    chosen = one.threshold if listed else one.both_stages
+    return THRESHOLD if chosen is None or len(classifiers) > 1 else chosen
 
 
 def _check_stages(options: argparse.Namespace) -> None:

@@ -106,12 +106,18 @@ def run_compare(options: argparse.Namespace) -> int:
         write_json(options.output / "comparison.json", result)
     console.warn(result["warnings"])
     low, high = result["cpm_difference_ci95"]
-    return console.tell(
-        options,
-        result,
+    lines = [
         f"compare: CPM {result['cpm'][0]:.4f} and {result['cpm'][1]:.4f} on {result['scans']} scans, "
-        f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})",
-    )
+        f"difference {result['cpm_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f})"
+    ]
+    if result["roc_auc"] is not None:
+        low, high = result["roc_auc_difference_ci95"]
+        p_value = "" if result["delong_p"] is None else f", DeLong's p {result['delong_p']:.3g}"
+        lines.append(
+            f"  AUC of the same candidates {result['roc_auc'][0]:.4f} and {result['roc_auc'][1]:.4f}, difference "
+            f"{result['roc_auc_difference']:+.4f} (95 % {low:+.4f} to {high:+.4f}{p_value})"
+        )
+    return console.tell(options, result, "\n".join(lines))
 
 
 def add_benchmark(verbs: Verbs) -> None:
@@ -213,7 +219,7 @@ def run_report(options: argparse.Namespace) -> int:
     output = options.output or RunFolder(options.run_dir).report_file
     read = [path for path in options.run_dir.glob("*") if path.suffix.lower() != ".html"]
     console.require_file("--output", output, *read)
-    result = write_report(options.run_dir, output, console.store_folder(options))
+    result = write_report(options.run_dir, output, console.store_folders(options))
     return console.tell(
         options, result, f"report: {output} ({result['megabytes']:.1f} MB, {result['pictures']} pictures)"
     )

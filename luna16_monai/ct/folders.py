@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def find_cts(data_dir: Path, allow_symlinks: bool = False) -> list[CTFile]:
     if not found:
         raise FileNotFoundError(_nothing_found(data_dir))
     return [found[uid] for uid in sorted(found)]
+
+
+def refuse_shared_series(data_dirs: Sequence[Path], allow_symlinks: bool = False) -> None:
+    """Check that no series has a CT in two data folders.
+
+    Raises:
+        ValueError: names the series and both of its files; or as `find_cts`.
+    """
+    found: dict[str, CTFile] = {}
+    for data_dir in data_dirs:
+        for one in find_cts(data_dir, allow_symlinks):
+            if one.series_uid in found:
+                raise ValueError(
+                    f"series {one.series_uid} is in two data folders, as {found[one.series_uid].path} and {one.path}: "
+                    "take it out of one of them, or leave that folder out"
+                )
+            found[one.series_uid] = one
 
 
 def holds_ct_files(folder: Path) -> bool:

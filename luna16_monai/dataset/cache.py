@@ -85,16 +85,16 @@ def _global_draws_from(seed: int) -> Iterator[None]:
 
     torch seeds them once for each worker, so that their number would decide what is drawn.
     """
-    plain, numpys = random.getstate(), np.random.get_state()
+    plain, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
         try:
             yield
         finally:
             random.setstate(plain)
-            np.random.set_state(numpys)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _fused(transform: Compose) -> tuple[FusedAugmentation, Compose] | None:

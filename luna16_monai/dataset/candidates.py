@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,20 @@ class CandidateList(Sequence[dict[str, Any]]):
     Args:
         table: the candidates of the split; their values are the classes 0 and 1, or kinds of which 1 is the target.
         positives_first: so that a cache of limited size keeps what is drawn most often; else the table's order.
+        data_sets: the series of each data set, by its name, those without a candidate too; nothing for one data set.
 
     Attributes:
         table: the rows in this list's order.
         labels: (n,) int64, 1 is the target: nodule, or malignant nodule where the values are kinds.
     """
 
-    def __init__(self, table: PointTable, positives_first: bool = True) -> None:
+    def __init__(
+        self,
+        table: PointTable,
+        positives_first: bool = True,
+        data_sets: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.data_sets = dict(data_sets or {})
         self.table = table.select(np.argsort(-table.values, kind="stable")) if positives_first else table
         self.labels = (self.table.values == 1).astype(np.int64)
 

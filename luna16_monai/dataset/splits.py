@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Protocol
 
 from luna16_monai.dataset.candidates import CandidateList, sample_negatives
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.detected import detected_tables, read_detected, with_detected
 from luna16_monai.tables.hits import lies_on
-from luna16_monai.tables.lidc import Patients, read_patients
-from luna16_monai.tables.luna16 import read_candidates, read_excluded, read_series_list
+from luna16_monai.tables.lidc import Patients
 from luna16_monai.tables.points import PointTable
 
 logger = logging.getLogger(__name__)
 
 
 def split_by_stride(
-    series_uids: Sequence[str], stride: int, patients: Patients
+    series_uids: Sequence[str], stride: int, patients: Patients, data_sets: Sequence[Sequence[str]] | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Hold out every ``stride``-th series in sorted order, and with each the other series of its patient.
 
@@ -30,6 +31,7 @@ def split_by_stride(
         series_uids: the series to split.
         stride: 20 is the design's; the first series is held out.
         patients: of the series.
+        data_sets: the series of each data set, of which every ``stride``-th is held out; None for one data set.
 
     Returns:
         The series for training and those for validation, sorted.
@@ -40,7 +42,8 @@ def split_by_stride(
     if stride < 2:
         raise ValueError(f"validation_stride {stride} leaves nothing to train on: use 2 or more")
     ordered = sorted(series_uids)
-    held_out = patients.of_all(ordered[::stride])
+    parts = [ordered] if data_sets is None else [[uid for uid in ordered if uid in set(part)] for part in data_sets]
+    held_out = patients.of_all(uid for part in parts for uid in part[::stride])
     validation = tuple(uid for uid in ordered if patients.of(uid) in held_out)
     return tuple(uid for uid in ordered if patients.of(uid) not in held_out), validation
 
@@ -150,9 +153,9 @@ class Split:
     """The candidates of a prepared data set, split into training and validation.
 
     Args:
-        dataset_dir: the data folder, for its tables.
-        store: the prepared store; its series are split.
-        validation_stride: hold out every n-th series in sorted order.
+        dataset_dir: the data folder, for its tables; or several, see `tables.data_sets`.
+        store: the prepared store, or stores; its series are split.
+        validation_stride: hold out every n-th series of each data set in sorted order.
         validation_subset: hold out this official subset instead; None means the stride.
         join_patients: with a subset, hold out all series of its patients.
         validation_negatives: validate on a fixed sample of this many negatives; None takes them all.
@@ -169,6 +172,7 @@ class Split:
         train_series: the series of the former, sorted.
         validation_series: the series of the latter, sorted.
         test_series: those of ``test_subset``, sorted; none without one.
+        data_sets: the series of each data set, by its name; those of all splits.
 
     Raises:
         ValueError: a candidate's series is unknown or its point lies outside its scan; a split lacks a class.
@@ -176,7 +180,7 @@ class Split:
 
     def __init__(
         self,
-        dataset_dir: Path | str,
+        dataset_dir: Folders,
         store: Store,
         validation_stride: int = 20,
         validation_subset: int | None = None,
@@ -188,23 +192,23 @@ class Split:
         test_subset: int | None = None,
         candidates: Path | str | None = None,
     ) -> None:
-        data_dir = Path(dataset_dir)
-        subsets, patients = store.subsets, read_patients(data_dir)
+        folders = DataSets.of(dataset_dir)
+        self.data_sets = folders.series(store.parts)
+        subsets, patients = store.subsets, folders.patients()
         rest: Mapping[str, int | None] = subsets
         self.test_series: tuple[str, ...] = ()
         if test_subset is not None:
             rest, self.test_series = set_aside(subsets, test_subset, patients)
         if validation_subset is None:
-            series = split_by_stride(list(rest), validation_stride, patients)
+            series = split_by_stride(list(rest), validation_stride, patients, [*self.data_sets.values()])
         else:
             series = split_by_subset(rest, validation_subset, patients, join_patients)
         self.train_series, self.validation_series = series
         refuse_leakage(train=self.train_series, validation=self.validation_series, test=self.test_series)
-        table = read_candidates(data_dir)
-        if tables := detected_tables(candidates, data_dir):
-            table = with_detected(table, read_detected(tables, data_dir), self.train_series)
-        known = [*subsets, *store.missing, *(read_series_list(data_dir) or ())]
-        table.require_series(known, f"the prepared store, nor in {data_dir / 'seriesuids.csv'}")
+        table = folders.candidates()
+        folders.require_series(table, store.parts, store.missing)
+        if tables := detected_tables(candidates, folders):
+            table = with_detected(table, read_detected(tables, folders), self.train_series)
         table = table.select(table.series_codes(list(subsets)) >= 0)
         store.require_inside(table)
         if kinds is not None:
@@ -212,19 +216,28 @@ class Split:
         names = {0: "class 0", 1: "class 1"} if kinds is None else kinds.names
         train = table.select(table.series_codes(self.train_series) >= 0)
         if omit_excluded:
-            train = train.select((train.values > 0) | ~lies_on(train, read_excluded(data_dir)))
+            train = train.select((train.values > 0) | ~lies_on(train, folders.excluded_of_all()))
         validation = table.select(table.series_codes(self.validation_series) >= 0)
         self.train = CandidateList(train)
-        self.validation = CandidateList(sample_negatives(validation, validation_negatives, seed))
+        self.validation = CandidateList(
+            sample_negatives(validation, validation_negatives, seed), data_sets=self.of_each(self.validation_series)
+        )
         for name, part in (("training", self.train), ("validation", self.validation)):
             for kind, what in names.items():
                 if not (part.kinds == kind).any():
                     raise ValueError(
                         f"the {name} split has no candidate of {what} in its {len(series[name != 'training'])} "
-                        f"series ({data_dir}): hold out other series with validation_stride or validation_subset"
+                        f"series ({folders}): hold out other series with validation_stride or validation_subset"
                     )
         logger.info(
             "training on %d series (%d positive, %d negative candidates), validating on %d series (%d, %d)",
             *(len(self.train_series), self.train.labels.sum(), (self.train.labels == 0).sum()),
             *(len(self.validation_series), self.validation.labels.sum(), (self.validation.labels == 0).sum()),
         )
+
+    def of_each(self, series_uids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return those of some series that each data set has, by its name; nothing where there is one data set."""
+        if len(self.data_sets) < 2:
+            return {}
+        wanted = set(series_uids)
+        return {name: tuple(uid for uid in uids if uid in wanted) for name, uids in self.data_sets.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.detection.targets import OFFSETS, Labels, draw_targets, in_voxels
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import AIR_HU, Volume
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.hits import lies_on
-from luna16_monai.tables.luna16 import find_table, read_annotations
-from luna16_monai.tables.points import PointTable, read_points
+from luna16_monai.tables.points import PointTable
 
 NOWHERE, NODULE, NEGATIVE = 0, 1, 2
 MARGIN_MM = 16.0
@@ -52,23 +52,26 @@ class LabelledScans:
     """Volumes of a store with their labels and lungs.
 
     Args:
-        dataset_dir: the data folder, for its tables of nodules and excluded findings.
+        dataset_dir: the data folder, or several, for its tables of nodules and excluded findings.
         store: the prepared volumes.
         cache_gb: of volumes that are kept in memory, in each process.
+
+    Attributes:
+        data_sets: the series of each data set, by its name.
 
     Raises:
         FileNotFoundError: the data folder has no annotations.
         ValueError: a row is malformed.
     """
 
-    def __init__(self, dataset_dir: Path | str, store: Store, cache_gb: float = 0.0) -> None:
-        data_dir = Path(dataset_dir)
+    def __init__(self, dataset_dir: Folders, store: Store, cache_gb: float = 0.0) -> None:
+        folders = DataSets.of(dataset_dir)
+        self.data_sets = folders.series(store.parts)
         self.bytes_left = cache_gb * 1e9
         self._kept: dict[str, Volume] = {}
-        self.store, self.nodules = store, read_annotations(data_dir)
-        excluded = find_table(data_dir, "annotations_excluded")
-        none = self.nodules.select(np.zeros(len(self.nodules), bool))
-        self.excluded = none if excluded is None else read_points(excluded, "diameter_mm")
+        self.store, self.nodules = store, folders.annotations()
+        excluded = folders.excluded()
+        self.excluded = self.nodules.select(np.zeros(len(self.nodules), bool)) if excluded is None else excluded
         self._labels: dict[str, Labels] = {}
 
     def volume(self, series_uid: str) -> Volume:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from luna16_monai.machine.progress import bar
+
 FloatArray = NDArray[np.float64]
 
 
@@ -23,10 +25,12 @@ def drawn_weights(groups: int, draws: int, seed: int, rows: int) -> Iterator[Flo
         (up to ``rows``, groups) float64.
     """
     random = np.random.default_rng(seed)
-    for start in range(0, draws, rows):
-        n = min(rows, draws - start)
-        cell = random.integers(groups, size=(n, groups)) + groups * np.arange(n)[:, None]
-        yield np.bincount(cell.ravel(), minlength=n * groups).reshape(n, groups).astype(np.float64)
+    with bar(draws, "bootstrap", "draw") as shown:
+        for start in range(0, draws, rows):
+            n = min(rows, draws - start)
+            cell = random.integers(groups, size=(n, groups)) + groups * np.arange(n)[:, None]
+            yield np.bincount(cell.ravel(), minlength=n * groups).reshape(n, groups).astype(np.float64)
+            shown.update(n)
 
 
 def interval(drawn: FloatArray) -> FloatArray:

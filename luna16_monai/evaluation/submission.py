@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from luna16_monai.evaluation import froc
 from luna16_monai.evaluation.match import MARKS_PER_SCAN, MarkStatus, Match, match_marks
 from luna16_monai.evaluation.ranks import diameter_error, sensitivity_by_rank
-from luna16_monai.tables.hits import Findings, Marks
-from luna16_monai.tables.luna16 import find_table, read_annotations, read_nodules, read_series_uids
+from luna16_monai.evaluation.roc import compare_roc_auc
+from luna16_monai.machine.folder_lists import Folders
+from luna16_monai.tables.data_sets import DataSets
+from luna16_monai.tables.hits import Findings, Marks, lies_on
+from luna16_monai.tables.luna16 import read_nodules, read_series_uids
 from luna16_monai.tables.points import PointTable, duplicate_rows, read_points
 from luna16_monai.tables.text import open_table, require_columns
 
@@ -161,7 +164,7 @@ def read_subsets(path: Path) -> dict[str, int | None]:
 
 
 def validation_reference(
-    dataset_dir: Path | str,
+    dataset_dir: Folders,
     series_uids: Sequence[str],
     subsets: Mapping[str, int | None] | None = None,
     validation_negatives: int | None = None,
@@ -169,7 +172,7 @@ def validation_reference(
     """Return what a bundle's validation is scored against; None, and a line in the log, where a CPM would mislead.
 
     Args:
-        dataset_dir: the data folder; without ``annotations_excluded`` the score is marked as such.
+        dataset_dir: the data folder, or several; without ``annotations_excluded`` the score is marked as such.
         series_uids: the validation series; they alone are scored.
         subsets: series to subset.
         validation_negatives: the sample of negatives that is validated on; None for all of them.
@@ -177,22 +180,16 @@ def validation_reference(
     Raises:
         ValueError: a row is malformed, or no nodule lies in the scans.
     """
-    data_dir = Path(dataset_dir)
+    folders = DataSets.of(dataset_dir)
     if validation_negatives is not None:
         logger.info("no CPM: with %d sampled negatives it would be too high", validation_negatives)
         return None
-    if find_table(data_dir, "annotations") is None:
-        logger.warning("no CPM: no annotations.csv in %s", data_dir)
+    for folder in folders.without("annotations"):
+        logger.warning("no CPM: no annotations.csv in %s", folder)
         return None
-    excluded = find_table(data_dir, "annotations_excluded")
-    if excluded is None:
-        logger.warning("no annotations_excluded.csv in %s: %s", data_dir, NO_EXCLUDED)
-    return ReferenceStandard(
-        tuple(sorted(series_uids)),
-        read_annotations(data_dir),
-        None if excluded is None else read_points(excluded, "diameter_mm"),
-        subsets,
-    )
+    for folder in folders.without("annotations_excluded"):
+        logger.warning("no annotations_excluded.csv in %s: %s", folder, NO_EXCLUDED)
+    return ReferenceStandard(tuple(sorted(series_uids)), folders.annotations(), folders.excluded(), subsets)
 
 
 def evaluate(
@@ -275,6 +272,10 @@ def _fallen_by_ties(match: Match) -> list[str]:
 def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Return the difference of two submissions to the same truth, the other minus the one; see `froc.compare`.
 
+    Of two that list the same candidates also ``roc_auc`` (of both), ``roc_auc_difference``,
+    ``roc_auc_difference_ci95`` and ``delong_p``, see `roc.delong`; None where they don't, or where one class is absent.
+    A candidate on a nodule is a positive; those on excluded findings alone are left out.
+
     Raises:
         ValueError: fewer than one draw.
     """
@@ -285,7 +286,31 @@ def compare(one: Evaluation, other: Evaluation, draws: int = 1000, seed: int = 0
     ]
     return {
         **froc.compare(one.match, other.match, draws, seed),
+        **_compare_auc(one, other, draws, seed),
         "scans": one.match.n_scans,
         "nodules": one.match.nodule_scan.size,
         "warnings": warnings,
     }
+
+
+def _compare_auc(one: Evaluation, other: Evaluation, draws: int, seed: int) -> dict[str, Any]:
+    """Return the AUCs over the candidates that two submissions share, and their difference; see `compare`."""
+    names = ("roc_auc", "roc_auc_difference", "roc_auc_difference_ci95", "delong_p")
+    # programs may list the same candidates in other orders
+    orders = [np.lexsort((*each.marks.points_xyz.T, each.match.mark_scan)) for each in (one, other)]
+    rows = [
+        np.column_stack([each.match.mark_scan, each.marks.points_xyz, each.marks.values])[order]
+        for each, order in zip((one, other), orders, strict=True)
+    ]
+    if not np.array_equal(rows[0][:, :4], rows[1][:, :4]):
+        return dict.fromkeys(names)
+    marks, truth = one.marks.select(orders[0]), one.truth
+    label = lies_on(marks, truth.nodules)
+    kept = label | ~(lies_on(marks, truth.excluded) if truth.excluded is not None else np.zeros_like(label))
+    if len(np.unique(label[kept])) < 2:
+        return dict.fromkeys(names)
+    probabilities = {"one": rows[0][kept, 4], "other": rows[1][kept, 4]}
+    found = compare_roc_auc(probabilities, label[kept], rows[0][kept, 0], draws, seed)
+    low, high = found["other"]["behind_by_ci95"]
+    aucs = [found[name]["roc_auc"] for name in probabilities]
+    return dict(zip(names, [aucs, aucs[1] - aucs[0], [-high, -low], found["other"]["delong_p"]], strict=True))

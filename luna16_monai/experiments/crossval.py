@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from luna16_monai.evaluation import froc
+from luna16_monai.evaluation.by_data_set import scores_by_data_set
 from luna16_monai.evaluation.calibration import Calibration, brier_score, confusion, expected_calibration_error
 from luna16_monai.evaluation.roc import average_precision, roc_auc
 from luna16_monai.evaluation.submission import Evaluation, evaluate, validation_reference
@@ -31,6 +32,7 @@ from luna16_monai.runs.folder import DataRecord, Metrics, RunFolder, RunRecord
 from luna16_monai.runs.results import Results, read_results, write_results
 from luna16_monai.runs.seen import read_seen, refuse_in_fold
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.detected import detected_tables
 from luna16_monai.tables.lidc import read_patients
 from luna16_monai.tables.points import PointTable
@@ -61,11 +63,12 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
             one patient stand in two splits of a fold.
         RuntimeError: a fold failed.
     """
-    subsets = Store(plan.store_dir).subsets
+    store = Store(plan.store_dir)
+    subsets, data_sets = store.subsets, DataSets.of(plan.data_dir).series(store.parts)
     if absent := sorted(set(plan.folds) - set(subsets.values())):
         raise ValueError(
-            f"no CT of subset {absent[0]} is in {plan.store_dir} (found: {sorted(set(subsets.values()), key=str)}): "
-            "prepare it too, or name other --folds"
+            f"no CT of subset {absent[0]} is in {', '.join(map(str, store.store_dirs))} (found: "
+            f"{sorted(set(subsets.values()), key=str)}): prepare it too, or name other --folds"
         )
     _refuse_weights_that_saw_a_test(plan, subsets)
     _refuse_candidates_in_fold(plan, subsets)
@@ -75,7 +78,7 @@ def crossval(plan: Plan, execute: Execute, progress: bool = True, draws: int = 1
     write_json(plan.output / AUDIT, audit)
     if audit["problems"]:
         raise ValueError(f"{'; '.join(audit['problems'][:3])}: see {plan.output / AUDIT}; nothing was scored")
-    return pool(plan, subsets, draws, seed)
+    return pool(plan, subsets, draws, seed, data_sets)
 
 
 def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None]) -> None:
@@ -95,18 +98,25 @@ def _refuse_weights_that_saw_a_test(plan: Plan, subsets: Mapping[str, int | None
 def _refuse_candidates_in_fold(plan: Plan, subsets: Mapping[str, int | None]) -> None:
     """Before anything is trained, which would find it too: all series that a fold may train on."""
     candidates = plan.settings.get("candidates")
-    tables = detected_tables(None if candidates in (None, "null") else candidates, plan.data_dir)
+    tables = detected_tables(None if candidates in (None, "null") else candidates, DataSets.of(plan.data_dir))
     kept_out = set(plan.folds) if len(plan.folds) == 1 else set()
     trained = [uid for uid, subset in subsets.items() if subset not in kept_out]
     refuse_in_fold(tables, trained, read_drawn(plan.data_dir))
 
 
-def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def pool(
+    plan: Plan,
+    subsets: Mapping[str, int | None],
+    draws: int = 1000,
+    seed: int = 0,
+    data_sets: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Score the finished folds together, and write ``submission.csv``, ``metrics.json`` and the tables beside it.
 
     Returns:
         The keys of ``luna16 evaluate --json`` for the pooled submission; ``folds``, each on its own scans;
-        ``mean_of_folds``; ``calibration`` and ``thresholds``, which each fold's inner validation has chosen.
+        ``mean_of_folds``; ``calibration`` and ``thresholds``, which each fold's inner validation has chosen; of several
+        ``data_sets``, whose series are told by their name, ``by_data_set``.
     """
     folds = [_Fold.read(plan, fold) for fold in plan.folds]
     run = RunFolder(plan.output)
@@ -137,6 +147,9 @@ def pool(plan: Plan, subsets: Mapping[str, int | None], draws: int = 1000, seed:
     }
     if evaluation is not None:
         metrics["cpm_of_calibrated"] = _cpm(evaluation, marks, calibrated.get("platt"))
+    if data_sets and len(data_sets) > 1:
+        scored = {name: [uid for uid in uids if uid in set(scans)] for name, uids in data_sets.items()}
+        metrics["by_data_set"] = scores_by_data_set(scored, marks, label, truth, draws, seed)
     platt = calibrated.get("platt")
     written = write_results(plan.output, metrics, marks, probability, evaluation, label, platt, subsets)
     run.write_record(_record(folds))

@@ -11,6 +11,7 @@ from luna16_monai.bundle.bases import base_digests
 from luna16_monai.bundle.command import command
 from luna16_monai.ct.folders import SUBSETS
 from luna16_monai.machine.claims import digests
+from luna16_monai.machine.folder_lists import Folders, absolute, as_text, folder_list
 from luna16_monai.machine.jobs import Job
 from luna16_monai.runs.folder import DataRecord, RunFolder
 from luna16_monai.runs.results import read_results
@@ -37,8 +38,8 @@ class Plan:
 
     Attributes:
         bundle: its folder, with ``configs/train.yaml`` and ``configs/evaluate.yaml``.
-        data_dir: LUNA16's layout.
-        store_dir: the prepared volumes.
+        data_dir: LUNA16's layout; or several folders.
+        store_dir: the prepared volumes, of each data folder.
         output: where all of it goes.
         folds: the subsets that are scored.
         settings: of the bundle, for each training; values as on its command line.
@@ -49,8 +50,8 @@ class Plan:
     """
 
     bundle: Path
-    data_dir: Path
-    store_dir: Path
+    data_dir: Folders
+    store_dir: Folders
     output: Path
     folds: tuple[int, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -59,8 +60,10 @@ class Plan:
     gpus: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("bundle", "data_dir", "store_dir", "output"):
+        for name in ("bundle", "output"):
             object.__setattr__(self, name, getattr(self, name).absolute())
+        for name in ("data_dir", "store_dir"):
+            object.__setattr__(self, name, absolute(getattr(self, name)))
         object.__setattr__(self, "overlays", tuple(path.absolute() for path in self.overlays))
         if not self.folds or len(set(self.folds)) != len(self.folds) or not set(self.folds) <= set(SUBSETS):
             raise ValueError(f"folds {list(self.folds)}: name some of 0 to 9, each once")
@@ -86,7 +89,7 @@ class Plan:
         """Return a fold as a job: train, then score the subset that was kept out."""
         folder = self.fold_dir(fold)
         settings = {"validation_stride": str(INNER_STRIDE), **self.settings}
-        data = {"dataset_dir": str(self.data_dir), "store_dir": str(self.store_dir)}
+        data = {"dataset_dir": as_text(folder_list(self.data_dir)), "store_dir": as_text(folder_list(self.store_dir))}
         training = {
             **{key: value for key, value in settings.items() if key not in ONLY_IN_SCORING},
             **data,

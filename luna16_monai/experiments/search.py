@@ -13,6 +13,7 @@ import yaml
 from luna16_monai.bundle.bases import base_digests, read_whole
 from luna16_monai.bundle.command import command
 from luna16_monai.machine.claims import digests
+from luna16_monai.machine.folder_lists import Folders, absolute, as_text, folder_list
 from luna16_monai.machine.jobs import Job
 
 METRICS = ("average_precision", "cpm")
@@ -101,8 +102,8 @@ class TunePlan:
 
     Attributes:
         bundle: its folder.
-        data_dir: LUNA16's layout.
-        store_dir: the prepared volumes.
+        data_dir: LUNA16's layout; or several folders.
+        store_dir: the prepared volumes, of each data folder.
         output: where all of it goes.
         search: what is tried.
         trials: how many.
@@ -115,8 +116,8 @@ class TunePlan:
     """
 
     bundle: Path
-    data_dir: Path
-    store_dir: Path
+    data_dir: Folders
+    store_dir: Folders
     output: Path
     search: Search
     trials: int
@@ -128,8 +129,10 @@ class TunePlan:
     folder: Path = field(default_factory=Path.cwd)
 
     def __post_init__(self) -> None:
-        for name in ("bundle", "data_dir", "store_dir", "output"):
+        for name in ("bundle", "output"):
             object.__setattr__(self, name, getattr(self, name).absolute())
+        for name in ("data_dir", "store_dir"):
+            object.__setattr__(self, name, absolute(getattr(self, name)))
         object.__setattr__(self, "overlays", tuple(path.absolute() for path in self.overlays))
         if self.gpus not in (0, 1):
             raise ValueError(f"gpus {self.gpus}: a trial trains on one GPU, give 0 or 1; more trials run beside it")
@@ -155,14 +158,14 @@ class TunePlan:
         """Return the output folder of a trial's training."""
         return self.output / "trials" / trial
 
-    def job(self, trial: str, settings: Mapping[str, Any], stores: Mapping[str, Path]) -> Job:
+    def job(self, trial: str, settings: Mapping[str, Any], stores: Mapping[str, Folders]) -> Job:
         """Return a trial as a job."""
         store = stores[json.dumps(settings[SPACING])] if SPACING in settings else self.store_dir
         told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
         fixed = {
             "key_metric": self.search.metric,
-            "dataset_dir": str(self.data_dir),
-            "store_dir": str(store),
+            "dataset_dir": as_text(folder_list(self.data_dir)),
+            "store_dir": as_text(folder_list(store)),
             "output_dir": str(self.trial_dir(trial)),
             "resume": "true",
         }

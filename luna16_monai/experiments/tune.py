@@ -26,10 +26,12 @@ from luna16_monai.machine.claims import claim
 from luna16_monai.machine.cluster import connected
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write, write_csv, write_json
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.machine.jobs import last_line, run_job, shown
 from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.data_sets import DataSets
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def run_trial(
     plan: TunePlan,
     trial: str,
     drawn: Mapping[str, Any],
-    stores: Mapping[str, Path],
+    stores: Mapping[str, Folders],
     report: Callable[[dict[str, Any]], Any],
 ) -> None:
     """Train one trial, and tell the score of each epoch as it is written.
@@ -173,10 +175,11 @@ def tune(
     return write_trials(plan)
 
 
-def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
-    """Return a store for each spacing that is tried; the one that is there serves its own."""
+def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Folders]:
+    """Return a store for each spacing that is tried, of several data folders one each; those at hand serve theirs."""
     wanted = plan.search.ranges.get(SPACING, {}).get("choice", [])
-    stores = {json.dumps(Store(plan.store_dir).index["spacing_zyx"]): plan.store_dir}
+    folders = DataSets.of(plan.data_dir)
+    stores: dict[str, Folders] = {json.dumps(Store(plan.store_dir).index["spacing_zyx"]): plan.store_dir}
     for spacing in wanted:
         if (key := json.dumps(spacing)) not in stores:
             # here, since they import MONAI and torch, which a search over other settings does without
@@ -185,13 +188,16 @@ def _prepare_stores(plan: TunePlan, progress: bool) -> dict[str, Path]:
 
             recipe = Preparation.read(plan.bundle / "configs" / "prepare.yaml", spacing)
             name = "native" if spacing is None else "x".join(map(str, spacing))
-            stores[key] = plan.output / "stores" / name
+            place = plan.output / "stores" / name
+            places = [place] if len(folders) == 1 else [place / one for one in folders.names]
             logger.info("a store of spacing %s, which is tried", name)
-            prepare(plan.data_dir, stores[key], recipe, allow_missing=True, progress=progress)
+            for data_dir, store_dir in zip(folders.folders, places, strict=True):
+                prepare(data_dir, store_dir, recipe, allow_missing=True, progress=progress)
+            stores[key] = places
     return stores
 
 
-def _search_here(plan: TunePlan, stores: Mapping[str, Path], workers: int, progress: bool) -> None:
+def _search_here(plan: TunePlan, stores: Mapping[str, Folders], workers: int, progress: bool) -> None:
     """Search by Optuna alone, whose journal holds what was drawn and is open to several processes."""
     import optuna
 
@@ -243,7 +249,7 @@ def drop_unfinished_line(journal: Path) -> None:
         lock.release()
 
 
-def _run_one_here(plan: TunePlan, stores: Mapping[str, Path], known: int, number: int) -> str | None:
+def _run_one_here(plan: TunePlan, stores: Mapping[str, Folders], known: int, number: int) -> str | None:
     """Draw and run a trial; what went wrong, or None."""
     import optuna
 
@@ -288,7 +294,7 @@ def _pruner(plan: TunePlan) -> Any:
     )
 
 
-def _search_on_ray(plan: TunePlan, stores: Mapping[str, Path], progress: bool) -> None:
+def _search_on_ray(plan: TunePlan, stores: Mapping[str, Folders], progress: bool) -> None:
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch

@@ -20,6 +20,7 @@ from luna16_monai.evaluation.benchmark import benchmark
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.inference.classifier import Classifier
+from luna16_monai.machine.progress import bar, counted
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.store.resampling import as_int16, interpolate_axes
 from luna16_monai.tables.cutouts import Cutouts
@@ -116,7 +117,7 @@ def cutouts_of_cts(
     diameter = np.where(table.values > 0, table.values, np.nan)
     parts: dict[str, list[Any]] = {"voxels": [], "spacing": [], "center": [], "label": [], "series": [], "diameter": []}
     uids = np.array(table.row_series(), dtype=object)
-    for uid in volumes.series_uids:
+    for uid in counted(volumes.series_uids, "cut out", "CT"):
         volume, own = volumes.volume(uid), np.flatnonzero(uids == uid)
         hu = np.asarray(volume.voxels[:, :, :], np.int16)
         lungs = lung_mask(hu, volume.geometry)
@@ -163,11 +164,12 @@ def run_benchmark(
         ValueError: one class alone; or the bundle's spacing is no spacing.
     """
     scored = {}
-    for name, one in classifiers:
-        spacing = one.config["spacing_zyx"]
-        source = CutoutSource(cutouts, spacing, matched)
-        rows = np.arange(len(cutouts))
-        scored[name] = one.score_rows(source.table(), rows, one.preprocessing(source), views)
+    with bar(len(classifiers) * len(cutouts), "benchmark", "cutout") as shown:
+        for name, one in classifiers:
+            spacing = one.config["spacing_zyx"]
+            source = CutoutSource(cutouts, spacing, matched)
+            rows = np.arange(len(cutouts))
+            scored[name] = one.score_rows(source.table(), rows, one.preprocessing(source), views, done=shown.update)
     result = benchmark(scored, cutouts.label, cutouts.patient, cutouts.diameter_mm, draws, seed)
     for row, (_, one) in zip(result["weights"], classifiers, strict=True):
         row |= {"file": str(one.weights[0]), "views": one.views if views is None else views}

@@ -25,6 +25,7 @@ from luna16_monai.bundle.moved import refuse_moved
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.cutouts import VolumeSource
 from luna16_monai.inference.views import check_views, views_of
+from luna16_monai.runs.calibrated import Calibrated, read_calibrated
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.store.in_memory import InMemoryStore
 from luna16_monai.tables.points import PointTable
@@ -46,10 +47,12 @@ class Classifier:
         device: where the network runs.
         weights: model.pt files, whose probabilities are averaged; none takes the bundle's own.
         backend: as `backends.load_weights`.
+        calibrated: whether the calibration beside the weights is read.
 
     Attributes:
         views: how many flips and turns are averaged where nothing else is said: ``views`` of inference.yaml, or 1.
         calibration: of the probabilities; None where it is not known, as for an ensemble.
+        calibrated: the same, with the thresholds that ``luna16 calibrate`` chose.
 
     Raises:
         FileNotFoundError: the bundle has no inference.yaml, or there are no weights.
@@ -62,6 +65,7 @@ class Classifier:
         device: torch.device | str = "cpu",
         weights: Sequence[Path] = (),
         backend: str = "auto",
+        calibrated: bool = True,
     ) -> None:
         config = bundle / "configs" / "inference.yaml"
         if not config.is_file():
@@ -78,7 +82,9 @@ class Classifier:
         self.networks: list[nn.Module] = [parser.get_parsed_content("network") for parser in parsers]
         self.weights = [Path(parser.get_parsed_content("weights")) for parser in parsers]
         self.views = check_views(self.config.get("views", 1))
-        self.calibration = RunFolder(self.weights[0].parent).calibration() if len(self.weights) == 1 else None
+        alone = calibrated and len(self.weights) == 1
+        self.calibrated = read_calibrated(self.weights[0]) if alone else Calibrated(None, None, None)
+        self.calibration = self.calibrated.calibration
 
     def _as_trained(self, weights: Sequence[Path]) -> None:
         """Take the network, the cutouts' size and spacing from the record beside the weights, where there is one."""
@@ -165,11 +171,12 @@ class Classifier:
 
     def images(self, table: PointTable, rows: Sequence[int] | NDArray[np.intp], preprocessing: Preprocessing) -> Tensor:
         """What the network is given of some rows of a table: (n, 1, z, y, x) float32, in the order of the rows."""
-        candidates = CandidateList(table, positives_first=False)
+        # of these rows alone: a list of the whole table for each batch would cost its square
+        candidates = CandidateList(table.select(np.asarray(rows)), positives_first=False)
         tracked = get_track_meta()
         set_track_meta(False)
         try:
-            return torch.stack([preprocessing(candidates[row])["image"] for row in rows])
+            return torch.stack([preprocessing(one)["image"] for one in candidates])
         finally:
             set_track_meta(tracked)
 

@@ -10,8 +10,9 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 
 from luna16_monai.dataset.candidates import CandidateList
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.store.in_memory import InMemoryStore
-from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.points import write_points
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class PredictionWriter:
         logger.info("%d probabilities in %s", len(table), self.output_file)
 
 
-def candidates_of(dataset_dir: Path | str, volumes: InMemoryStore) -> CandidateList:
+def candidates_of(dataset_dir: Folders, volumes: InMemoryStore) -> CandidateList:
     """The candidates of a data folder, series by series, checked against the CTs."""
-    table = read_candidates(Path(dataset_dir))
+    table = DataSets.of(dataset_dir).candidates()
     volumes.require_inside(table)
     return CandidateList(table.select(np.argsort(table.series, kind="stable")), positives_first=False)

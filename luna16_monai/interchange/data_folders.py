@@ -24,6 +24,7 @@ from luna16_monai.interchange.luna25 import MALIGNANT, RATINGS, read_training_ta
 from luna16_monai.interchange.points import CLASS, DIAMETER, Points
 from luna16_monai.interchange.scans import Scans
 from luna16_monai.machine.files import write_csv
+from luna16_monai.machine.progress import counted
 from luna16_monai.tables.lidc import PATIENT_COLUMNS, READINGS, write_readings
 from luna16_monai.tables.points import write_points
 
@@ -97,7 +98,8 @@ def read_lidc(folder: Path, allow_symlinks: bool = False) -> tuple[dict[str, Lid
         notes.append(f"{len(folders) - len(found)} CTs without readers' XML left out")
     if len(reads) > len(found):
         notes.append(f"{len(reads) - len(found)} XML files about CTs that are not there left out")
-    return {uid: _scan(place, reads[uid], allow_symlinks) for uid, place in sorted(found.items())}, tuple(notes)
+    wanted = counted(sorted(found.items()), "read", "CT")
+    return {uid: _scan(place, reads[uid], allow_symlinks) for uid, place in wanted}, tuple(notes)
 
 
 def write_lidc(output: Path, scans: dict[str, LidcScan], masks: bool = False) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def write_lidc(output: Path, scans: dict[str, LidcScan], masks: bool = False) ->
             (nodules if nodule.is_luna16 else excluded).append((uid, xyz, nodule.diameter_mm))
             ratings += [nodule.ratings()] if nodule.is_luna16 else []
         excluded += [(uid, xyz, UNKNOWN_MM) for xyz in scan.marks_xyz]
-    for uid, scan in scans.items():
+    for uid, scan in counted([*scans.items()], "write", "CT"):
         voxels = scan.ct.read()
         if voxels.dtype != np.int16:
             raise ValueError(f"series {uid} has HU beyond int16, which LUNA16's layout cannot hold: leave it out")

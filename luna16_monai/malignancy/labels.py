@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from luna16_monai.machine.folder_lists import Folders
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.hits import nearest_nodule
-from luna16_monai.tables.lidc import COLUMNS, READINGS, Readings, readings_for
-from luna16_monai.tables.luna16 import read_annotations
+from luna16_monai.tables.lidc import COLUMNS, READINGS, Readings
 from luna16_monai.tables.points import PointTable
 
 IntArray = NDArray[np.integer[Any]]
@@ -97,7 +97,8 @@ class MalignancyKinds:
     """Make the classes of a data folder's candidates kinds: 0 non-nodule, 1 malignant nodule, 2 benign nodule.
 
     Args:
-        dataset_dir: with ``annotations.csv``, and ``nodule_readings.csv`` where the nodules are not LIDC-IDRI's.
+        dataset_dir: one folder or several, with ``annotations.csv``, and ``nodule_readings.csv`` where the nodules are
+            not LIDC-IDRI's.
         rule: as `label_from_ratings`.
 
     Attributes:
@@ -113,9 +114,9 @@ class MalignancyKinds:
 
     names: ClassVar[dict[int, str]] = {NON_NODULE: "non-nodule", MALIGNANT: "malignant", BENIGN: "benign"}
 
-    def __init__(self, dataset_dir: Path | str, rule: str = "median") -> None:
-        self.rule, self.nodules = rule, read_annotations(Path(dataset_dir))
-        self.readings = readings_for(Path(dataset_dir))
+    def __init__(self, dataset_dir: Folders, rule: str = "median") -> None:
+        folders = DataSets.of(dataset_dir)
+        self.rule, self.nodules, self.readings = rule, folders.annotations(), folders.readings()
         self.reading = match_readings(self.nodules, self.readings)
         judged = [
             UNRATED if row < 0 else label_from_ratings(self.readings.ratings[row], rule)

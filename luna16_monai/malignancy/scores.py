@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from luna16_monai.dataset.splits import Split
 from luna16_monai.evaluation.calibration import OPERATING_RATE, calibrate, threshold_at_false_positives_per_scan
 from luna16_monai.evaluation.roc import compare_roc_auc
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.malignancy.labels import BENIGN, LEFT_OUT, MALIGNANT, NON_NODULE, UNRATED, MalignancyKinds
 from luna16_monai.malignancy.size_baseline import measure_nodules, require_scikit_learn, score_ruler
 from luna16_monai.phantom.drawn import read_drawn
@@ -73,7 +74,7 @@ class MalignancyScores:
 
     Args:
         output_dir: where rated_nodules.csv goes.
-        dataset_dir: for the patients.
+        dataset_dir: the data folder, or several, for the patients.
         store: for the nodules' brightness.
         split: the regression is fitted on the nodules of its training series.
         kinds: the nodules and what the readers made of them.
@@ -91,7 +92,7 @@ class MalignancyScores:
     def __init__(
         self,
         output_dir: Path | str,
-        dataset_dir: Path | str,
+        dataset_dir: Folders,
         store: Store,
         split: Split,
         kinds: MalignancyKinds,
@@ -101,7 +102,7 @@ class MalignancyScores:
         seed: int = 0,
     ) -> None:
         require_scikit_learn()
-        self.folder, self.dataset_dir, self.store, self.split = RunFolder(output_dir), Path(dataset_dir), store, split
+        self.folder, self.dataset_dir, self.store, self.split = RunFolder(output_dir), dataset_dir, store, split
         self.kinds, self.draws, self.seed = kinds, draws, seed
         self.nodule_run = None if nodule_run is None else RunFolder(nodule_run)
         if self.nodule_run is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luna16_monai.machine.files import write_json
+from luna16_monai.machine.folder_lists import Folders, folder_list
 
 DRAWN = "drawn.json"
 
@@ -68,13 +69,16 @@ def write_drawn(data_dir: Path, drawn: Mapping[str, Drawn]) -> None:
     write_json(data_dir / DRAWN, {uid: one.as_json() for uid, one in sorted(drawn.items())})
 
 
-def read_drawn(data_dir: Path | str) -> dict[str, Drawn]:
-    """Return what each series of a data folder was drawn from; nothing where the folder does not say.
+def read_drawn(data_dir: Folders) -> dict[str, Drawn]:
+    """Return what each series of a data folder, or of several, was drawn from; nothing where the folder does not say.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = Path(data_dir) / DRAWN
+    return {uid: one for folder in folder_list(data_dir) for uid, one in _read(folder / DRAWN).items()}
+
+
+def _read(path: Path) -> dict[str, Drawn]:
     if not path.is_file():
         return {}
     try:

@@ -5,4 +5,5 @@
 - ``places``: where points lie in the lungs
 - ``gallery``: pictures of examples
 - ``charts``: curves as SVG
+- ``methods``: what a run did, in sentences to be quoted
 """

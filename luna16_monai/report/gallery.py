@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from luna16_monai.evaluation.froc import froc_curve
 from luna16_monai.evaluation.match import MarkStatus, Match
 from luna16_monai.geometry.slices import as_jpeg, slices_through
 from luna16_monai.geometry.volume import Volume
+from luna16_monai.machine.folder_lists import Folders, folder_list
 from luna16_monai.runs.results import Results
 from luna16_monai.store.reading import Store
 
@@ -99,11 +99,12 @@ def _nodule(row: int, results: Results, match: Match) -> Example:
     )
 
 
-def pictures_of(examples: Sequence[Example], store_dir: Path | None) -> list[dict[str, str] | None]:
+def pictures_of(examples: Sequence[Example], store_dir: Folders | None) -> list[dict[str, str] | None]:
     """Return the slices of each example as data addresses; None where the store lacks that place."""
-    if store_dir is None or not (store_dir / "store.json").is_file():
+    folders = [] if store_dir is None else [one for one in folder_list(store_dir) if (one / "store.json").is_file()]
+    if not folders:
         return [None] * len(examples)
-    store = Store(store_dir)
+    store = Store(folders)
     there = set(store.series_uids)
     return [_slices(store.volume(one.series_uid), one) if one.series_uid in there else None for one in examples]
 

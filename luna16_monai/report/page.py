@@ -14,7 +14,9 @@ from luna16_monai import __version__
 from luna16_monai.geometry.slices import SIDE_MM
 from luna16_monai.machine.extras import require
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.report.gallery import EXAMPLES_PER_KIND, KINDS, choose_examples, pictures_of
+from luna16_monai.report.methods import methods
 from luna16_monai.runs.folder import Epoch, RunFolder
 from luna16_monai.runs.results import Results, read_results
 
@@ -22,14 +24,14 @@ RULER_NAMES = {"malignancy": "network", "diameter_mm": "diameter", "diameter_and
 
 
 def write_report(
-    run_dir: Path, output: Path, store_dir: Path | None = None, per_kind: int = EXAMPLES_PER_KIND
+    run_dir: Path, output: Path, store_dir: Folders | None = None, per_kind: int = EXAMPLES_PER_KIND
 ) -> dict[str, Any]:
     """Write the page.
 
     Args:
         run_dir: the output folder of a training, of ``run evaluating`` or of ``luna16 evaluate``.
         output: the HTML file.
-        store_dir: the prepared volumes, for the slices; without a store there, the gallery has no pictures.
+        store_dir: the prepared volumes, for the slices, in one store or several; without any there are no pictures.
         per_kind: the most examples of each kind.
 
     Returns:
@@ -62,6 +64,7 @@ def write_report(
         metrics=results.metrics.content,
         run=None if record is None else record.as_json(),
         charts=_charts(results, run),
+        methods=methods(record, results.metrics),
         kinds={kind: (title, sum(e.kind == kind for e in examples)) for kind, title in KINDS.items()},
         cards=list(zip(examples, pictures, strict=True)),
         side_mm=SIDE_MM,

@@ -101,12 +101,12 @@ class DataRecord:
     """What a run was trained on, in ``run.json``.
 
     Attributes:
-        name: of the data folder.
-        kind: ``real``, or a drawn set's.
+        name: of the data folder; of several, their names with commas between them.
+        kind: ``real``, or a drawn set's; of several, each that occurs.
         train, validation: sizes: ``series``, ``candidates`` and ``positives``; None in a record of several runs.
         train_series, validation_series, test_series: the series of each split; None in a record of several runs.
-        candidates_sha256: of the training and validation candidates, see ``CandidateList.digest``; None in a record of
-            several runs, or of an older version.
+        candidates_sha256: of both parts' candidates, see ``CandidateList.digest``; None of several runs, or older ones.
+        data_sets: of several data sets, by name, the ``kind`` and the sizes in ``train`` and ``validation``, else None.
     """
 
     name: str
@@ -117,6 +117,7 @@ class DataRecord:
     validation_series: tuple[str, ...] | None = None
     test_series: tuple[str, ...] | None = None
     candidates_sha256: Mapping[str, str] | None = None
+    data_sets: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def sizes(self) -> dict[str, Mapping[str, int]]:
@@ -229,6 +230,7 @@ class RunFolder:
         self.path = Path(path)
         self.weights = self.path / "model.pt"
         self.metrics_file = self.path / "metrics.json"
+        self.calibration_file = self.path / "calibration.json"
         self.record_file = self.path / "run.json"
         self.history_file = self.path / "history.csv"
         self.submission_file = self.path / "submission.csv"

@@ -14,42 +14,44 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luna16_monai.machine import memory
 from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.folder_lists import Folders, folder_list, folder_names
 from luna16_monai.machine.platforms import total_memory, usable_cores
+from luna16_monai.setup.data_checks import GB, Check
+from luna16_monai.setup.data_checks import check as _check
+from luna16_monai.setup.data_checks import data_folder as _data
+from luna16_monai.setup.data_checks import data_sets as _data_sets
+from luna16_monai.setup.data_checks import gb as _gb
+from luna16_monai.setup.data_checks import name_data_sets as _name_data_sets
+from luna16_monai.setup.data_checks import store_folder as _store
+from luna16_monai.setup.data_checks import units as _units
 
-Check = dict[str, Any]
 PACKAGE = "luna16_monai"
 EXTRAS = ("baselines", "dicom", "export", "report", "ray", "tune", "mlflow", "idc")
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 PROC, SHARED_MEMORY = Path("/proc"), Path("/dev/shm")
 GPU_DEVICE = Path("/dev/nvidia0")
-GB = 10**9
 LEAST_MEMORY, ENOUGH_MEMORY = 1 * GB, 4 * GB
 """LUNA16's largest CT, 764 slices, takes 0.8 GB in float32, and resampling holds more than one copy of it."""
 BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
 """Bytes of a loader's batch, 64 cutouts in float32, and the loader's workers, as the nodule bundle sets them."""
 LEAST_DISK = 1 * GB
-LUNA16_SERIES, LUNA16_DISK = 888, 140 * GB
-"""LUNA16's scans, and the room that fetching them takes: 120 GB unpacked and one archive."""
+LUNA16_DISK = 140 * GB
+"""The room that fetching LUNA16 takes: 120 GB unpacked and one archive."""
 BUNDLE_FILES = ("configs/metadata.json", "configs/train.yaml", "configs/inference.yaml", "models/model.pt")
-TABLES = {
-    "candidates_V2": "there is nothing to train on",
-    "annotations": "nothing can be scored",
-    "annotations_excluded": "scores are not comparable with LUNA16's",
-    "seriesuids": "CTs that are missing cannot be told",
-}
 
 
-def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
-    """Look over the machine and the three folders.
+def examine(data: Folders, store: Folders, runs: Path) -> dict[str, Any]:
+    """Look over the machine and the folders.
 
     Args:
-        data: LUNA16's layout.
-        store: the prepared volumes.
+        data: LUNA16's layout; of several folders each is looked over, and named in brackets behind the checks' names.
+        store: the prepared volumes, of each data folder.
         runs: results.
 
     Returns:
@@ -64,12 +66,20 @@ def examine(data: Path, store: Path, runs: Path) -> dict[str, Any]:
         ("memory", _memory),
         ("shared memory", _shared_memory),
         ("bundles", _bundles),
-        ("disk", lambda: _disk(data, store, runs)),
-        ("data", lambda: _data(data)),
-        ("units", lambda: _units(data)),
-        ("store", lambda: _store(store, data)),
     ]
+    folders, stores = folder_list(data), folder_list(store)
+    if len(folders) != len(stores) or len(folders) > 1:
+        examinations.append(("data sets", lambda: _data_sets(folders, stores)))
+    for one, own in zip(folders, stores, strict=False):
+        examinations += [
+            ("disk", partial(_disk, one, own, runs)),
+            ("data", partial(_data, one)),
+            ("units", partial(_units, one)),
+            ("store", partial(_store, own, one)),
+        ]
     checks = [check for name, examination in examinations for check in _guarded(name, examination)]
+    if len(folders) > 1:
+        _name_data_sets(checks, folder_names(folders))
     return {"ok": all(check["ok"] is not False for check in checks), "checks": checks}
 
 
@@ -92,10 +102,6 @@ def _words(found: Any) -> str:
     if isinstance(found, dict):
         return ", ".join(f"{name} {_words(value)}" for name, value in found.items() if value not in (None, []))
     return ", ".join(map(str, found)) if isinstance(found, list) else "" if found is None else str(found)
-
-
-def _check(name: str, ok: bool | None, found: Any, problem: str | None = None, cure: str | None = None) -> Check:
-    return {"name": name, "ok": ok, "found": found, "problem": problem, "cure": cure}
 
 
 def _guarded(name: str, examination: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -274,113 +280,3 @@ def _bundles() -> Iterator[Check]:
         metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
         weights = (folder / "models" / "model.pt").stat().st_size
         yield _check(f"bundle {name}", True, {"version": metadata["version"], "weights": f"{weights / 1e6:.1f} MB"})
-
-
-# --- data and store -------------------------------------------------------------------------------------------------
-
-
-def _data(data: Path) -> Iterator[Check]:
-    from luna16_monai.ct.folders import SUBSETS, subset_folder
-    from luna16_monai.ct.metaimage import open_metaimage
-    from luna16_monai.tables.luna16 import find_table, read_series_list
-
-    if not data.is_dir():
-        cure = "luna16 phantom; or luna16 download, and set LUNA16_DATA to its folder"
-        yield _check("data", None, None, f"there is no {data}", cure)
-        return
-    found = _series(data)
-    listed = read_series_list(data)
-    missing = sorted(set(listed or ()) - set(found))
-    subsets = sorted({path.parent.name for path in found.values()} & set(map(subset_folder, SUBSETS)))
-    summary = {
-        "series": len(found),
-        "listed": None if listed is None else len(listed),
-        "subsets": [name.removeprefix("subset") for name in subsets],
-    }
-    for path in found.values():
-        if path.suffix.lower() in (".mhd", ".mha"):
-            open_metaimage(path, data, allow_symlinks=True)
-    fetch = f"luna16 download --output {data}, which fetches what is missing"
-    if not found:
-        yield _check("data", None, summary, f"no CT in {data}", f"{fetch}; or luna16 phantom")
-    elif missing:
-        problem = f"{len(missing)} listed series have no CT, the first is {missing[0]}"
-        yield _check("data", None, summary, problem, f"{fetch}; or luna16 prepare --allow-missing")
-    else:
-        hint = (
-            None if len(found) == LUNA16_SERIES else f"LUNA16 has {LUNA16_SERIES} series: this is a part, or other data"
-        )
-        yield _check("data", True, summary, hint)
-    there = {name: find_table(data, name) for name in TABLES}
-    there["candidates_V2"] = there["candidates_V2"] or find_table(data, "candidates")
-    names = [path.name for path in there.values() if path is not None]
-    absent = [name for name, path in there.items() if path is None]
-    if not absent:
-        yield _check("tables", True, names)
-    else:
-        # without candidates nothing goes on; without the others something does
-        ok = False if found and "candidates_V2" in absent else None
-        problem = "; ".join(f"no {name}.csv, so {TABLES[name]}" for name in absent)
-        yield _check("tables", ok, names, problem, f"luna16 download --output {data}")
-
-
-def _units(data: Path) -> Iterator[Check]:
-    """Read one CT, the first, and tell whether it can be in HU."""
-    from luna16_monai.ct.opening import open_ct
-    from luna16_monai.ct.units import doubt_of_units
-
-    for path in list(_series(data).values())[:1]:
-        ct = open_ct(path, data, allow_symlinks=True)
-        doubt = doubt_of_units(ct.read(), ct.name)
-        yield _check("units", None if doubt else True, ct.name, doubt)
-
-
-def _series(data: Path) -> dict[str, Path]:
-    """Return the CTs of a data folder by series, by their names."""
-    from luna16_monai.ct.folders import SUBSETS, subset_folder
-    from luna16_monai.ct.opening import has_ct_suffix, series_uid
-
-    found = {}
-    for folder in (data, *(data / subset_folder(number) for number in SUBSETS)):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if has_ct_suffix(path) and not path.name.startswith("."):
-                found[series_uid(path)] = path
-    return found
-
-
-def _store(store: Path, data: Path) -> Iterator[Check]:
-    from luna16_monai.store.index import FORMAT, INDEX
-
-    again = f"luna16 prepare --data {data} --store {store}"
-    if not (store / INDEX).is_file():
-        yield _check("store", None, None, f"no store in {store}", again)
-        return
-    try:
-        index = json.loads((store / INDEX).read_text(encoding="utf-8"))
-        same, complete, spacing = index["format"] == FORMAT, index["complete"], index["spacing_zyx"]
-        sizes = {uid: int(entry["bytes"]) for uid, entry in index["series"].items()}
-        missing = list(index["missing"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        problem = f"{store / INDEX} is damaged, or of another version"
-        yield _check("store", False, None, problem, f"remove it, then {again}")
-        return
-    found = {"series": len(sizes), "missing": len(missing), "spacing_zyx": spacing or "native"}
-    paths = {uid: store / f"{uid}.b2nd" for uid in sizes}
-    wrong = [path for uid, path in paths.items() if not path.is_file() or path.stat().st_size != sizes[uid]]
-    new = sorted(set(_series(data)) - set(sizes)) if data.is_dir() else []
-    if not same:
-        problem = f"it is of format {index['format']}, this version reads {FORMAT}"
-        yield _check("store", False, found, problem, f"name another --store and make it anew: {again}")
-    elif wrong:
-        problem = f"{len(wrong)} files are missing or cut off, the first is {wrong[0].name}"
-        yield _check("store", False, found, problem, again)
-    elif not complete:
-        yield _check("store", None, found, "it is not finished", f"{again}, which goes on where it stopped")
-    elif new:
-        yield _check("store", None, found, f"{len(new)} CTs of {data} are not in it, the first is {new[0]}", again)
-    else:
-        yield _check("store", True, found)
-
-
-def _gb(size: float) -> str:
-    return f"{size / GB:.1f} GB"

@@ -15,6 +15,7 @@ from luna16_monai.ct.opening import CT
 from luna16_monai.ct.units import FEWEST_SLICES
 from luna16_monai.geometry.grid import require_inside
 from luna16_monai.geometry.volume import Volume
+from luna16_monai.machine.folder_lists import Folders, folder_list
 from luna16_monai.store.preparation import Preparation, prepare_volume
 from luna16_monai.tables.points import PointTable
 
@@ -23,7 +24,7 @@ class InMemoryStore:
     """CTs, each sent through a recipe when it is first asked for; what ``LoadCutoutd`` takes in place of a store.
 
     Args:
-        paths: CT files, folders of DICOM files, or one data folder in LUNA16's layout.
+        paths: CT files, folders of DICOM files, or data folders in LUNA16's layout; a text as `folder_list` reads it.
         recipe: a bundle's ``prepare.yaml``.
         spacing_zyx: mm; None for each CT's own.
         kept: volumes that stay in memory; candidates come series by series.
@@ -41,7 +42,7 @@ class InMemoryStore:
 
     def __init__(
         self,
-        paths: Sequence[Path | str] | Path | str,
+        paths: Folders,
         recipe: Path | str,
         spacing_zyx: Sequence[float] | str | None = "file",
         kept: int = 1,
@@ -49,7 +50,7 @@ class InMemoryStore:
     ) -> None:
         self.cts: dict[str, CT] = {}
         self.wrong: dict[str, ValueError] = {}
-        for path in [paths] if isinstance(paths, Path | str) else paths:
+        for path in folder_list(paths) if isinstance(paths, Path | str) else paths:
             opened, wrong = cts_at(Path(path), allow_symlinks)
             self.wrong.update(wrong)
             for uid, found in opened:

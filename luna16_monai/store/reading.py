@@ -26,6 +26,7 @@ from tqdm import tqdm
 from luna16_monai.geometry.grid import Geometry, require_inside
 from luna16_monai.geometry.volume import Volume
 from luna16_monai.machine.files import sha256
+from luna16_monai.machine.folder_lists import Folders, folder_list
 from luna16_monai.store.index import INDEX, read_entry, read_index
 from luna16_monai.tables.points import PointTable
 
@@ -35,29 +36,54 @@ OPEN_VOLUMES = 64
 
 
 class Store:
-    """A prepared store, for reading. Cheap to make, safe to fork and to pickle, and to share among threads.
+    """A prepared store, or several, for reading. Cheap to make, safe to fork and to pickle, and to share among threads.
 
     Args:
-        store_dir: the folder.
+        store_dir: the folder; or several, one for each data folder, which are read as one store.
         spacing_zyx: what the store must have been made for, mm; "any" takes it as it is, None means native spacing.
+
+    Attributes:
+        store_dirs: the folders.
+        index: what stands in ``store.json``; of several, the first one's with the series of all.
+        parts: the series of each folder, sorted.
 
     Raises:
         FileNotFoundError: there is no store, or it is not finished.
-        ValueError: it was made for another spacing, or by another version.
+        ValueError: it was made for another spacing, or by another version; or two of several have a series in common,
+            or prepare CTs differently.
     """
 
-    def __init__(self, store_dir: Path | str, spacing_zyx: Sequence[float] | str | None = "any") -> None:
-        self.store_dir = Path(store_dir)
-        self.index = read_index(self.store_dir)
-        if not self.index["complete"]:
-            raise FileNotFoundError(f"the store {store_dir} is not finished: run luna16 prepare again, it goes on")
-        made_for = self.index["spacing_zyx"]
-        if spacing_zyx != "any" and made_for != (None if spacing_zyx is None else [float(s) for s in spacing_zyx]):
-            raise ValueError(
-                f"the store {store_dir} was made for spacing_zyx {made_for or 'native'}, not "
-                f"{'native' if spacing_zyx is None else list(spacing_zyx)}: prepare another store, or set spacing_zyx"
-            )
-        self._series: dict[str, dict[str, Any]] = self.index["series"]
+    def __init__(self, store_dir: Folders, spacing_zyx: Sequence[float] | str | None = "any") -> None:
+        self.store_dirs = folder_list(store_dir)
+        indices = [_finished_index(folder) for folder in self.store_dirs]
+        for folder, index in zip(self.store_dirs, indices, strict=True):
+            made_for = index["spacing_zyx"]
+            if spacing_zyx != "any" and made_for != (None if spacing_zyx is None else [float(s) for s in spacing_zyx]):
+                raise ValueError(
+                    f"the store {folder} was made for spacing_zyx {made_for or 'native'}, not "
+                    f"{'native' if spacing_zyx is None else list(spacing_zyx)}: prepare another store, or set "
+                    "spacing_zyx"
+                )
+            if index["recipe"] != indices[0]["recipe"]:
+                raise ValueError(
+                    f"the stores {self.store_dirs[0]} ({indices[0]['spacing_zyx'] or 'native spacing'}) and {folder} "
+                    f"({made_for or 'native spacing'}) prepare CTs differently: make one of them anew, with the same "
+                    "spacing and transform list"
+                )
+        self.parts = tuple(tuple(sorted(index["series"])) for index in indices)
+        self._series: dict[str, dict[str, Any]] = {}
+        self._folders: dict[str, Path] = {}
+        self._missing: list[str] = []
+        for folder, index in zip(self.store_dirs, indices, strict=True):
+            if shared := sorted(self._series.keys() & index["series"].keys()):
+                raise ValueError(
+                    f"series {shared[0]} is in the stores {self._folders[shared[0]]} and {folder}: take its CT out of "
+                    "one of the data folders and prepare that again, or leave that data set out"
+                )
+            self._series |= index["series"]
+            self._folders |= dict.fromkeys(index["series"], folder)
+            self._missing += index["missing"]
+        self.index = {**indices[0], "missing": self._missing, "series": self._series}
         self._open = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +106,7 @@ class Store:
     @property
     def missing(self) -> tuple[str, ...]:
         """Series that the data folder lists, but whose CT was absent when the store was made."""
-        return tuple(self.index["missing"])
+        return tuple(self._missing)
 
     def volume(self, series_uid: str) -> Volume:
         """Return a series, its voxels read piece by piece as they are asked for.
@@ -97,9 +123,10 @@ class Store:
             volumes.move_to_end(series_uid)
             return volumes[series_uid]
         if series_uid not in self._series:
-            raise KeyError(f"series {series_uid} is not in the store {self.store_dir}: run luna16 prepare on its CT")
+            stores = ", ".join(map(str, self.store_dirs))
+            raise KeyError(f"series {series_uid} is not in the store {stores}: run luna16 prepare on its CT")
         geometry, scan = (Geometry.from_dict(self._series[series_uid][name]) for name in ("geometry", "scan"))
-        path = self.store_dir / f"{series_uid}.b2nd"
+        path = self._folders[series_uid] / f"{series_uid}.b2nd"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is gone: run luna16 prepare again, it makes what is missing")
         # a quarter of a second, which a prediction that reads no store does not need
@@ -125,6 +152,14 @@ class Store:
             uid = table.series_uids[code]
             scan = Geometry.from_dict(self._series[uid]["scan"])
             require_inside(part.points_xyz, scan, uid, part.place)
+
+
+def _finished_index(store_dir: Path) -> dict[str, Any]:
+    """Return the index of a finished store."""
+    index = read_index(store_dir)
+    if not index["complete"]:
+        raise FileNotFoundError(f"the store {store_dir} is not finished: run luna16 prepare again, it goes on")
+    return index
 
 
 def verify(store_dir: Path, progress: bool = True) -> list[str]:

@@ -4,59 +4,60 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.hits import lies_on
-from luna16_monai.tables.luna16 import find_table, read_annotations
-from luna16_monai.tables.points import PointTable, read_points
+from luna16_monai.tables.points import PointTable, joined_tables, read_points
 
 
-def detected_tables(candidates: Path | str | None, data_dir: Path) -> list[Path]:
+def detected_tables(candidates: Path | str | None, data: DataSets) -> list[Path]:
     """Return the tables that the setting ``candidates`` names, sorted.
 
     Args:
         candidates: a table's path, or a pattern of several (``runs/detector/fold_*/test/submission.csv``), from the
-            current folder, else from the data folder; None names none.
-        data_dir: the data folder.
+            current folder, else from a data folder; None names none.
+        data: the data folders.
 
     Raises:
         FileNotFoundError: there is no such table.
     """
     if candidates is None:
         return []
-    for place in (Path(candidates), data_dir / candidates):
+    for place in (Path(candidates), *(folder / candidates for folder in data.folders)):
         # a name that holds a bracket is first of all a name
         if place.is_file():
             return [place]
         if found := sorted(path for path in map(Path, glob.glob(str(place))) if path.is_file()):
             return found
     raise FileNotFoundError(
-        f"candidates {candidates}: no such table here nor in {data_dir}: name one that luna16 detect wrote, a pattern "
+        f"candidates {candidates}: no such table here nor in {data}: name one that luna16 detect wrote, a pattern "
         "of several, or null"
     )
 
 
-def read_detected(tables: Sequence[Path], data_dir: Path) -> PointTable:
+def read_detected(tables: Sequence[Path], data: DataSets) -> PointTable:
     """Return the candidates of all tables with their classes: 1 where a nodule of ``annotations.csv`` is hit, else 0.
 
     Those on an excluded finding are left out, since they count neither way. A point that is listed twice counts once.
 
     Args:
         tables: with the columns ``seriesuid``, ``coordX``, ``coordY``, ``coordZ``; further ones do not matter.
-        data_dir: the data folder, for its nodules and excluded findings.
+        data: the data folders, for their nodules and excluded findings.
 
     Raises:
         FileNotFoundError: ``annotations.csv`` is missing.
         ValueError: a row is malformed.
     """
-    points = _joined([read_points(path, None) for path in tables])
-    positive = lies_on(points, read_annotations(data_dir))
-    excluded = find_table(data_dir, "annotations_excluded")
+    points = joined_tables([read_points(path, None) for path in tables])
+    positive = lies_on(points, data.annotations())
+    excluded = data.excluded()
     left_out = np.zeros(len(points), bool)
     if excluded is not None:
-        left_out = ~positive & lies_on(points, read_points(excluded, "diameter_mm"))
+        left_out = ~positive & lies_on(points, excluded)
     keys = np.column_stack([points.points_xyz, points.series])
     first = np.zeros(len(points), bool)
     first[np.unique(keys, axis=0, return_index=True)[1]] = True
@@ -86,21 +87,8 @@ def with_detected(candidates: PointTable, detected: PointTable, series_uids: Ite
         )
     changed = sorted({taken.series_uids[code] for code in np.unique(taken.series)})
     stay = (candidates.series_codes(changed) < 0) | (candidates.values > 0)
-    return _joined([candidates.select(stay), taken])
+    return joined_tables([candidates.select(stay), taken])
 
 
 def _with_values(table: PointTable, values: np.ndarray) -> PointTable:
-    return PointTable(table.source, table.series_uids, table.series, table.points_xyz, values, table.lines)
-
-
-def _joined(tables: Sequence[PointTable]) -> PointTable:
-    """Return the rows of several tables one after another; a message names the first table's file."""
-    uids = tuple(sorted(set().union(*(table.series_uids for table in tables))))
-    return PointTable(
-        source=", ".join(dict.fromkeys(table.source for table in tables)),
-        series_uids=uids,
-        series=np.concatenate([table.series_codes(uids) for table in tables]).astype(np.int32),
-        points_xyz=np.concatenate([table.points_xyz for table in tables]),
-        values=np.concatenate([table.values for table in tables]),
-        lines=np.concatenate([table.lines for table in tables]),
-    )
+    return replace(table, values=values)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luna16_monai.machine.files import write_csv
+from luna16_monai.machine.folder_lists import Folders, folder_list
 from luna16_monai.tables.points import written
 from luna16_monai.tables.text import open_table, require_columns
 
@@ -32,19 +33,20 @@ class Patients(dict[str, str]):
         return {self.of(uid) for uid in series_uids}
 
 
-def read_patients(data_dir: Path | None = None) -> Patients:
+def read_patients(data_dir: Folders | None = None) -> Patients:
     """Return the patient of each public LIDC-IDRI series, and of those in the data folder's own ``patients.csv``.
 
     Args:
-        data_dir: a data folder; its ``patients.csv`` (seriesuid, patient_id) wins over the packaged table.
+        data_dir: a data folder, or several; its ``patients.csv`` (seriesuid, patient_id) wins over the packaged table.
 
     Raises:
         ValueError: the data folder's table lacks a column, or a value in a line.
     """
     patients = Patients()
     sources = [Path(__file__).parents[1] / "resources" / "patients.csv"]
-    if data_dir is not None and (own := data_dir / "patients.csv").is_file():
-        sources.append(own)
+    for folder in () if data_dir is None else folder_list(data_dir):
+        if (own := folder / "patients.csv").is_file():
+            sources.append(own)
     for source in sources:
         with open_table(source) as stream:
             rows = csv.DictReader(stream)
@@ -85,6 +87,18 @@ class Readings:
 
     def __len__(self) -> int:
         return len(self.series_uids)
+
+    @classmethod
+    def joined(cls, several: Sequence[Readings]) -> Readings:
+        """Return the nodules of all, one after the other."""
+        return cls(
+            ", ".join(one.source for one in several),
+            tuple(uid for one in several for uid in one.series_uids),
+            np.concatenate([one.z_mm for one in several]),
+            np.concatenate([one.diameter_mm for one in several]),
+            tuple(rated for one in several for rated in one.ratings),
+            np.concatenate([one.shape for one in several]),
+        )
 
     def select(self, rows: Sequence[int] | IntArray) -> Readings:
         """Return the same with only these rows."""

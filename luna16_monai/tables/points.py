@@ -49,6 +49,8 @@ class PointTable:
         values: (n,) float64: the class, the diameter in mm or the probability.
         lines: (n,) int32, each row's line in the file, counted from 1.
         row_name: what ``lines`` count, where the file is no table: "point".
+        files: where the rows of several tables were read, if they were joined; see `joined_tables`.
+        file: (n,) of each row, its index into ``files``; None for one table.
     """
 
     source: str
@@ -58,6 +60,8 @@ class PointTable:
     values: NDArray[np.float64]
     lines: NDArray[np.int32]
     row_name: str = "line"
+    files: tuple[str, ...] = ()
+    file: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.series)
@@ -70,6 +74,7 @@ class PointTable:
             points_xyz=self.points_xyz[rows],
             values=self.values[rows],
             lines=self.lines[rows],
+            file=None if self.file is None else self.file[rows],
         )
 
     def row_series(self) -> list[str]:
@@ -78,7 +83,8 @@ class PointTable:
 
     def place(self, row: int) -> str:
         """Return where a row was read, for messages: its file and line."""
-        return f"{self.source}, {self.row_name} {self.lines[row]}"
+        source = self.source if self.file is None else self.files[self.file[row]]
+        return f"{source}, {self.row_name} {self.lines[row]}"
 
     def row_key(self, row: int) -> Key:
         """Return what the point of a row is known by, see `point_key`."""
@@ -162,6 +168,23 @@ def read_points(path: Path | zipfile.Path, value_column: str | None) -> PointTab
     if value_column:
         _check_values(table, value_column)
     return table
+
+
+def joined_tables(tables: Sequence[PointTable]) -> PointTable:
+    """Return the rows of all tables, one table after the other; one table alone as it is."""
+    if len(tables) == 1:
+        return tables[0]
+    series_uids = tuple(sorted({uid for table in tables for uid in table.series_uids}))
+    return PointTable(
+        source=", ".join(table.source for table in tables),
+        series_uids=series_uids,
+        series=np.concatenate([table.series_codes(series_uids) for table in tables]),
+        points_xyz=np.concatenate([table.points_xyz for table in tables]),
+        values=np.concatenate([table.values for table in tables]),
+        lines=np.concatenate([table.lines for table in tables]),
+        files=tuple(table.source for table in tables),
+        file=np.repeat(np.arange(len(tables), dtype=np.int16), [len(table) for table in tables]),
+    )
 
 
 def has_column(path: Path | zipfile.Path, column: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from luna16_monai.detection.crops import LabelledScans
 from luna16_monai.detection.peaks import candidates_of
 from luna16_monai.evaluation import froc
+from luna16_monai.evaluation.by_data_set import scores_by_data_set
 from luna16_monai.evaluation.calibration import operating_points
 from luna16_monai.evaluation.ranks import NUMBERS, diameter_error, sensitivity_by_rank
 from luna16_monai.evaluation.roc import average_precision, roc_auc
@@ -181,6 +182,10 @@ class DetectionResults:
             "series": len(self.scores.series_uids),
             **told,
         }
+        if len(self.scores.scans.data_sets) > 1:
+            shown = set(self.scores.series_uids)
+            scored = {name: [uid for uid in uids if uid in shown] for name, uids in self.scores.scans.data_sets.items()}
+            metrics["by_data_set"] = scores_by_data_set(scored, table, label, truth, self.draws)
         write_points(
             self.folder.submission_file, table.row_series(), table.points_xyz, table.values, "probability",
             diameter_mm=self.scores.diameter_mm,

@@ -22,9 +22,11 @@ from torch import nn
 from luna16_monai import __version__
 from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.dataset.splits import Split
+from luna16_monai.evaluation.by_data_set import scores_by_data_set
 from luna16_monai.evaluation.calibration import calibrate, operating_points
 from luna16_monai.evaluation.submission import evaluate
 from luna16_monai.machine.files import atomic_write
+from luna16_monai.machine.folder_lists import Folders, folder_list
 from luna16_monai.machine.memory import keeps_freed_memory
 from luna16_monai.networks.folding import folded_state
 from luna16_monai.networks.nodule_detector import NoduleDetector
@@ -96,6 +98,8 @@ class ResultFiles:
             **told,
             **self._parts(numbers, probability),
         }
+        if data_sets := self.candidates.data_sets:
+            metrics["by_data_set"] = scores_by_data_set(data_sets, marks, label, truth, self.draws, self.seed)
         self.folder.write_submission(rows, probability, calibrated)
         if self.weights is not None:
             write_seen_by_all(self.folder.submission_file, [read_seen(self.weights)])
@@ -189,7 +193,7 @@ class RunRecord:
     Args:
         output_dir: where to.
         settings: of the run, see ``bundle.settings``.
-        dataset_dir: the data folder; the record says if its data are synthetic.
+        dataset_dir: the data folder, or several; the record names them, and says if the data are synthetic.
         split: the data.
         network: its parameters are counted.
         init_weights: the weights that the training starts from; what they had seen, the run has seen.
@@ -199,15 +203,14 @@ class RunRecord:
         self,
         output_dir: str,
         settings: Mapping[str, Any],
-        dataset_dir: str,
+        dataset_dir: Folders,
         split: Split,
         network: nn.Module,
         init_weights: str | None = None,
     ) -> None:
         self.folder = folder.RunFolder(output_dir)
-        data = Path(dataset_dir)
-        about = json.loads(phantom.read_text(encoding="utf-8")) if (phantom := data / "phantom.json").is_file() else {}
-        self.series, self.drawn, self.init_weights = split.train_series, read_drawn(data), init_weights
+        kinds = [_kind(data) for data in folder_list(dataset_dir)]
+        self.series, self.drawn, self.init_weights = split.train_series, read_drawn(dataset_dir), init_weights
         # of a run that goes on, what it wrote itself
         before = [self.folder, *([] if init_weights is None else [folder.RunFolder(Path(init_weights).parent)])]
         seen = {uid for one in before for uid in one.seen_series()}
@@ -224,14 +227,15 @@ class RunRecord:
             network_def=network.arguments if isinstance(network, NoduleNet) else None,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             data=folder.DataRecord(
-                name=data.name,
-                kind=about.get("kind", "real"),
+                name=", ".join(split.data_sets),
+                kind=" and ".join(dict.fromkeys(kinds)),
                 train=_sizes(split.train_series, split.train),
                 validation=_sizes(split.validation_series, split.validation),
                 train_series=tuple(split.train_series),
                 validation_series=tuple(split.validation_series),
                 test_series=tuple(split.test_series),
                 candidates_sha256={"train": split.train.digest(), "validation": split.validation.digest()},
+                data_sets=_each(split, kinds),
             ),
             seen_series=tuple(sorted({*split.train_series, *seen})),
             bf16_blocks=network.bfloat16_blocks if isinstance(network, NoduleNet | NoduleDetector) else (),
@@ -247,6 +251,28 @@ class RunRecord:
         weights = self.folder.weights
         write_seen(weights, Seen.of(self.series, self.drawn, read_seen(weights), read_seen(self.init_weights)))
         self.folder.write_record(self.record)
+
+
+def _kind(data: Path) -> str:
+    """Return what a data folder says of how it came about; without ``phantom.json`` it is ``real``."""
+    phantom = data / "phantom.json"
+    return str(json.loads(phantom.read_text(encoding="utf-8")).get("kind", "real")) if phantom.is_file() else "real"
+
+
+def _each(split: Split, kinds: Sequence[str]) -> dict[str, Any] | None:
+    """Return what is told of each of several data sets, by its name; None of one alone."""
+    if len(split.data_sets) < 2:
+        return None
+    told: dict[str, Any] = {name: {"kind": kind} for name, kind in zip(split.data_sets, kinds, strict=True)}
+    for part, series, candidates in (
+        ("train", split.train_series, split.train),
+        ("validation", split.validation_series, split.validation),
+    ):
+        for name, uids in split.of_each(series).items():
+            rows = candidates.table.series_codes(uids) >= 0
+            positives = int(candidates.labels[rows].sum())
+            told[name][part] = {"series": len(uids), "candidates": int(rows.sum()), "positives": positives}
+    return told
 
 
 def _sizes(series_uids: Sequence[str], candidates: CandidateList) -> dict[str, int]:

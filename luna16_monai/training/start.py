@@ -18,6 +18,7 @@ from torch import nn
 from luna16_monai.bundle.config import build_on, change_config, check_settings, explain_errors, value_of
 from luna16_monai.dataset.splits import Split
 from luna16_monai.machine.claims import require_empty
+from luna16_monai.machine.folder_lists import Folders
 from luna16_monai.machine.platforms import require_posix
 from luna16_monai.networks.backends import require_device
 from luna16_monai.networks.nodule_detector import NoduleDetector
@@ -27,6 +28,7 @@ from luna16_monai.networks.weights import load_initial_weights
 from luna16_monai.phantom.drawn import read_drawn
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, refuse_in_fold, refuse_seen
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.detected import detected_tables
 from luna16_monai.training import distributed, seeds, tracking
 
@@ -62,6 +64,8 @@ def training() -> None:
     refuse_seen_by_first(value_of("init_weights"), value_of("dataset_dir"), value_of("split"))
     refuse_candidates_in_fold(value_of("candidates"), value_of("dataset_dir"), value_of("split"))
     claim(value_of("output_dir"), value_of("resume"))
+    if value_of("resume"):
+        refuse_other_data_sets(value_of("output_dir"), value_of("split"))
     set_track_meta(False)
     seeds.configure_torch(value_of("deterministic"))
     seeds.seed_network(value_of("seed"))
@@ -163,12 +167,40 @@ def claim(output_dir: Path | str, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def refuse_seen_by_first(init_weights: Path | str | None, dataset_dir: Path | str, split: Split) -> None:
+def refuse_other_data_sets(output_dir: Path | str, split: Split) -> None:
+    """Check that a run goes on with the data sets that it was trained on; one that was only renamed is the same.
+
+    Args:
+        output_dir: of the run to go on with; without a record of its data nothing is checked.
+        split: the training's.
+
+    Raises:
+        ValueError: names the data sets of both.
+    """
+    record = RunFolder(output_dir).read_record()
+    now = list(split.data_sets)
+    if record is None or not record.data.candidates_sha256:
+        return
+    before = list(record.data.data_sets or [record.data.name])
+    if before == now or dict(record.data.candidates_sha256) == {
+        "train": split.train.digest(),
+        "validation": split.validation.digest(),
+    }:
+        return
+    order = ", in this order" if sorted(before) == sorted(now) else ""
+    raise ValueError(
+        f"the run in {output_dir} was trained on the data sets {', '.join(before)}{order}, and dataset_dir now names "
+        f"{', '.join(now)}: go on with the former, or start a new run in another output_dir, if need be with "
+        f"--init_weights {RunFolder(output_dir).weights}"
+    )
+
+
+def refuse_seen_by_first(init_weights: Path | str | None, dataset_dir: Folders, split: Split) -> None:
     """Check that the weights a training starts from were not trained on what it validates or is tested on.
 
     Args:
         init_weights: the weights; None, or weights without a record, checks nothing.
-        dataset_dir: the data folder; it may say what its scans were drawn from.
+        dataset_dir: the data folder, or several; it may say what its scans were drawn from.
         split: the training's.
 
     Raises:
@@ -179,18 +211,18 @@ def refuse_seen_by_first(init_weights: Path | str | None, dataset_dir: Path | st
     refuse_seen(f"init_weights {init_weights}", seen, drawn, **splits)
 
 
-def refuse_candidates_in_fold(candidates: str | None, dataset_dir: Path | str, split: Split) -> None:
+def refuse_candidates_in_fold(candidates: str | None, dataset_dir: Folders, split: Split) -> None:
     """Check that what a detector proposed in training series was proposed by weights that had not seen them.
 
     Args:
         candidates: the setting, see `detected_tables`; None checks nothing.
-        dataset_dir: the data folder; it may say what its scans were drawn from.
+        dataset_dir: the data folder, or several; it may say what its scans were drawn from.
         split: the training's.
 
     Raises:
         ValueError: names the table, and the first such series.
     """
-    tables, drawn = detected_tables(candidates, Path(dataset_dir)), read_drawn(dataset_dir)
+    tables, drawn = detected_tables(candidates, DataSets.of(dataset_dir)), read_drawn(dataset_dir)
     records = refuse_in_fold(tables, split.train_series, drawn)
     for name, series_uids in (("validated", split.validation_series), ("tested", split.test_series)):
         known = {uid for seen in records for uid in seen.among(series_uids, drawn)}
@@ -203,14 +235,14 @@ def refuse_candidates_in_fold(candidates: str | None, dataset_dir: Path | str, s
 
 
 def refuse_seen_by_run(
-    run_dir: Path | str, init_weights: Path | str | None, dataset_dir: Path | str, split: Split
+    run_dir: Path | str, init_weights: Path | str | None, dataset_dir: Folders, split: Split
 ) -> None:
     """Check that neither the run nor the weights that are scored were trained on what they are scored on.
 
     Args:
         run_dir: the output folder of the training.
         init_weights: the weights that are scored: the run's, or others.
-        dataset_dir: the data folder; it may say what its scans were drawn from.
+        dataset_dir: the data folder, or several; it may say what its scans were drawn from.
         split: its validation series are scored.
 
     Raises:

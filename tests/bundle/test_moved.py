@@ -159,3 +159,13 @@ def test_recorded_network_is_that_of_an_older_run():
     assert recorded_network({**settings, "network_def": {"_target_": "DenseNet121"}}) == {}
     assert recorded_network({**settings, "network_def": None}) == {}
     assert recorded_network({**settings, "shape_zyx": "[16, 24, 24]"}) == {}
+
+
+def test_the_page_names_what_the_table_gives():
+    page = (Path(__file__).parents[2] / "docs" / "coming-from-0.1.md").read_text(encoding="utf-8")
+    pairs = re.findall(r"^\| `(luna16_monai\.[\w.]+)` \| `(luna16_monai\.[\w.]+)` \|$", page, re.MULTILINE)
+    assert len(pairs) == 11
+    assert [new_name(old) for old, _ in pairs] == [new for _, new in pairs]
+    assert all(is_there(new) for _, new in pairs)
+    example, told = re.search(r'^print\(new_name\("(\S+)"\)\)  # (\S+)$', page, re.MULTILINE).groups()
+    assert new_name(example) == told

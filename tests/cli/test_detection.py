@@ -282,7 +282,7 @@ def test_detect_refuses_the_weights_of_another_bundle(cts, tmp_path, capsys):
 
 
 def test_detect_refuses_a_ct_that_is_too_large_for_memory(cts, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "left", lambda: (3_000_000, 2 * 10**9, None))
+    monkeypatch.setattr(memory, "left", lambda: (1000, 2 * 10**9, None))
     assert detect(cts[:1], tmp_path / "a.csv", weights) == 2
     (line,) = capsys.readouterr().err.splitlines()
     x, y, z = sitk.ReadImage(str(cts[0])).GetSize()

@@ -23,7 +23,7 @@ from small_crossval import TINY
 from verb_calls import Call, is_alive, require_nobody_left
 
 from luna16_monai.ct.folders import find_cts
-from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.luna16 import read_annotations, read_candidates
 from luna16_monai.tables.points import write_points
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +240,44 @@ def test_predict_is_stopped_and_writes_nothing(
     assert names(tmp_path) == {"points.csv"}
 
 
+@pytest.mark.parametrize("verb", ["detect", pytest.param("benchmark", marks=pytest.mark.slow)])
+def test_networks_on_a_ct_are_stopped_and_write_nothing(
+    points: list[object], phantom_dir: Path, tmp_path: Path, number: signal.Signals, verb: str
+) -> None:
+    ct = points[2]
+    words: list[object] = ["detect", "--ct", ct, "--output", tmp_path / "found.csv", "--device", "cpu"]
+    if verb == "benchmark":
+        nodules = tmp_path / "nodules.csv"
+        rows = read_annotations(phantom_dir)
+        own = rows.select(rows.series == rows.series_uids.index(Path(str(ct)).stem))
+        write_points(nodules, own.row_series(), own.points_xyz, own.values, "diameter_mm")
+        words = ["benchmark", "--ct", ct, "--nodules", nodules, "--output", tmp_path / "out", "--device", "cpu"]
+    before = names(tmp_path)
+    require_stopped(stop(words, number, 2.5, 0), number)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_detect_of_several_is_stopped_and_goes_on(
+    call: Call, phantom_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    cts = sorted(phantom_dir.glob("subset*/*.mhd"))[:3]
+    words = ["detect", "--ct", *cts, "--output", tmp_path / "found.csv", "--device", "cpu"]
+    require_stopped(stop(words, number, 4.0, 0), number)
+    # what is finished is whole, and the table is not there
+    assert all(name.startswith("found.csv.parts") for name in names(tmp_path))
+    assert call(*words)[0] == 0
+    assert names(tmp_path) == {"found.csv", "found.csv.seen.json"}
+
+
+def test_convert_is_stopped_and_writes_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    rows = np.random.default_rng(0).uniform(-100, 100, (100_000, 3))
+    write_points(tmp_path / "many.csv", ["1.1"] * len(rows), rows, np.zeros(len(rows)), "probability")
+    words = ["convert", "--input", tmp_path / "many.csv", "--output", tmp_path / "many.mrk.json"]
+    require_stopped(stop(words, number, 0.8, 0), number)
+    assert names(tmp_path) == {"many.csv"}
+
+
 @pytest.mark.slow
 def test_export_is_stopped_and_writes_nothing(tmp_path: Path, number: signal.Signals) -> None:
     words = ["export", "--format", "torchscript", "--output", tmp_path / "out" / "network.ts"]
@@ -267,3 +305,17 @@ def test_crossval_is_stopped_with_its_trainings(
             with path.open(newline="") as stream:
                 assert len({len(row) for row in csv.reader(stream)}) == 1
     assert not (tmp_path / "cv" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_tune_is_stopped_with_its_trials(
+    phantom_dir: Path, store_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    settings = {**TINY, "max_epochs": "1000"}
+    words = ["tune", "--trials", 2, "--data", phantom_dir, "--store", store_dir, "--output", tmp_path / "search"]
+    words += ["--set", *(f"{key}={value}" for key, value in settings.items())]
+    require_stopped(stop(words, number, 12.0, 0), number, lines=None)
+    for name in names(tmp_path / "search"):
+        if name.endswith(".json"):
+            json.loads((tmp_path / "search" / name).read_text())
+    assert not (tmp_path / "search" / "best.yaml").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from luna16_monai.evaluation.bootstrap import drawn_weights, interval
+from luna16_monai.machine import progress
 
 
 def test_drawn_weights_counts_what_was_drawn():
@@ -27,6 +28,13 @@ def test_drawn_weights_are_the_same_in_parts_of_any_size(rows):
 
 def test_drawn_weights_of_no_draw_is_empty():
     assert list(drawn_weights(groups=6, draws=0, seed=0, rows=7)) == []
+
+
+def test_drawn_weights_count_their_draws_on_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY_S", 0.0)
+    with progress.showing(True):
+        list(drawn_weights(groups=6, draws=7, seed=0, rows=3))
+    assert "bootstrap: 100%" in capsys.readouterr().err
 
 
 def test_interval_takes_number_25_and_975_of_1000_whatever_their_order():

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import monai
+import numpy as np
 import pytest
 import torch
 from monai.bundle import create_workflow
 from point_tables import point_table
+from scipy.special import ndtr
 from scored_tables import EXCLUDED, MARKS, NODULES, truth
 
 from luna16_monai.cli import main as cli
@@ -172,6 +174,33 @@ class TestEvaluate:
         assert (result["cpm_difference"], result["cpm_difference_ci95"], result["scans"]) == (0.0, [0.0, 0.0], 2)
         assert [text[:20] for text in result["warnings"]] == ["first submission: 1 ", "second submission: 1"]
 
+    def test_compare_tests_the_aucs_of_the_same_candidates_in_any_order(self) -> None:
+        places = [("1.1", 0.0), ("1.1", 50.0), ("1.1", 60.0), ("1.2", 50.0), ("1.2", 90.0), ("1.1", 0.5)]
+        nodules = point_table([("1.1", 0.0, 0, 0, 4.0)])
+        truth = ReferenceStandard(("1.1", "1.2"), nodules, point_table([("1.2", 90.0, 0, 0, -1.0)]))
+        # two on the nodule, three others, one on an excluded finding: 0.8 and 0.3 above 2 and 1 of 3: AUC 3/6; then all
+        tables = [
+            point_table([(uid, x, 0, 0, value) for (uid, x), value in zip(places, values, strict=True)][::step])
+            for values, step in (([0.8, 0.9, 0.4, 0.2, 1.0, 0.3], 1), ([0.8, 0.1, 0.4, 0.2, 0.0, 0.9], -1))
+        ]
+        one, other = (evaluate(table, truth, draws=0) for table in tables)
+        result = evaluation.compare(one, other, draws=20)
+        assert result["roc_auc"] == [0.5, 1.0]
+        assert result["roc_auc_difference"] == 0.5
+        # share of others below each positive: 2/3, 1/3, then 1, 1; of positives above each other one: 0, 1/2, 1, then 0
+        error = np.sqrt(np.var([1 / 3, 2 / 3], ddof=1) / 2 + np.var([1, 0.5, 0], ddof=1) / 3)
+        assert result["delong_p"] == pytest.approx(2 * ndtr(-0.5 / error))
+        back = evaluation.compare(other, one, draws=20)
+        low, high = result["roc_auc_difference_ci95"]
+        assert (back["roc_auc_difference"], back["roc_auc_difference_ci95"]) == (-0.5, [-high, -low])
+
+    def test_compare_has_no_auc_of_other_candidates(self) -> None:
+        one, other = (evaluate(point_table(MARKS[:number]), truth(), draws=0) for number in (4, 3))
+        result = evaluation.compare(one, other, draws=20)
+        assert [result[key] for key in ("roc_auc", "roc_auc_difference", "roc_auc_difference_ci95", "delong_p")] == [
+            None
+        ] * 4
+
 
 class TestCommand:
     @pytest.mark.parametrize("case", ["small", "full"])
@@ -218,7 +247,7 @@ class TestCommand:
             (
                 "submission.csv",
                 "",
-                "submission.csv holds a header and no row: a submission has a row for each candidate",
+                "submission.csv holds a header and no row: a submission has a row for each",
             ),
             ("submission.csv", "1.1,0,0,0,1.5\n", "line 2: probability is 1.5"),
             ("submission.csv", None, "no file"),

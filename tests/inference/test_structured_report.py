@@ -350,7 +350,7 @@ def test_predict_writes_the_probabilities_into_the_report(call, folder, tmp_path
         assert told[tuple(np.float32(point).tolist())] == pytest.approx(probability, abs=1e-6)
     assert f"3 candidates from 0 on in {output}" in capsys.readouterr().out
     assert texts(output, "Algorithm Name") == ["Lung nodule classification"] * 3
-    assert f"luna16_monai {__version__}, bundle 0.1.0" in texts(output, "Algorithm Version")
+    assert f"luna16_monai {__version__}, bundle 0.2.0" in texts(output, "Algorithm Version")
     assert "certainty is the raw probability of a nodule" in texts(output, "Algorithm Parameters")
     assert str(tmp_path) not in output.read_bytes().decode("latin-1")
 

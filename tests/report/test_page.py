@@ -193,6 +193,13 @@ class TestInTheBrowser:
         assert browser.errors == []
         assert {address.split(":")[0] for address in browser.requests} <= {"file", "data", "about"}
 
+    def test_page_has_methods_to_quote(self, browser: Browser, page: Path) -> None:
+        browser.open(page)
+        assert browser.value("document.querySelector('nav a[href=\"#methods\"]').textContent") == "Methods"
+        told = browser.value("document.querySelector('#methods blockquote').innerText")
+        assert "5 for training (80 candidates, 12 of them nodules)" in told
+        assert "PyTorch 2.13.0, on CPU with 1 thread." in told
+
     def test_page_filters_by_kind_and_by_score(self, browser: Browser, page: Path) -> None:
         browser.open(page)
         shown = "[...document.querySelectorAll('.card')].filter(c => c.offsetHeight > 0)"

@@ -17,7 +17,7 @@ import torch
 
 from luna16_monai.bundle import folders
 from luna16_monai.machine import memory
-from luna16_monai.setup import doctor
+from luna16_monai.setup import data_checks, doctor
 from luna16_monai.setup.doctor import examine, told
 
 KEYS = ["name", "ok", "found", "problem", "cure"]
@@ -394,7 +394,7 @@ def test_tables_that_are_missing_are_named_with_what_they_are_for(data, table, o
     (data / f"{table}.csv").unlink()
     check = named(doctor._data(data), "tables")
     assert check["ok"] is ok
-    assert check["problem"] == f"no {table}.csv, so {doctor.TABLES[table]}"
+    assert check["problem"] == f"no {table}.csv, so {data_checks.TABLES[table]}"
     assert len(check["found"]) == 3
 
 

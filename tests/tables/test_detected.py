@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from point_tables import point_table
 
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.detected import detected_tables, read_detected, with_detected
 from luna16_monai.tables.points import write_points
 
@@ -31,14 +32,15 @@ def test_detected_tables_finds_a_path_or_a_pattern_here_or_in_the_data_folder(tm
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(here)
-    assert detected_tables(None, data) == []
-    assert [path.parts for path in detected_tables("a.csv", data)] == [("a.csv",)]
-    assert detected_tables("fold_*/b.csv", data) == [data / "fold_0" / "b.csv", data / "fold_1" / "b.csv"]
-    assert detected_tables(here / "c[1].csv", data) == [here / "c[1].csv"]
+    sets = DataSets.of([tmp_path / "none", data])
+    assert detected_tables(None, sets) == []
+    assert [path.parts for path in detected_tables("a.csv", sets)] == [("a.csv",)]
+    assert detected_tables("fold_*/b.csv", sets) == [data / "fold_0" / "b.csv", data / "fold_1" / "b.csv"]
+    assert detected_tables(here / "c[1].csv", sets) == [here / "c[1].csv"]
     with pytest.raises(
         FileNotFoundError, match=r"candidates fold_\*: no such table here nor in .*: name one that luna16"
     ):
-        detected_tables("fold_*", data)
+        detected_tables("fold_*", sets)
 
 
 def test_read_detected_labels_by_the_radius_and_leaves_out_what_counts_neither_way(tmp_path):
@@ -47,11 +49,11 @@ def test_read_detected_labels_by_the_radius_and_leaves_out_what_counts_neither_w
     write_points(tmp_path / "annotations_excluded.csv", ["s1"], [[50, 0, 0]], [4], "diameter_mm")
     (tmp_path / "a.csv").write_text(FOUND + "s1,12.9,0,0,0.9,5\ns1,13,0,0,0.8,5\ns1,51,0,0,0.7,5\ns2,10,0,0,0.6,5\n")
     (tmp_path / "b.csv").write_text("seriesuid,coordX,coordY,coordZ\ns2,10,0,0\ns0,1,0,0\n")
-    table = read_detected([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
+    table = read_detected([tmp_path / "a.csv", tmp_path / "b.csv"], DataSets.of(tmp_path))
     # the second row of s2 repeats the first
     assert rows(table) == [("s1", 12.9, 1.0), ("s1", 13.0, 0.0), ("s2", 10.0, 0.0), ("s0", 1.0, 0.0)]
     (tmp_path / "annotations_excluded.csv").unlink()
-    assert ("s1", 51.0, 0.0) in rows(read_detected([tmp_path / "a.csv"], tmp_path))
+    assert ("s1", 51.0, 0.0) in rows(read_detected([tmp_path / "a.csv"], DataSets.of(tmp_path)))
 
 
 def test_with_detected_replaces_negatives_where_there_are_new_ones():
