@@ -35,6 +35,7 @@ OPTIONS = {
         "--negatives-per-positive": "float",
         "--background": "path, +, more than once",
         "--nodules": "path",
+        "--annotations": "path",
         "--recipe": "2|3",
     },
     "bank": {
