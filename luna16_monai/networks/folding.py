@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from monai.networks.blocks import Convolution
@@ -63,7 +64,8 @@ def folded(network: nn.Module) -> nn.Module:
         if isinstance(part, Convolution) and isinstance(
             norm := getattr(part.get_submodule("adn"), "N", None), nn.BatchNorm3d
         ):
-            part.conv = fuse_conv_bn_eval(part.get_submodule("conv"), norm)
+            convolution: Any = part.get_submodule("conv")
+            part.conv = fuse_conv_bn_eval(convolution, norm)
             part.get_submodule("adn").N = nn.Identity()
     return copied
 
