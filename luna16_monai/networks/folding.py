@@ -61,9 +61,8 @@ def folded(network: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(network).eval()
     for part in copied.modules():
-        if isinstance(part, Convolution) and isinstance(
-            norm := getattr(part.get_submodule("adn"), "N", None), nn.BatchNorm3d
-        ):
+        norm = getattr(getattr(part, "adn", None), "N", None)
+        if isinstance(part, Convolution) and isinstance(norm, nn.BatchNorm3d):
             convolution: Any = part.get_submodule("conv")
             part.conv = fuse_conv_bn_eval(convolution, norm)
             part.get_submodule("adn").N = nn.Identity()
