@@ -35,6 +35,7 @@ OPTIONS = {
         "--negatives-per-positive": "float",
         "--background": "path, +, more than once",
         "--nodules": "path",
+        "--annotations": "path",
         "--recipe": "2|3",
     },
     "bank": {
@@ -287,7 +288,7 @@ OF_EVERY_VERB = ["--help", "--json", "--quiet", "--debug"]
 
 def described(action: argparse.Action) -> str:
     """An option in the words of `OPTIONS`."""
-    kind = "|".join(action.choices or ()) or getattr(action.type, "__name__", "text").lower()
+    kind = "|".join(map(str, action.choices or ())) or getattr(action.type, "__name__", "text").lower()
     words = ["flag"] if action.nargs == 0 else [kind]
     if action.nargs:
         words.append(str(action.nargs))
