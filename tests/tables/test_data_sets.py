@@ -89,7 +89,7 @@ def test_a_row_about_the_series_of_another_store_is_refused(tmp_path):
 def test_series_needs_a_store_for_each_folder(tmp_path):
     sets = DataSets((tmp_path / "luna16", tmp_path / "own"))
     assert sets.series([["b", "a"], ["c"]]) == {"luna16": ("a", "b"), "own": ("c",)}
-    with pytest.raises(ValueError, match="2 data folders .* with 1 stores: name one store for each"):
+    with pytest.raises(ValueError, match=r"2 data folders .* with 1 stores: name one store for each"):
         sets.series([["a", "b", "c"]])
 
 
