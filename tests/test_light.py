@@ -99,6 +99,14 @@ def test_evaluate_of_tables_loads_no_reader_of_cts(scored):
     assert loaded(verb(*without), (*HEAVY, "SimpleITK", "nibabel", "pydicom")) == []
 
 
+def test_scoring_and_report_load_no_solvers(scored, store_dir):
+    words, output = scored
+    # what fits a calibration, and draws plots on a screen, is a second of CPU that neither needs
+    unused = ("scipy.optimize", "scipy.stats", "scipy.signal", "matplotlib.pyplot", "pandas")
+    assert loaded(verb(*words), unused) == []
+    assert loaded(verb("report", "--run", output, "--store", store_dir), (*unused, "scipy.spatial")) == []
+
+
 def test_evaluate_by_subsets_and_report_are_light(scored, store_dir):
     words, output = scored
     assert loaded(verb(*words)) == []

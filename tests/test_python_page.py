@@ -46,7 +46,7 @@ def names(phantom_dir: Path, store_dir: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_every_section_has_its_example():
-    assert len(EXAMPLES) == len(re.findall(r"^## ", PAGE, re.MULTILINE)) == 5
+    assert len(EXAMPLES) == len(re.findall(r"^## ", PAGE, re.MULTILINE)) == 7
 
 
 def test_open_ct_example_gives_the_voxels_and_their_place(names, phantom_dir):
@@ -88,6 +88,15 @@ def test_classifier_example_gives_what_predict_writes(names, phantom_dir, tmp_pa
     column = header.split(",").index("probability")
     assert len(names["probability"]) == len(own) - 1 > 0
     np.testing.assert_allclose(names["probability"], [float(line.split(",")[column]) for line in lines], atol=1e-6)
+
+
+def test_detector_and_format_examples_keep_the_points_of_the_scan(names):
+    found, listed = names["found"], names["listed"]
+    assert 0 < len(found.table) <= 20
+    assert found.table.row_series() == [names["scan"].series_uid] * len(found.table)
+    assert np.all(np.diff(found.table.values) <= 0)
+    np.testing.assert_allclose(listed.points_xyz, found.table.points_xyz, atol=1e-6)
+    assert [path.name for path in names["files"]] == ["found.mrk.json"]
 
 
 def test_evaluation_example_scores_all_nodules_but_one(names):

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 FloatArray = NDArray[np.float64]
 
@@ -40,6 +38,8 @@ class Calibration:
 
     def apply(self, probability: FloatArray) -> FloatArray:
         """Return calibrated probabilities, of the shape given."""
+        from scipy.special import expit
+
         return np.asarray(expit(self.slope * _logit(probability) + self.offset), dtype=np.float64)
 
 
@@ -245,6 +245,10 @@ def _fit_line(probability: FloatArray, label: IntArray, with_offset: bool) -> Ca
     n_others = label.size - n_nodules
     if not n_nodules or not n_others:
         raise ValueError(f"{n_nodules} nodules and {n_others} others cannot be calibrated: pass rows of both classes")
+    # not at the top: a page about a run fits nothing, and would pay for both
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     target = np.where(label == 1, (n_nodules + 1) / (n_nodules + 2), 1 / (n_others + 2))
     x = _logit(probability)
     # The rarer class sets the scale: a mean over all rows would be so small that the search stops too early.
@@ -269,6 +273,8 @@ def _fit_line(probability: FloatArray, label: IntArray, with_offset: bool) -> Ca
 
 
 def _logit(probability: FloatArray) -> FloatArray:
+    from scipy.special import logit
+
     clipped = np.clip(np.asarray(probability, dtype=np.float64), _NEAREST_TO_CERTAIN, 1 - _NEAREST_TO_CERTAIN)
     return np.asarray(logit(clipped), dtype=np.float64)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 from luna16_monai.evaluation.bootstrap import drawn_weights, interval
 
@@ -159,6 +158,8 @@ def delong(one: ArrayLike, other: ArrayLike, label: ArrayLike) -> dict[str, floa
     error = math.sqrt(positives.var(ddof=1) / len(positives) + negatives.var(ddof=1) / len(negatives))
     if error == 0:
         return {"difference": difference, "standard_error": 0.0, "z": None, "p_value": float(difference == 0)}
+    from scipy.special import ndtr
+
     z = difference / error
     return {"difference": difference, "standard_error": error, "z": z, "p_value": float(2 * ndtr(-abs(z)))}
 

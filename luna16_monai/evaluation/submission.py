@@ -313,4 +313,4 @@ def _compare_auc(one: Evaluation, other: Evaluation, draws: int, seed: int) -> d
     found = compare_roc_auc(probabilities, label[kept], rows[0][kept, 0], draws, seed)
     low, high = found["other"]["behind_by_ci95"]
     aucs = [found[name]["roc_auc"] for name in probabilities]
-    return dict(zip(names, [aucs, aucs[1] - aucs[0], [-high, -low], found["other"]["delong_p"]], strict=True))
+    return dict(zip(names, [aucs, aucs[1] - aucs[0], [0.0 - high, 0.0 - low], found["other"]["delong_p"]], strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from monai.networks.blocks import Convolution
@@ -60,10 +61,10 @@ def folded(network: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(network).eval()
     for part in copied.modules():
-        if isinstance(part, Convolution) and isinstance(
-            norm := getattr(part.get_submodule("adn"), "N", None), nn.BatchNorm3d
-        ):
-            part.conv = fuse_conv_bn_eval(part.get_submodule("conv"), norm)
+        norm = getattr(getattr(part, "adn", None), "N", None)
+        if isinstance(part, Convolution) and isinstance(norm, nn.BatchNorm3d):
+            convolution: Any = part.get_submodule("conv")
+            part.conv = fuse_conv_bn_eval(convolution, norm)
             part.get_submodule("adn").N = nn.Identity()
     return copied
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from luna16_monai.tables.points import PointTable, read_points, runs_of_equal_points
 from luna16_monai.tables.text import is_series_uid, named_errors, no_series_uid, open_table
@@ -93,6 +92,8 @@ def read_nodules(path: Path | zipfile.Path) -> PointTable:
             nodule would count twice.
     """
     table = read_points(path, "diameter_mm")
+    from scipy.spatial import KDTree
+
     # series a metre apart are never near each other
     apart = np.column_stack([table.points_xyz, 1e3 * table.series])
     pairs = KDTree(apart).query_pairs(SAME_NODULE_MM) if len(table) else set()

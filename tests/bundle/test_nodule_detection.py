@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from monai.bundle import ckpt_export, create_workflow, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_metadata, verify_net_in_out
 
+from luna16_monai.bundle.bases import base_files, on_bases
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.experiments.search import Search
 from luna16_monai.networks.nodule_detector import NoduleDetector
@@ -123,3 +124,18 @@ def test_tune_tries_settings_that_the_training_has():
         first, _, rest = key.partition("#")
         assert first in train or first in below, key
         assert not rest or rest in train[first], key
+
+
+def test_multi_gpu_train_shares_network_scans_and_buffers():
+    """train.yaml has a trainer, a loader and handlers of its own, which the nodule bundle's file does not reach."""
+    files = [CONFIGS / "train.yaml", CONFIGS / "multi_gpu_train.yaml"]
+    config = ConfigParser.load_config_files([str(file) for file in files])
+    whole = on_bases(config, base_files(config, CONFIGS))
+    assert whole["train"]["trainer"]["network"]["_target_"] == "torch.nn.parallel.DistributedDataParallel"
+    assert whole["train"]["sampler"]["rank"] == "$idist.get_rank()"
+    assert whole["train"]["sampler"]["classes"] == [1, 2, 0]
+    assert whole["validate"]["dataloader"]["sampler"] == "@validate#sampler"
+    assert whole["validate"]["dataloader"]["batch_size"] == 1
+    shared = "luna16_monai.training.distributed.SharedBuffers"
+    assert [one["_target_"] for one in whole["validate"]["handlers"]].count(shared) == 1
+    assert whole["optimizer"]["lr"] == "@scaled_learning_rate"

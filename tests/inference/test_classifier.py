@@ -13,6 +13,7 @@ from ct_files import write_ct
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.opening import CT
+from luna16_monai.dataset.candidates import CandidateList
 from luna16_monai.inference.classifier import Classifier, score_in_turn, volumes_of
 from luna16_monai.networks.folding import folded_state
 from luna16_monai.networks.nodule_net import NoduleNet
@@ -134,3 +135,20 @@ def test_a_short_ct_is_scored_with_one_line_by_one_bundle_and_by_two(
         call()
         assert len(caplog.messages) == (told is not None)
         assert told is None or told in caplog.text
+
+
+def test_a_batch_costs_its_own_rows_and_not_the_tables(
+    phantom_dir: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, made = read_candidates(phantom_dir), []
+    volumes = classifier.volumes([phantom_dir])
+    rows = np.arange(5)[::-1]
+
+    def made_of(part: PointTable, positives_first: bool) -> CandidateList:
+        made.append(len(part))
+        return CandidateList(part, positives_first)
+
+    monkeypatch.setattr("luna16_monai.inference.classifier.CandidateList", made_of)
+    classifier.score_rows(table, rows, classifier.preprocessing(volumes), views=1, batch_size=2)
+    assert made == [2, 2, 1]
+    assert len(table) > 5

@@ -24,7 +24,7 @@ def search(output, finish, uids=("a", "b"), **settings):
             yield None
 
     one = Search(SEARCH.bundle, **settings)
-    return detect_many(one, SimpleNamespace(weights=None), volumes, output, execute=execute)
+    return detect_many(one, SimpleNamespace(views=1, weights=None), volumes, output, execute=execute)
 
 
 def finishes(output, calls):
