@@ -114,7 +114,8 @@ def require_kinds(config: Mapping[str, Any]) -> None:
         ValueError: names the setting, its value, and what was expected.
     """
     for key, value in config.items():
-        if isinstance(value, str) and value[:1] in MARKS:
+        # an object of the name is no setting, as the candidates of inference.yaml
+        if (isinstance(value, str) and value[:1] in MARKS) or (isinstance(value, Mapping) and "_target_" in value):
             continue
         if key in FOLDER_LISTS and isinstance(value, list | tuple) and value:
             odd = [one for one in value if not isinstance(one, str)]

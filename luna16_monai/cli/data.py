@@ -26,6 +26,8 @@ def add_phantom(verbs: Verbs) -> None:
     text = "put nodules into these real CTs"
     verb.add_argument("--background", type=Path, action="extend", nargs="+", metavar="PATH", help=text)
     verb.add_argument("--nodules", type=Path, metavar="BANK", help="real nodules with their voxels, see luna16 bank")
+    text = "of --nodules: nodules that the backgrounds have of their own"
+    verb.add_argument("--annotations", type=Path, metavar="CSV", help=text)
     text = "of the drawn set: 3 draws scans as different as those of many hospitals; default: 2"
     verb.add_argument("--recipe", type=int, choices=(2, 3), metavar="2|3", help=text)
 
@@ -41,6 +43,8 @@ def run_phantom(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in wanted.items() if value is not None}
     if options.recipe is not None and (options.background or options.nodules):
         raise ValueError("--recipe is of the drawn set: leave it out, or --background and --nodules")
+    if options.annotations is not None and not (options.background and options.nodules):
+        raise ValueError("--annotations are of --background with --nodules: give both, or leave it out")
     if options.recipe == 3:
         from luna16_monai.variety.data_set import write_varied_phantom
         from luna16_monai.variety.settings import Variety
@@ -57,7 +61,8 @@ def run_phantom(options: argparse.Namespace) -> int:
     elif options.nodules is not None:
         from luna16_monai.semi_real.data_set import write_semi_real
 
-        result = write_semi_real(options.nodules, output, options.background or (), **common)
+        known = None if options.annotations is None else console.existing(options.annotations)
+        result = write_semi_real(options.nodules, output, options.background or (), **common, known=known)
     else:
         from luna16_monai.phantom.background import write_background_phantom
 

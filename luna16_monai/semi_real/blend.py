@@ -35,6 +35,7 @@ _LUNG_HU, _BRIGHT_HU = -700, -400
 _TISSUE_HU = 40
 _LUNG_ALONE_HU = -500
 _USUAL_LUNG_HU = -850.0
+_WALL_MM, _WALL_RISE_HU = 3.0, 250
 _SHARPEST = 0.9
 """Largest deviation of blur that is taken away, in voxels of the nodule's box."""
 
@@ -160,8 +161,10 @@ def blend(hu: NDArray[np.int16], scene: Background, one: Prepared, position_zyx:
     base, noise = split_noise(hu[box], spacing)
     structure = _to_level(structure, one.lung_hu, lung_level(base, distance))
     change = weight * (structure - base)
-    # what is brighter is darkened by the nodule alone, and not by the lung around it
-    spared = np.clip((base - _LUNG_HU) / (_BRIGHT_HU - _LUNG_HU), 0, 1) * (1 - share)
+    # a vessel is darkened by the nodule alone, and not by the lung around it; the wall, bright over some mm, by neither
+    mean = ndimage.gaussian_filter(base, _WALL_MM / spacing, mode="nearest")
+    in_lung = 1 - np.clip((mean - _LUNG_HU) / _WALL_RISE_HU, 0, 1)
+    spared = np.clip((base - _LUNG_HU) / (_BRIGHT_HU - _LUNG_HU), 0, 1) * (1 - share * in_lung)
     change = np.where(change < 0, change * (1 - spared), change)
 
     noise_hu = max(usual(noise), 1e-3)

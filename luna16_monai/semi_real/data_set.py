@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luna16_monai.ct.opening import series_uid
+from luna16_monai.machine.files import sha256
 from luna16_monai.phantom.background import (
     Background,
     background_of,
@@ -27,6 +29,7 @@ from luna16_monai.phantom.scan import Scan, ScanPlan, draw_scan, finish_scan
 from luna16_monai.semi_real.bank import NoduleBank, read_bank
 from luna16_monai.semi_real.blend import Prepared, blend, prepare_nodule, random_turn
 from luna16_monai.tables.lidc import read_patients
+from luna16_monai.tables.luna16 import read_nodules
 
 Floats = NDArray[np.floating]
 
@@ -68,6 +71,7 @@ def write_semi_real(
     progress: bool = True,
     insertion: Insertion | None = None,
     drawn: ScanSettings | None = None,
+    known: Path | None = None,
 ) -> dict[str, Any]:
     """Write a data set in LUNA16's layout with the nodules of a bank.
 
@@ -80,6 +84,8 @@ def write_semi_real(
         backgrounds: real CTs, see `phantom.background.write_background_phantom`; none: into drawn lungs.
         insertion: what is put into each scan; None for the defaults.
         drawn: settings of drawn lungs; their nodules and negatives are not used.
+        known: table of the nodules that the backgrounds have of their own (seriesuid, coordX, coordY, coordZ,
+            diameter_mm): they are listed beside those that are put in, which keep away from them.
 
     Returns:
         As `phantom.data_set.write_phantom`.
@@ -105,16 +111,30 @@ def write_semi_real(
         "scans": scans,
         "nodules": insertion.nodules,
         "negatives": insertion.negatives,
+        **({} if known is None else {"known_sha256": sha256(known)}),
     }
     settings = drawn or ScanSettings()
-    draw = partial(draw_semi_real, bank=bank, backgrounds=paths, seed=seed, insertion=insertion, drawn=settings)
+    own = [[] for _ in paths] if known is None else [own_nodules(path, known) for path in paths]
+    if known is not None and not any(own):
+        raise ValueError(f"{known} lists no nodule in any of the {len(paths)} backgrounds: is it their table?")
+    draw = partial(
+        draw_semi_real, bank=bank, backgrounds=paths, seed=seed, insertion=insertion, drawn=settings, own=own
+    )
     return write_data_set(output, recipe, plans, draw, workers, progress, nodules.ratings())
 
 
 def draw_semi_real(
-    plan: ScanPlan, bank: Path, backgrounds: Sequence[Path], seed: int, insertion: Insertion, drawn: ScanSettings
+    plan: ScanPlan,
+    bank: Path,
+    backgrounds: Sequence[Path],
+    seed: int,
+    insertion: Insertion,
+    drawn: ScanSettings,
+    own: Sequence[Sequence[Nodule]] = (),
 ) -> Scan:
     """Return one scan: its background with nodules of the bank in it; the same arguments give the same scan.
+
+    ``own`` holds the nodules that each background has of its own.
 
     Raises:
         ValueError: no nodule finds a place in it.
@@ -124,6 +144,7 @@ def draw_semi_real(
     scene = read_background(backgrounds[plan.background]) if backgrounds else _drawn_lungs(plan, seed, drawn)
     hu = scene.hu.copy()
     prepared: dict[int, Prepared] = {}
+    known = list(own[plan.background]) if own else []
     placed: list[Nodule] = []
     wanted = int(rng.integers(insertion.nodules[0], insertion.nodules[1] + 1))
     for _ in range(_TRIES * wanted):
@@ -135,15 +156,39 @@ def draw_semi_real(
         one = prepared[number]
         found = find_place(rng, scene, one)
         radius = one.nodule.diameter_mm / 2
-        if found is None or clearance(found[0][None], placed)[0] <= radius + CLEARANCE_MM:
+        if found is None or clearance(found[0][None], [*known, *placed])[0] <= radius + CLEARANCE_MM:
             continue
         position, turn = found
         blend(hu, scene, one, position, turn)
         placed.append(_as_placed(nodules, number, one, position))
     if not placed:
         raise ValueError(f"{_name(plan, backgrounds)}: no nodule of the bank finds a place in its lungs: give another")
-    marks = list_candidates(rng, scene.blobs_zyx, placed, insertion.negatives)
-    return finish_scan(hu, scene.geometry, placed, [], marks, flipped=rng.random() < 1 / 3)
+    marks = list_candidates(rng, scene.blobs_zyx, [*known, *placed], insertion.negatives)
+    return finish_scan(hu, scene.geometry, [*known, *placed], [], marks, flipped=rng.random() < 1 / 3)
+
+
+def own_nodules(background: Path, table: Path) -> list[Nodule]:
+    """Return the nodules that a real CT has of its own, as far as they lie in the box of its lungs.
+
+    Raises:
+        ValueError: the table is malformed.
+    """
+    scene, uid = read_background(background), series_uid(background)
+    points = read_nodules(table)
+    rows = [row for row in range(len(points)) if points.series_uids[points.series[row]] == uid]
+    rows = [row for row in rows if scene.geometry.contains(points.points_xyz[row])]
+    return [
+        Nodule(
+            (scene.geometry.voxel_from_world(points.points_xyz[row]) + 0.5) * scene.spacing_zyx,
+            round(float(points.values[row]), 6),
+            "own",
+            "unknown",
+            -1,
+            None,
+            None,
+        )
+        for row in rows
+    ]
 
 
 def find_place(rng: np.random.Generator, scene: Background, one: Prepared) -> tuple[Floats, Floats] | None:

@@ -13,6 +13,7 @@ from luna16_monai.phantom.background import (
     blurred_share,
     insert_nodule,
     read_background,
+    spread_backgrounds,
     write_background_phantom,
 )
 from luna16_monai.phantom.data_set import plan_scans
@@ -76,6 +77,18 @@ def test_write_background_phantom_gives_each_scan_a_patient_and_both_classes(bac
 def test_write_background_phantom_second_call_does_nothing(chest_ct, background_phantom):
     again = write_background_phantom(chest_ct, background_phantom, 3, 1, nodules=(2, 3), negatives=10, progress=False)
     assert again["cached"]
+
+
+@pytest.mark.parametrize(("backgrounds", "most"), [(1, 1), (3, 1), (10, 1), (23, 3)])
+def test_spread_backgrounds_uses_all_and_few_in_each_subset(backgrounds, most):
+    plans = spread_backgrounds(plan_scans(60, 0, load_shape_bank()), backgrounds)
+    assert {plan.background for plan in plans} == set(range(backgrounds))
+    assert [plan.background for plan in plans] == sorted(plan.background for plan in plans)
+    of_subset = [{plan.background for plan in plans if plan.subset == subset} for subset in range(10)]
+    assert max(map(len, of_subset)) == most
+    if backgrounds >= 10:
+        # none is in two subsets
+        assert sum(map(len, of_subset)) == backgrounds
 
 
 def test_read_background_refuses_what_holds_no_lungs(tmp_path, chest_ct):

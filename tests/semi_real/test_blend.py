@@ -74,6 +74,18 @@ def test_blend_does_not_cut_a_vessel_beside_the_nodule():
     assert changed[:, :, 31:34].min() > -10
 
 
+def test_blend_replaces_a_thin_vessel_and_leaves_the_wall():
+    faint = ball(12.0)
+    faint = replace(faint, hu=np.where(faint.share > 0, -600, -850).astype(np.int16))
+    hu = lung()
+    hu[:, 24:26, 24:26] = 40
+    hu[:, :, 30:] = 40
+    changed, _ = put(hu, faint, np.eye(3))
+    # ground glass in place of the vessel, but none in the wall that the ball reaches into by 1 mm
+    assert changed[10, 25, 25] < -400
+    assert changed[:, :, 31:].min() > 20
+
+
 def test_blend_makes_a_sharp_nodule_as_soft_as_the_ct():
     hu = lung()
     soft, sharp = hu.copy(), hu.copy()

@@ -106,6 +106,25 @@ def test_write_semi_real_refuses_a_background_without_lungs_and_writes_nothing(b
     assert not (tmp_path / "set").exists()
 
 
+def test_write_semi_real_lists_what_a_background_has_of_its_own(bank, chest_cts, semi_real, tmp_path):
+    scene = read_background(chest_cts[0])
+    x, y, z = scene.geometry.world_from_voxel(np.array(scene.hu.shape) / 2).round(3).tolist()
+    table = tmp_path / "own.csv"
+    table.write_text(f"seriesuid,coordX,coordY,coordZ,diameter_mm\n0,{x},{y},{z},7.5\n9,0,0,0,5\n", encoding="utf-8")
+    arguments = ([chest_cts[0]], 2, 1, 1)
+    write_semi_real(bank, tmp_path / "set", *arguments, progress=False, insertion=FEW, known=table)
+    found = read_annotations(tmp_path / "set")
+    for code in range(2):
+        of_scan = found.series == code
+        own = np.flatnonzero(of_scan & (found.values == 7.5))
+        assert found.points_xyz[own] == pytest.approx(np.array([[x, y, z]]), abs=1e-3)
+        others = found.points_xyz[of_scan & (found.values != 7.5)]
+        assert np.linalg.norm(others - [x, y, z], axis=1).min() > 7.5 / 2 + 4
+    table.write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n9,0,0,0,5\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="lists no nodule in any of the 1 backgrounds"):
+        write_semi_real(bank, tmp_path / "other", *arguments, progress=False, insertion=FEW, known=table)
+
+
 @pytest.mark.parametrize("wrong", [{"nodules": (0, 2)}, {"nodules": (3, 2)}, {"negatives": -1}])
 def test_insertion_refuses_numbers_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

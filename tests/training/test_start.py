@@ -23,6 +23,7 @@ from luna16_monai.networks.precision import SelfTest
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, write_seen
 from luna16_monai.store.reading import Store
+from luna16_monai.tables.data_sets import DataSets
 from luna16_monai.tables.detected import read_detected
 from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import write_points
@@ -92,7 +93,7 @@ def test_training_takes_out_of_fold_candidates_alone(data, phantom_dir, tmp_path
     assert f"trained on 2 of the {len(split.validation_series)} series that are validated on" in caplog.text
     drawn_from = flow.parser.get_parsed_content("split").train.table
     # the nodules of the list, and what was found, but for what lies on an excluded finding
-    expected = int(middle.values.sum()) + len(read_detected([table], phantom_dir))
+    expected = int(middle.values.sum()) + len(read_detected([table], DataSets.of(phantom_dir)))
     assert (drawn_from.series_codes([uid]) == 0).sum() == expected > len(middle.values) / 2
 
 
