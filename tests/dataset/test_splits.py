@@ -30,6 +30,11 @@ class FakeStore:
         self.subsets: Mapping[str, int | None] = {f"u{i:02d}": i % 10 for i in range(series)}
         self.missing = missing
 
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """One data folder's series."""
+        return (tuple(sorted(self.subsets)),)
+
     def require_inside(self, table: PointTable) -> None:
         assert set(table.series_codes(list(self.subsets))) <= set(range(len(self.subsets)))
 
