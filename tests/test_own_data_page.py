@@ -74,11 +74,11 @@ def test_commands_of_the_page_fine_tune_calibrate_and_choose(place, monkeypatch)
                 monkeypatch.setenv(*word.split("=", 1))
         elif words[0] == "python":
             bundle = next(name for name in SMALL if any(name in word for word in words))
-            settings = dict(zip(words[6::2], words[7::2], strict=True))
+            settings = dict(zip(words[5::2], words[6::2], strict=True))
             settings |= dict(zip(SMALL[bundle][::2], SMALL[bundle][1::2], strict=True))
             given = [word for pair in settings.items() for word in pair]
             subprocess.run(
-                [sys.executable, "-W", "ignore", *words[1:6], *given, "--device", "cpu", "--num_workers", "0"],
+                [sys.executable, "-W", "ignore", *words[1:5], *given, "--device", "cpu", "--num_workers", "0"],
                 check=True,
                 env={**os.environ},
             )
