@@ -188,6 +188,8 @@ NAMES = {
 
 # what has another name too
 RENAMED = {
+    "console.data_folder": "cli.console.data_folders",
+    "console.store_folder": "cli.console.store_folders",
     "decisions.candidate_key": "tables.points.point_key",
     "evaluation.Truth": "evaluation.submission.ReferenceStandard",
     "evaluation.read_truth": "evaluation.submission.read_reference",

@@ -133,7 +133,7 @@ def _fitted(
     import numpy as np
 
     from luna16_monai.evaluation.calibration import Calibration, calibrate
-    from luna16_monai.evaluation.thresholds import choose_threshold
+    from luna16_monai.evaluation.false_calls import choose_threshold
 
     number = {uid: row for row, uid in enumerate(scans)}
     scan = np.array([number[uid] for uid in series], np.int64)
@@ -186,9 +186,9 @@ def _of_predictions(options: argparse.Namespace, run: RunFolder, folders: DataSe
     import numpy as np
 
     from luna16_monai.bundle.folders import bundle_dir
+    from luna16_monai.evaluation.false_calls import choose_threshold
     from luna16_monai.evaluation.match import MarkStatus
     from luna16_monai.evaluation.submission import ReferenceStandard
-    from luna16_monai.evaluation.thresholds import choose_threshold
     from luna16_monai.runs.seen import read_seen, seen_beside
     from luna16_monai.store.in_memory import InMemoryStore
     from luna16_monai.tables.points import has_column, read_points

@@ -8,7 +8,7 @@
 - ``lost``: nodules outside a lung mask
 - ``roc``: ROC AUC and average precision
 - ``benchmark``: AUC and share found of labelled candidates, by size and in difference
-- ``thresholds``: a threshold for a wanted number of false calls
+- ``false_calls``: a threshold for a wanted number of false calls
 - ``bootstrap``: resampling of scans
 - ``calibration``: calibrated probabilities, operating points
 - ``baselines``: simple classifiers to compare with

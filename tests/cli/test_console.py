@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -46,14 +47,18 @@ def test_shared_options_have_these_defaults():
 def test_folders_are_those_of_the_option_then_of_the_environment_then_the_default(monkeypatch):
     monkeypatch.delenv("LUNA16_DATA", raising=False)
     monkeypatch.delenv("LUNA16_STORE", raising=False)
-    assert console.data_folder(options()) == Path("data/phantom")
-    assert console.store_folder(options()) == Path("data/store")
+    assert console.data_folders(options()) == (Path("data/phantom"),)
+    assert console.store_folders(options()) == (Path("data/store"),)
     monkeypatch.setenv("LUNA16_DATA", "/a/data")
     monkeypatch.setenv("LUNA16_STORE", "/a/store")
-    assert console.data_folder(options()) == Path("/a/data")
-    assert console.store_folder(options()) == Path("/a/store")
-    assert console.data_folder(options("--data", "x")) == Path("x")
-    assert console.store_folder(options("--store", "y")) == Path("y")
+    assert console.data_folders(options()) == (Path("/a/data"),)
+    assert console.store_folders(options()) == (Path("/a/store"),)
+    assert console.data_folders(options("--data", "x")) == (Path("x"),)
+    assert console.store_folders(options("--store", "y")) == (Path("y"),)
+    monkeypatch.setenv("LUNA16_DATA", f"/a{os.pathsep}/b")
+    assert console.data_folders(options()) == (Path("/a"), Path("/b"))
+    with pytest.raises(ValueError, match=r"2 data folders \(/a, /b\) with 1 stores \(/a/store\): name one store for"):
+        console.data_and_stores(options())
 
 
 def test_existing_gives_a_file_and_refuses_a_folder(tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from luna16_monai.evaluation import thresholds
-from luna16_monai.evaluation.thresholds import choose_threshold
+from luna16_monai.evaluation import false_calls
+from luna16_monai.evaluation.false_calls import choose_threshold
 
 PROBABILITY = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 LABEL = np.array([1, 0, 1, 0, 1, 0])
@@ -48,7 +48,7 @@ def test_intervals_are_those_of_scans_drawn_anew(rate):
     order = np.argsort(-probability[label == 0], kind="stable")
     others, of = probability[label == 0][order], scan[label == 0][order]
     known = np.unique(probability[rows])
-    assert thresholds._threshold(known, others, weights[of], rate * 20) == expected["threshold"]
+    assert false_calls._threshold(known, others, weights[of], rate * 20) == expected["threshold"]
 
 
 def test_one_scan_beyond_the_number_is_refused():
