@@ -92,6 +92,10 @@ class SeparableResample(SpatialResample):
         return out.copy_meta_from(meta) if isinstance(out, MetaTensor) else out
 
 
+BOX_COST = 5
+"""What a voxel in a cutout's box costs, in voxels of the whole."""
+
+
 class Held:
     """A resampling that was held back: its input and the places of its output, for boxes of it to be made on demand.
 
@@ -130,7 +134,7 @@ class Held:
     def __getitem__(self, box_zyx: Any) -> NDArray[np.int16]:
         """The voxels of a box, a slice along each of (z, y, x)."""
         parts = [one[part] for one, part in zip(self.positions, box_zyx[::-1], strict=True)]
-        self._made += int(np.prod([len(part) for part in parts]))
+        self._made += BOX_COST * int(np.prod([len(part) for part in parts]))
         if self._whole is None and self._made > np.prod(self.shape):
             self._whole = self._voxels(self.positions)
             self.source = None
@@ -219,6 +223,8 @@ def _slabs(voxels: Tensor, positions: Sequence[np.ndarray]) -> Iterator[tuple[in
     """Yield the output of `interpolate_axes` in slabs (channel, z, y, x), each with its first z."""
     # in the order of memory: an index along the last axis of a transposed tensor would copy it transposed
     voxels, (x, y, z) = voxels.permute(0, 3, 2, 1), positions
+    if voxels.stride(-1) != 1:  # stored in another order, in which it would take a hundred times as long
+        voxels = voxels.contiguous()
     for start in range(0, len(z), _SLAB):
         yield start, _along(_along(_along(voxels, 1, z[start : start + _SLAB]), 2, y), 3, x)
 
@@ -232,6 +238,8 @@ def _along(voxels: Tensor, axis: int, positions: np.ndarray) -> Tensor:
         return voxels.narrow(axis, int(low[0]), len(low)).float()  # the grid's own places
     shape = [1] * voxels.ndim
     shape[axis] = -1
+    # of what is not contiguous, all would be copied to select a part
+    voxels, low = voxels.narrow(axis, int(low.min()), int(np.ptp(low)) + 2), low - low.min()
     indices = torch.from_numpy(low).to(voxels.device)
     below, above = (voxels.index_select(axis, indices + step).float() for step in (0, 1))
     return torch.lerp(below, above, torch.from_numpy(share).view(shape).to(voxels.device))
