@@ -13,7 +13,7 @@ from luna16_monai.evaluation.submission import evaluate, validation_reference
 from luna16_monai.experiments.folds import Plan
 from luna16_monai.machine.files import write_json
 from luna16_monai.runs.results import write_results
-from luna16_monai.tables.luna16 import read_candidates
+from luna16_monai.tables.data_sets import DataSets
 
 TINY = {
     "max_epochs": "1",
@@ -44,7 +44,7 @@ def plan(data: Path, store: Path, output: Path, folds: tuple[int, ...], **more: 
 
 def fake_fold(one: Plan, fold: int, subsets: dict[str, int | None], probability: np.ndarray, line: tuple) -> None:
     """What a fold leaves: its training's record and choices, its subset's scores."""
-    table = read_candidates(one.data_dir)
+    table = DataSets.of(one.data_dir).candidates()
     test = sorted(uid for uid, subset in subsets.items() if subset == fold)
     rows = table.select(table.series_codes(test) >= 0)
     truth = validation_reference(one.data_dir, test, subsets)

@@ -32,7 +32,8 @@ from luna16_monai.machine.processes import run_tasks
 from luna16_monai.runs.folder import RunFolder
 from luna16_monai.runs.seen import Seen, read_seen, write_seen
 from luna16_monai.store.reading import Store
-from luna16_monai.tables.luna16 import read_annotations, read_candidates
+from luna16_monai.tables.data_sets import DataSets
+from luna16_monai.tables.luna16 import read_candidates
 from luna16_monai.tables.points import read_points, write_points
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,7 @@ def test_pool_scores_all_scans_once_and_each_fold_on_its_own(faked):
     official = evaluate(submission, validation_reference(one.data_dir, scans, subsets), draws=20)
     assert (told["cpm"], told["cpm_ci95"]) == (official.scores["cpm"], official.scores["cpm_ci95"])
     assert told["scans"] == 2
-    assert told["nodules"] == (read_annotations(one.data_dir).series_codes(scans) >= 0).sum()
+    assert told["nodules"] == (DataSets.of(one.data_dir).annotations().series_codes(scans) >= 0).sum()
     folds = [json.loads((one.fold_dir(fold) / "test" / "metrics.json").read_text())["cpm"] for fold in (0, 5)]
     assert [told["folds"][name]["cpm"] for name in ("0", "5")] == folds
     assert [told["by_subset"][name]["cpm"] for name in ("0", "5")] == pytest.approx(folds)
