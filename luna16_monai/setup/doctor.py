@@ -43,7 +43,8 @@ BATCH, DEFAULT_WORKERS = 64 * 32 * 48 * 48 * 4, 2
 LEAST_DISK = 1 * GB
 LUNA16_DISK = 140 * GB
 """The room that fetching LUNA16 takes: 120 GB unpacked and one archive."""
-BUNDLE_FILES = ("configs/metadata.json", "configs/train.yaml", "configs/inference.yaml", "models/model.pt")
+BUNDLE_WEIGHTS = "models/model.pt"
+BUNDLE_FILES = ("configs/metadata.json", "configs/train.yaml", "configs/inference.yaml", BUNDLE_WEIGHTS)
 
 
 def examine(data: Folders, store: Folders, runs: Path) -> dict[str, Any]:
@@ -278,5 +279,5 @@ def _bundles() -> Iterator[Check]:
             yield _check(f"bundle {name}", False, None, f"no {', '.join(missing)}", _install(PACKAGE))
             continue
         metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        weights = (folder / "models" / "model.pt").stat().st_size
+        weights = (folder / BUNDLE_WEIGHTS).stat().st_size
         yield _check(f"bundle {name}", True, {"version": metadata["version"], "weights": f"{weights / 1e6:.1f} MB"})

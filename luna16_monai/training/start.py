@@ -170,6 +170,8 @@ def claim(output_dir: Path | str, resume: bool) -> None:
 def refuse_other_data_sets(output_dir: Path | str, split: Split) -> None:
     """Check that a run goes on with the data sets that it was trained on; one that was only renamed is the same.
 
+    Of one data set each, the candidates tell, which are compared later.
+
     Args:
         output_dir: of the run to go on with; without a record of its data nothing is checked.
         split: the training's.
@@ -182,10 +184,15 @@ def refuse_other_data_sets(output_dir: Path | str, split: Split) -> None:
     if record is None or not record.data.candidates_sha256:
         return
     before = list(record.data.data_sets or [record.data.name])
-    if before == now or dict(record.data.candidates_sha256) == {
-        "train": split.train.digest(),
-        "validation": split.validation.digest(),
-    }:
+    if (
+        before == now
+        or len(before) == len(now) == 1
+        or dict(record.data.candidates_sha256)
+        == {
+            "train": split.train.digest(),
+            "validation": split.validation.digest(),
+        }
+    ):
         return
     order = ", in this order" if sorted(before) == sorted(now) else ""
     raise ValueError(
