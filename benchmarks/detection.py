@@ -7,6 +7,7 @@ overlap. It needs torchvision, and its figure is left out where that is not inst
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -44,17 +45,25 @@ def write_chest(path: Path) -> Path:
     return path
 
 
+# started by the benchmark itself, a command would have the benchmark's own memory as its peak
+_LAUNCHER = """
+import json, os, sys
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
+_, status, used = os.wait4(process, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
+
 def cost(words: Sequence[str]) -> tuple[float, float]:
     """Return the CPU seconds, user and system, and the peak memory in GB of a command on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(words)} ended with {process.returncode}: {errors}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
+    launcher = [sys.executable, "-S", "-c", _LAUNCHER, *words]
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, check=True)
+    code, seconds, kibibytes = json.loads(done.stdout)
+    if code:
+        sys.exit(f"{' '.join(words)} ended with {code}: {done.stderr}")
+    return seconds, kibibytes * 1024 / 1e9
 
 
 def monai_seconds() -> float | None:

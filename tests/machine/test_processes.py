@@ -159,7 +159,7 @@ def sleep(ready: Event) -> None:
 
 
 def test_end_workers_ends_daemons_alone_deaf_ones_too(monkeypatch):
-    monkeypatch.setattr(processes, "SECONDS_TO_END", 0.3)
+    monkeypatch.setattr(processes, "SECONDS_TO_END", 1.5)
     spawn, called = multiprocessing.get_context("spawn"), []
     before = signal.signal(signal.SIGCHLD, lambda *_: called.append(True))
     others = multiprocessing.active_children()
@@ -169,7 +169,7 @@ def test_end_workers_ends_daemons_alone_deaf_ones_too(monkeypatch):
     try:
         for process in started:
             process.start()
-        assert all(event.wait(30) for event in events)
+        assert all(event.wait(120) for event in events)
         end_workers()
         assert [process.exitcode for process in started] == [-signal.SIGTERM, -signal.SIGKILL, None]
         assert not called, "the handler of a dead worker must not be called for those that are ended here"

@@ -135,6 +135,7 @@ class TestRunRecord:
             test_series=("t",),
             train=candidates,
             validation=candidates,
+            data_sets={"scans": SERIES},
         )
         config = {
             "imports": ["$import torch"],
@@ -161,6 +162,7 @@ class TestRunRecord:
         written = json.loads(text)
         assert str(tmp_path) not in text
         assert (written["parameters"], written["device"], written["data"]["kind"]) == (6, "cpu", "synthetic")
+        assert written["data"]["name"] == "scans"
         assert written["data"]["train"] == {"series": 4, "candidates": 12, "positives": 6}
         assert written["versions"]["torch"] == torch.__version__
         assert RunFolder(tmp_path).seen_series() == SERIES[:4]
