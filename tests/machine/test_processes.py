@@ -178,4 +178,5 @@ def test_end_workers_ends_daemons_alone_deaf_ones_too(monkeypatch):
         signal.signal(signal.SIGCHLD, before)
         started[2].kill()
         started[2].join()
-    assert multiprocessing.active_children() == others
+    # of a test before, one may have ended meanwhile
+    assert set(multiprocessing.active_children()) <= set(others)
