@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import torch
 from torch import Tensor, nn
 
 from luna16_monai.networks.nodule_detector import NoduleDetector
-from luna16_monai.networks.precision import FAST_ENOUGH, LARGEST_ERROR, ROUNDS
+from luna16_monai.networks.precision import FAST_ENOUGH, LARGEST_ERROR, in_turns, relative_error
 
 _TRIED_ZYX = (32, 64, 64)
 
@@ -45,13 +44,11 @@ def scores_in_bfloat16(network: NoduleDetector) -> bool:
     """
     hu = torch.rand(1, 1, *_TRIED_ZYX, generator=torch.Generator().manual_seed(0)) * 1400 - 1000
     rounded = Bfloat16Detector(network)
-    spent: dict[bool, list[float]] = {False: [], True: []}
-    results: dict[bool, Tensor] = {}
-    for _ in range(ROUNDS):  # in turns, so that a machine whose speed drifts slows both
-        for low in (False, True):
-            tried = rounded if low else network
-            started = time.process_time()
-            results[low] = tried.coarse(tried.fine(hu))
-            spent[low].append(time.process_time() - started)
-    error = float((results[True] - results[False]).norm() / results[False].norm())
-    return error <= LARGEST_ERROR and min(spent[True]) <= FAST_ENOUGH * min(spent[False])
+
+    def score(low: bool) -> Tensor:
+        tried = rounded if low else network
+        return tried.coarse(tried.fine(hu))
+
+    results, seconds = in_turns(score)
+    error = relative_error(results[False], results[True])
+    return error <= LARGEST_ERROR and seconds[True] <= FAST_ENOUGH * seconds[False]

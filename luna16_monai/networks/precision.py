@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from luna16_monai.networks.nodule_detector import NoduleDetector
 from luna16_monai.networks.nodule_net import NoduleNet
+
+Result = TypeVar("Result")
 
 LARGEST_ERROR = 0.02
 """Of outputs and gradients, relative to float32; bfloat16 rounds to 0.003 on average."""
@@ -84,20 +88,29 @@ def try_convolution(convolution: nn.Conv3d, images: Tensor) -> tuple[float, dict
     """
     images = images.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     towards = torch.randn_like(convolution(images))
-    results, times = {}, {}
-    for low in (False, True):
-        spent = []
-        for _ in range(ROUNDS):
+    results, times = in_turns(partial(_forward_backward, convolution, images, towards))
+    return max(map(relative_error, results[False], results[True])), times
+
+
+def in_turns(work: Callable[[bool], Result]) -> tuple[dict[bool, Result], dict[bool, float]]:
+    """Return what some work gives in float32 (False) and in bfloat16 (True), and the least CPU seconds of each.
+
+    They take turns, so that a machine whose speed drifts slows both.
+    """
+    results: dict[bool, Result] = {}
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for low, seconds in spent.items():
             started = time.process_time()
-            results[low] = _forward_backward(convolution, images, towards, low)
-            spent.append(time.process_time() - started)
-        times[low] = min(spent)
-    errors = [
-        float((rounded - exact).norm() / exact.norm())
-        for exact, rounded in zip(results[False], results[True], strict=True)
-    ]
-    # NaN compares with nothing
-    return max(error if error >= 0 else float("inf") for error in errors), times
+            results[low] = work(low)
+            seconds.append(time.process_time() - started)
+    return results, {low: min(seconds) for low, seconds in spent.items()}
+
+
+def relative_error(exact: Tensor, rounded: Tensor) -> float:
+    """Return how far a tensor is from the exact one, relative to its size; infinite where that is no number."""
+    error = float((rounded - exact).norm() / exact.norm())
+    return error if error >= 0 else float("inf")  # NaN compares with nothing
 
 
 def _forward_backward(convolution: nn.Conv3d, images: Tensor, towards: Tensor, low: bool) -> list[Tensor]:

@@ -135,18 +135,23 @@ def nodule_share(
     middle_zyx: Floats,
     shape_zyx: tuple[int, ...],
     spacing_zyx: Floats,
+    scale: float = 1.0,
 ) -> tuple[Box, Floats]:
-    """Return the share of each voxel that a nodule around ``middle_zyx`` (mm) fills; see `share_of_voxels`."""
+    """Return the share of each voxel that a nodule around ``middle_zyx`` (mm) fills; see `share_of_voxels`.
+
+    With another ``scale`` than 1 it is that many times as large as its shape.
+    """
     occupancy = bank.occupancy(shape)
     centre = np.array(ndimage.center_of_mass(occupancy))
+    step_mm = BANK_SPACING_MM * scale
 
     def share(offsets: Floats) -> Floats:
-        index = offsets @ turn.T / BANK_SPACING_MM + centre
+        index = offsets @ turn.T / step_mm + centre
         values = ndimage.map_coordinates(occupancy, index.T, order=1)
         return np.clip((values - 0.5) * look.steepness + 0.5, 0, 1)
 
     corner = np.maximum(centre, np.array(occupancy.shape) - centre)
-    reach = float(np.linalg.norm(corner)) * BANK_SPACING_MM
+    reach = float(np.linalg.norm(corner)) * step_mm
     box, values = share_of_voxels(middle_zyx, reach, shape_zyx, spacing_zyx, share)
     # below half a reader's vote a low steepness would leave a veil over the whole box
     floor = np.clip(0.5 - 0.5 * look.steepness, 0, 1)

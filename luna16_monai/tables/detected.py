@@ -61,7 +61,7 @@ def read_detected(tables: Sequence[Path], data: DataSets) -> PointTable:
     keys = np.column_stack([points.points_xyz, points.series])
     first = np.zeros(len(points), bool)
     first[np.unique(keys, axis=0, return_index=True)[1]] = True
-    return _with_values(points, positive.astype(np.float64)).select(first & ~left_out)
+    return replace(points, values=positive.astype(np.float64)).select(first & ~left_out)
 
 
 def with_detected(candidates: PointTable, detected: PointTable, series_uids: Iterable[str]) -> PointTable:
@@ -88,7 +88,3 @@ def with_detected(candidates: PointTable, detected: PointTable, series_uids: Ite
     changed = sorted({taken.series_uids[code] for code in np.unique(taken.series)})
     stay = (candidates.series_codes(changed) < 0) | (candidates.values > 0)
     return joined_tables([candidates.select(stay), taken])
-
-
-def _with_values(table: PointTable, values: np.ndarray) -> PointTable:
-    return replace(table, values=values)

@@ -7,19 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from luna16_monai.phantom.anatomy import Chest
 from luna16_monai.phantom.lesions import (
-    BANK_SPACING_MM,
-    Box,
     Look,
     ShapeBank,
     choose_look,
     ellipsoid_share,
     nodule_increment,
+    nodule_share,
     random_turn,
-    share_of_voxels,
     tube_share,
 )
 from luna16_monai.phantom.nodules import Location, Nodule, has_room, nodule_position
@@ -122,7 +119,7 @@ def _draw(
     """Draw one nodule into the chest's image, with its spicules and its cavity."""
     lung, turn = chest.lung, random_turn(rng)
     radius = float(bank.diameter_mm[shape]) * scale / 2
-    box, share = scaled_share(bank, shape, scale, look, turn, position, lung.shape_zyx, lung.spacing_zyx)
+    box, share = nodule_share(bank, shape, look, turn, position, lung.shape_zyx, lung.spacing_zyx, scale)
     chest.image_hu[box] += nodule_increment(rng, look, share, chest.image_hu[box])
     solid = look.kind in ("solid", "part-solid")
     if 2 * radius >= _SPICULATED_MM and solid and rng.random() < settings.spiculated:
@@ -132,31 +129,6 @@ def _draw(
         middle = position + rng.uniform(-0.15, 0.15, 3) * radius
         hole, air = ellipsoid_share(half_axes, turn, lung.edge_mm, middle, lung.shape_zyx, lung.spacing_zyx)
         chest.image_hu[hole] += air * np.minimum(_AIR_HU - chest.image_hu[hole], 0)
-
-
-def scaled_share(
-    bank: ShapeBank,
-    shape: int,
-    scale: float,
-    look: Look,
-    turn: Floats,
-    middle_zyx: Floats,
-    shape_zyx: tuple[int, ...],
-    spacing_zyx: Floats,
-) -> tuple[Box, Floats]:
-    """Return the share of each voxel that a shape fills when it is enlarged; see `phantom.lesions.nodule_share`."""
-    occupancy = bank.occupancy(shape)
-    centre = np.array(ndimage.center_of_mass(occupancy))
-    step_mm = BANK_SPACING_MM * scale
-
-    def share(offsets: Floats) -> Floats:
-        values = ndimage.map_coordinates(occupancy, (offsets @ turn.T / step_mm + centre).T, order=1)
-        return np.clip((values - 0.5) * look.steepness + 0.5, 0, 1)
-
-    reach = float(np.linalg.norm(np.maximum(centre, np.array(occupancy.shape) - centre))) * step_mm
-    box, values = share_of_voxels(middle_zyx, reach, shape_zyx, spacing_zyx, share)
-    floor = np.clip(0.5 - 0.5 * look.steepness, 0, 1)
-    return box, values if floor == 0 else np.where(values > floor, values, 0)
 
 
 def add_spicules(rng: np.random.Generator, chest: Chest, position: Floats, radius_mm: float, body_hu: float) -> None:

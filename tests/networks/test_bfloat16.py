@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_scores_in_bfloat16_wants_it_right_and_faster(detector, monkeypatch):
     def chosen(seconds):
         """With so many seconds of each round in float32 and in bfloat16, begun and ended."""
         clock = iter([at for pair in seconds for taken in pair for at in (0, taken)])
-        monkeypatch.setattr(bfloat16.time, "process_time", lambda: next(clock))
+        monkeypatch.setattr(time, "process_time", lambda: next(clock))
         return scores_in_bfloat16(detector)
 
     # the fastest rounds decide: 4 against 10, then 9.5 against 10

@@ -5,7 +5,7 @@ import pytest
 from wide_scans import small_chest, small_variety
 
 from luna16_monai.phantom.lesions import Look, nodule_share
-from luna16_monai.variety.nodules import add_spicules, place_varied_nodules, scaled_share
+from luna16_monai.variety.nodules import add_spicules, place_varied_nodules
 from luna16_monai.variety.shapes import load_allowed_shapes
 
 LOOK = Look("solid", 0.0, None, 2.95)
@@ -24,11 +24,11 @@ def placed(seed=0, count=4, **changes):
 def test_scaled_share_of_scale_one_is_the_shape_and_of_two_eight_times_its_volume():
     shape = int(ALLOWED.numbers[np.argmin(np.abs(ALLOWED.bank.diameter_mm[ALLOWED.numbers] - 10))])
     arguments = (LOOK, np.eye(3), np.array([30.0, 30, 30]), (60, 60, 60), np.ones(3))
-    box, share = scaled_share(ALLOWED.bank, shape, 1.0, *arguments)
+    box, share = nodule_share(ALLOWED.bank, shape, *arguments, scale=1.0)
     same_box, same = nodule_share(ALLOWED.bank, shape, *arguments)
     assert box == same_box
     np.testing.assert_array_equal(share, same)
-    _, twice = scaled_share(ALLOWED.bank, shape, 2.0, *arguments)
+    _, twice = nodule_share(ALLOWED.bank, shape, *arguments, scale=2.0)
     assert twice.sum() == pytest.approx(8 * share.sum(), rel=0.1)
 
 
