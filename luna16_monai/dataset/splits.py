@@ -42,7 +42,8 @@ def split_by_stride(
     if stride < 2:
         raise ValueError(f"validation_stride {stride} leaves nothing to train on: use 2 or more")
     ordered = sorted(series_uids)
-    parts = [ordered] if data_sets is None else [[uid for uid in ordered if uid in set(part)] for part in data_sets]
+    sets = [set(ordered)] if data_sets is None else [set(part) for part in data_sets]
+    parts = [[uid for uid in ordered if uid in one] for one in sets]
     held_out = patients.of_all(uid for part in parts for uid in part[::stride])
     validation = tuple(uid for uid in ordered if patients.of(uid) in held_out)
     return tuple(uid for uid in ordered if patients.of(uid) not in held_out), validation

@@ -184,15 +184,9 @@ def refuse_other_data_sets(output_dir: Path | str, split: Split) -> None:
     if record is None or not record.data.candidates_sha256:
         return
     before = list(record.data.data_sets or [record.data.name])
-    if (
-        before == now
-        or len(before) == len(now) == 1
-        or dict(record.data.candidates_sha256)
-        == {
-            "train": split.train.digest(),
-            "validation": split.validation.digest(),
-        }
-    ):
+    if before == now or len(before) == len(now) == 1:
+        return
+    if dict(record.data.candidates_sha256) == {"train": split.train.digest(), "validation": split.validation.digest()}:
         return
     order = ", in this order" if sorted(before) == sorted(now) else ""
     raise ValueError(
