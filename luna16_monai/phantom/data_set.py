@@ -87,8 +87,9 @@ def plan_scans(scans: int, seed: int, bank: Donors, stream: int = 0, fewest: int
     """Name the scans, spread them over subsets, and deal the real patients' nodules out to them.
 
     No real patient's nodules go to two synthetic patients. Where there are more scans than real patients, scans share a
-    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed. Scans share a
-    synthetic patient too where each would own less than ``fewest`` real ones, as long as there is one in each subset.
+    synthetic patient, and with it one subset. Another ``stream`` gives other names to the same seed; sets of two seeds
+    or streams share no patient, so that they can be trained on together. Scans share a synthetic patient too where each
+    would own less than ``fewest`` real ones, as long as there is one in each subset.
 
     Raises:
         ValueError: less than one scan, or a negative seed.
@@ -108,7 +109,7 @@ def plan_scans(scans: int, seed: int, bank: Donors, stream: int = 0, fewest: int
         ScanPlan(
             number=number,
             series_uid=f"2.25.{int.from_bytes(rng.bytes(16), 'big')}",
-            patient_id=f"PHANTOM-{names[number % patients]:04d}",
+            patient_id=f"PHANTOM-{stream}-{seed}-{names[number % patients]:04d}",
             subset=number % patients % len(SUBSETS),
             shapes=tuple(np.flatnonzero(owner_of_shape == number % patients).tolist()),
             patients=tuple(sorted(donor for donor, i in owner.items() if i == number % patients)),

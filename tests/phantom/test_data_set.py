@@ -280,6 +280,13 @@ def test_plan_scans_depends_on_seed_and_stream():
     assert len(set(uids)) == 3
 
 
+def test_plan_scans_of_two_sets_share_no_patient():
+    bank = load_shape_bank()
+    sets = [{plan.patient_id for plan in plan_scans(12, *which)} for which in ((0, bank), (1, bank), (0, bank, 1))]
+    assert [len(one) for one in sets] == [12] * 3
+    assert len(set.union(*sets)) == 36
+
+
 def test_drawn_from_tells_two_sets_of_one_seed_alike():
     """Other names, other patients, the same anatomy."""
     bank = load_shape_bank()
