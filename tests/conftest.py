@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 from browser import Browser
 
+# Of tests that run side by side each has its share of the cores: with torch's thread for every core in each of them,
+# they wait for each other. To be set before torch is imported.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "nodule_classification"
 

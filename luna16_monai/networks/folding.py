@@ -16,14 +16,15 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-NORM = ".adn.N."
+NORM = ".adn.N"
 NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def folded_state(network: nn.Module) -> dict[str, Tensor]:
     """Return the state of the same network without the batch norms behind its convolutions.
 
-    Folded in float64. In scoring both give the same logits to 1e-5. A network without such norms gives its own state.
+    Folded in float64. In scoring both give the same logits to 1e-5. A network without such norms gives its own state;
+    norms of other kinds (instance, group) depend on the cutout, so they stay what they are.
 
     Args:
         network: its blocks are MONAI's ``Convolution``, whose norm follows the convolution.
@@ -32,13 +33,10 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
         names and tensors on the CPU; the convolutions have a bias each.
     """
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-    norms = {name: part for name, part in network.named_modules() if name.endswith(NORM.rstrip("."))}
-    for name, norm in norms.items():
-        if not isinstance(norm, NORMS):
-            raise ValueError(
-                f"{name} is {type(norm).__name__}: only batch norms can be folded; set norm to BATCH or null"
-            )
-        convolution = name.removesuffix(".adn.N") + ".conv"
+    for name, norm in network.named_modules():
+        if not (name.endswith(NORM) and isinstance(norm, NORMS)):
+            continue
+        convolution = name.removesuffix(NORM) + ".conv"
         mean, variance, gamma, beta = (
             state.pop(f"{name}.{part}").double() for part in ("running_mean", "running_var", "weight", "bias")
         )
@@ -81,7 +79,7 @@ def unfolded_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     """
     result = dict(state)
     for name, part in network.named_modules():
-        if name.endswith(NORM.rstrip(".")) and f"{name}.weight" not in state:
+        if name.endswith(NORM) and isinstance(part, NORMS) and f"{name}.weight" not in state:
             result |= {f"{name}.{key}": value.detach().cpu() for key, value in part.state_dict().items()}
             width = part.num_features
             result[f"{name}.running_mean"] = torch.zeros(width)

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import create_workflow, verify_metadata, verify_net_in_out
-from monai.networks.nets import DenseNet121
+from monai.networks.nets import Classifier, DenseNet121
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from luna16_monai.bundle import config as bundle
@@ -254,13 +254,14 @@ def test_train_yaml_has_all_properties_that_monai_looks_for(state, small):
 
 
 def test_network_def_is_overridden_by_one_key_of_an_overlay(state, small, tmp_path):
-    overlay = tmp_path / "densenet.yaml"
-    overlay.write_text("network_def: {_target_: DenseNet121, spatial_dims: 3, in_channels: 1, out_channels: 2}\n")
+    overlay = tmp_path / "other.yaml"
+    shape = "in_shape: [1, 32, 48, 48], classes: 2, channels: [4, 8], strides: [4, 4]"
+    overlay.write_text(f"network_def: {{_target_: monai.networks.nets.Classifier, {shape}}}\n")
     flow = workflow({**small, "max_epochs": 1, "samples_per_epoch": 4}, overlay)
     flow.initialize()
-    assert isinstance(flow.network_def, DenseNet121)
+    assert isinstance(flow.network_def, Classifier)
     flow.run()
-    assert "class_layers.out.weight" in torch.load(Path(small["output_dir"]) / "model.pt", weights_only=True)
+    assert "final.1.weight" in torch.load(Path(small["output_dir"]) / "model.pt", weights_only=True)
 
 
 def test_network_def_is_overridden_from_the_command_line(state, small):

@@ -48,9 +48,12 @@ def test_network_without_norms_is_its_own_folded_state():
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
-def test_folding_refuses_another_norm():
-    with pytest.raises(ValueError, match="is InstanceNorm3d: only batch norms can be folded"):
-        folded_state(NoduleNet(SHAPE, norm=("INSTANCE", {"affine": True})))
+@pytest.mark.parametrize("norm", ["INSTANCE", ("INSTANCE", {"affine": True}), ("GROUP", {"num_groups": 2})])
+def test_other_norms_are_neither_folded_nor_unfolded(norm):
+    network = NoduleNet(SHAPE, norm=norm)
+    state = folded_state(network)
+    assert state.keys() == network.state_dict().keys()
+    assert unfolded_state(network, state).keys() == state.keys()
 
 
 def test_fine_tuning_from_folded_weights_keeps_the_function(tmp_path):
