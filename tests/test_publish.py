@@ -135,7 +135,7 @@ def test_monai_downloads_the_bundles_and_runs_one(laid_out, phantom_dir, tmp_pat
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", FETCH_AND_RUN, phantom_dir, tmp_path, own, *BUNDLES],
-            env=environment, capture_output=True, text=True, check=False,
+            env=environment, capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
     finally:
         hub.close()

@@ -33,6 +33,7 @@ def test_draw_scan_without_difficulty_marks_centres():
     assert max(marked) < 1e-5
 
 
+@pytest.mark.slow
 def test_draw_scan_higher_difficulty_lowers_the_baselines():
     # 16 scans each, half to train on and half to test on: 0.95 and 0.71
     settings = ScanSettings(slices=(32, 36), rows=80, nodules=(5, 6), negatives_per_positive=4.0)

@@ -124,6 +124,7 @@ def test_run_in_bfloat16_on_two_scales_goes_on_bit_for_bit(undisturbed: Path, tm
     assert small_run.seen(tmp_path / "exact" / "run")["loss 1"] != seen["loss 1"]
 
 
+@pytest.mark.slow
 def test_run_stopped_many_times_goes_on_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
     for phase, number in (("forward", 6), ("batch", 6), ("validation", 2), ("backward", 3)):
