@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from mirror import Mirror, scan, send, zipped
 from small_crossval import TINY
 from verb_calls import Call, is_alive, require_nobody_left
 
+from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.ct.folders import find_cts
 from luna16_monai.tables.luna16 import read_annotations, read_candidates
 from luna16_monai.tables.points import write_points
@@ -283,6 +286,67 @@ def test_export_is_stopped_and_writes_nothing(tmp_path: Path, number: signal.Sig
     words = ["export", "--format", "torchscript", "--output", tmp_path / "out" / "network.ts"]
     require_stopped(stop(words, number, 2.0, 0), number)
     assert not names(tmp_path)
+
+
+@pytest.mark.slow
+def test_verify_is_stopped_and_changes_nothing(store_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(store_dir, store)
+    index = json.loads((store / "store.json").read_text())
+    for uid in list(index["series"]):
+        for copy in range(60):
+            for path in store_dir.glob(f"{uid}.*"):
+                (store / f"{uid}.{copy}{path.suffix}").hardlink_to(path)
+            index["series"][f"{uid}.{copy}"] = index["series"][uid]
+    (store / "store.json").write_text(json.dumps(index))
+    before = content(store)
+    require_stopped(stop(["verify", "--store", store], number, 0.5, 0), number)
+    assert content(store) == before
+
+
+@pytest.mark.slow
+def test_doctor_is_stopped(phantom_dir: Path, store_dir: Path, number: signal.Signals) -> None:
+    require_stopped(stop(["doctor", "--data", phantom_dir, "--store", store_dir], number, 1.0, 0), number)
+
+
+@pytest.mark.slow
+def test_bank_is_stopped_and_writes_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    voxels = np.random.default_rng(0).normal(-800, 50, (200, 300, 300)).astype(np.int16)
+    mask = np.zeros(voxels.shape, np.uint8)
+    for z, y, x in np.ndindex(6, 8, 8):
+        mask[z * 30 + 20 :, y * 35 + 20 :, x * 35 + 20 :][:5, :6, :6] = 1
+    for name, array in (("ct", voxels), ("mask", mask)):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.mha"))
+    before = names(tmp_path)
+    words = ["bank", "--ct", tmp_path / "ct.mha", "--masks", tmp_path / "mask.mha", "--output", tmp_path / "bank.npz"]
+    require_stopped(stop(words, number, 1.0, 0), number)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_calibrate_is_stopped_and_writes_nothing(phantom_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(bundle_dir() / "models" / "model.pt", run)
+    words = ["calibrate", "--run", run, "--data", phantom_dir, "--device", "cpu", "--bootstrap", 2_000_000]
+    require_stopped(stop(words, number, 6.0, 0), number, lines=None)
+    assert names(run) == {"model.pt"}
+
+
+@pytest.mark.slow
+def test_demo_is_stopped_and_leaves_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("LUNA16_DATA", str(tmp_path / "phantom"))
+    monkeypatch.setenv("LUNA16_STORE", str(tmp_path / "store"))
+    code, out, err, moment = stop(["demo", "--output", tmp_path / "demo"], number, 20.0, 0)
+    expected, line = ENDS[number]
+    # the step says so, then the demo
+    assert (code, err.splitlines()) == (expected, [line, line]), moment
+    assert out.startswith("1/5  synthetic CTs")
+    for name in names(tmp_path):
+        if name.endswith(".json"):
+            json.loads((tmp_path / name).read_text())
 
 
 # --- trainings ------------------------------------------------------------------------------------------------------
