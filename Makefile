@@ -31,7 +31,7 @@ demo-malignancy: $(READY)
 demo-detection: $(READY)
 	$(BIN)/luna16 demo --output $(DEMO) --detection $(DEMO)-detection
 
-# 200 synthetic scans, 40 minutes in all: how hard the phantom is, and where the bundle's weights come from
+# 200 synthetic scans, 40 minutes in all: how hard the phantom is
 phantom-baselines: $(READY)
 	$(BIN)/luna16 demo --long --output runs/phantom-baselines
 
@@ -55,7 +55,7 @@ test: $(READY)
 # with Ray, Optuna and MLflow, 600 MB that nothing else needs
 test-all: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,tune,mlflow]'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 # the tests with the newest releases that pyproject.toml admits, in an environment of its own; versions.txt names them
 test-newest:

@@ -98,7 +98,7 @@ def runs_dir(phantom_dir, store_dir, tmp_path) -> Path:
     run = tmp_path / "runs" / "demo"
     write_results(run, metrics, marks, probability, evaluation, label, calibrated)
     torch.manual_seed(0)
-    torch.save(NoduleNet(return_probabilities=False).state_dict(), run / "model.pt")
+    torch.save(NoduleNet(two_scales=True, return_probabilities=False).state_dict(), run / "model.pt")
     return run.parent
 
 

@@ -196,7 +196,7 @@ def test_metaimage_and_nifti_pass_on_no_text(tmp_path):
 def test_prediction_on_a_dicom_folder_holds_no_text_of_its_files(named_dicom, tmp_path):
     folder, output = named_dicom(), tmp_path / "out"
     output.mkdir()
-    torch.save(NoduleNet().state_dict(), tmp_path / "model.pt")
+    torch.save(NoduleNet(two_scales=True).state_dict(), tmp_path / "model.pt")
     (tmp_path / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ\n{UID},11,22,33\n")
     done = run(
         *("luna16_monai", "predict", "--ct", folder, "--candidates", tmp_path / "candidates.csv", "--device", "cpu"),
@@ -218,7 +218,7 @@ def test_only_the_structured_report_names_the_patient_and_nothing_else_of_the_se
 
     folder, output = named_dicom(change=place), tmp_path / "out"
     output.mkdir()
-    torch.save(NoduleNet().state_dict(), tmp_path / "model.pt")
+    torch.save(NoduleNet(two_scales=True).state_dict(), tmp_path / "model.pt")
     (tmp_path / "candidates.csv").write_text(f"seriesuid,coordX,coordY,coordZ\n{UID},11,22,33\n")
     done = run(
         *("luna16_monai", "predict", "--ct", folder, "--candidates", tmp_path / "candidates.csv", "--device", "cpu"),

@@ -48,7 +48,8 @@ def run_detect(options: argparse.Namespace) -> int:
     if options.ray:
         # each node has a current folder of its own
         options.ct, options.output = [path.absolute() for path in options.ct], options.output.absolute()
-    detector, volumes = opened(options, options.bundle, options.weights, options.views)
+    bundle = bundle_of(options.bundle, options.trust_bundle)
+    detector, volumes = opened(options, bundle, options.weights, options.views)
     if len(volumes.series_uids) > 1:
         search = Search(
             detector.bundle, console.device(options.device), options.weights, options.max, options.threshold,
@@ -95,22 +96,27 @@ def lungs(options: argparse.Namespace) -> Lungs:
 
 
 def opened(
-    options: argparse.Namespace, bundle: Path | None, weights: Path | None, views: int | None
+    options: argparse.Namespace, bundle: Path, weights: Path | None, views: int | None
 ) -> tuple[Detector, InMemoryStore]:
     """Return a detector, and the CTs of --ct as it takes them.
 
     Args:
-        options: of a verb with --ct, --trust-bundle, --allow-symlinks and --device.
-        bundle: that detects; None takes the one that comes with the package.
+        options: of a verb with --ct, --allow-symlinks, --backend and --device.
+        bundle: that detects, see `bundle_of`.
         weights: a model.pt; None takes the bundle's own.
         views: flips and turns that are averaged; None takes the bundle's setting.
     """
-    from luna16_monai.bundle.folders import bundle_dir
     from luna16_monai.inference.detect import read_detector
 
-    folder = console.bundle(bundle or bundle_dir(BUNDLE), options.trust_bundle)
-    detector, prepare = read_detector(folder, console.device(options.device), weights, options.backend, views)
+    detector, prepare = read_detector(bundle, console.device(options.device), weights, options.backend, views)
     return detector, prepare(options.ct, options.allow_symlinks)
+
+
+def bundle_of(bundle: Path | None, trust: bool) -> Path:
+    """Return the folder of a bundle that detects; None means the one that comes with the package."""
+    from luna16_monai.bundle.folders import bundle_dir
+
+    return console.bundle(bundle or bundle_dir(BUNDLE), trust)
 
 
 def warn(found: Candidates) -> None:

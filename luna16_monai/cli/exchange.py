@@ -172,11 +172,10 @@ def _finder(options: argparse.Namespace) -> Callable[[Path], Points]:
     """Return what finds the nodules of a case without a list; the detector is read when the first one comes."""
     from functools import lru_cache, partial
 
-    from luna16_monai.bundle.folders import bundle_dir
     from luna16_monai.inference.challenge import NO_LUNGS, detected
     from luna16_monai.inference.detect import found_lungs, read_detector
 
-    folder = console.bundle(options.detector or bundle_dir(detection.BUNDLE), options.trust_bundle)
+    folder = detection.bundle_of(options.detector, options.trust_bundle)
     device = console.device(options.device)
     read = lru_cache(maxsize=1)(lambda: read_detector(folder, device, options.detector_weights, options.backend))
 

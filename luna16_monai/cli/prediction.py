@@ -108,8 +108,10 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     classifiers = [Classifier(bundle, device, options.weights or (), options.backend) for bundle in bundles]
     malignancy = _malignancy_classifier(options, device)
     both = [*classifiers, *([malignancy] if malignancy else [])]
+    if options.candidates is None:
+        options.detector = detection.bundle_of(options.detector, options.trust_bundle)
     if options.threshold is None:
-        options.threshold = _chosen_threshold(classifiers, options.candidates is not None)
+        options.threshold = _chosen_threshold(classifiers, options)
     page = None if options.report is None else pages.page_about(options)
     wanted = Wanted(options.dicom_sr, options.threshold, options.explain, options.explain_top, to_format, page)
     if listed is None:
@@ -128,10 +130,17 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _chosen_threshold(classifiers: Sequence[Classifier], listed: bool) -> float:
-    """Return the threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`."""
-    one = classifiers[0].calibrated
+def _chosen_threshold(classifiers: Sequence[Classifier], options: argparse.Namespace) -> float:
+    """Return the threshold that ``luna16 calibrate`` chose, of a list or of both stages; else `THRESHOLD`.
+
+    Without a list, and with the weights that come with both bundles, it is the detection bundle's.
+    """
+    from luna16_monai.inference.detect import report_threshold
+
+    listed, one = options.candidates is not None, classifiers[0].calibrated
     chosen = one.threshold if listed else one.both_stages
+    if chosen is None and not (listed or options.bundle or options.weights or options.detector_weights):
+        chosen = report_threshold(options.detector)
     return THRESHOLD if chosen is None or len(classifiers) > 1 else chosen
 
 
@@ -182,7 +191,8 @@ def _detected(
     from luna16_monai.inference.predict import check_wanted
     from luna16_monai.inference.two_stages import detect_and_score
 
-    detector, volumes = detection.opened(options, options.detector, options.detector_weights, views)
+    # views are the classifiers': of the detector each costs as much as the first, and brings little
+    detector, volumes = detection.opened(options, options.detector, options.detector_weights, None)
     links = options.allow_symlinks
     check_wanted(wanted, classifiers, options.ct, options.output, volumes.series_uids, links)
     stores = volumes_of(both, options.ct, links, [volumes])

@@ -329,6 +329,18 @@ def read_detector(
     return detector, lambda paths, links: InMemoryStore(paths, recipe, spacing, allow_symlinks=links)
 
 
+def report_threshold(bundle: Path) -> float | None:
+    """Return from which probability of both stages on a bundle's candidates are reported; None where it does not say.
+
+    Raises:
+        ValueError: it is no probability.
+    """
+    value = _config(bundle).get("report_threshold")
+    if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise ValueError(f"report_threshold {value} in {bundle.name}: give a probability from 0 to 1, or null")
+    return value
+
+
 def _config(bundle: Path) -> dict[str, Any]:
     """Return what inference.yaml of a bundle that detects says, without its steps."""
     file = bundle / "configs" / "inference.yaml"

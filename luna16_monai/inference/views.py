@@ -1,6 +1,6 @@
 """Test-time views: a cutout flipped and turned, whose probabilities are averaged.
 
-More views cost as many times the time. On drawn scans four views bring nearly all that sixteen do; MONAI's
+More views cost as many times the time. On drawn scans eight views bring all that sixteen do; MONAI's
 TestTimeAugmentation draws its views at random, so that the same cutout has another probability the next time.
 """
 

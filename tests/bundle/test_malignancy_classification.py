@@ -64,7 +64,7 @@ def nodule_run(rated_dir, tmp_path_factory) -> Path:
     uids = [table.series_uids[code] for code in table.series]
     write_points(folder / "submission.csv", uids, table.points_xyz, 0.2 + 0.6 * table.values, "probability")
     torch.manual_seed(0)
-    torch.save(NoduleNet(return_probabilities=False).state_dict(), folder / "model.pt")
+    torch.save(NoduleNet(two_scales=True, return_probabilities=False).state_dict(), folder / "model.pt")
     return folder
 
 
@@ -109,7 +109,9 @@ def test_weights_of_the_bundle_are_those_that_their_card_names():
     card = (BUNDLE / "models" / "README.md").read_text(encoding="utf-8")
     assert "synthetic" in card.splitlines()[0]
     assert hashlib.sha256((BUNDLE / "models" / "model.pt").read_bytes()).hexdigest() in card
-    NoduleNet(return_probabilities=False).load_state_dict(torch.load(BUNDLE / "models" / "model.pt", weights_only=True))
+    NoduleNet(two_scales=True, return_probabilities=False).load_state_dict(
+        torch.load(BUNDLE / "models" / "model.pt", weights_only=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "inference.yaml"])
@@ -128,7 +130,7 @@ def test_bundle_passes_ckpt_export(state, tmp_path):
         config_file=str(bundle / "configs" / "inference.yaml"),
     )
     image = torch.rand(2, 1, 32, 48, 48) * 2000 - 1000
-    network = NoduleNet(return_probabilities=False).eval()
+    network = NoduleNet(two_scales=True, return_probabilities=False).eval()
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-4, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from ct_files import UID, write_dicom
 
 from luna16_monai.bundle.folders import bundle_dir
 from luna16_monai.cli.main import main
-from luna16_monai.inference.detect import Detector
+from luna16_monai.inference.detect import Detector, report_threshold
 from luna16_monai.machine import memory
 from luna16_monai.machine.files import sha256
 from luna16_monai.networks.backends import core
@@ -185,6 +186,42 @@ def test_predict_without_a_list_takes_its_share_from_the_bundle(series, weights,
     assert two_stages(series, weights, tmp_path / "a.csv", "--detector", bundle, "--trust-bundle") == 0
     for row in rows(tmp_path / "a.csv"):
         assert float(row["probability"]) == pytest.approx(float(row["detection_probability"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "threshold"),
+    [([], 0.125), (["--threshold", 0.25], 0.25), (["--detector-weights", "ANOTHER"], 0.5)],
+)
+def test_predict_without_a_list_reports_from_the_bundles_threshold(
+    series, weights, tmp_path, monkeypatch, more, threshold
+):
+    """Its own weights' alone: of others it is not known what they find from there on."""
+    bundle = tmp_path / "mine"
+    shutil.copytree("bundles/nodule_detection", bundle)
+    file = bundle / "configs" / "inference.yaml"
+    file.write_text(re.sub("report_threshold: .*", "report_threshold: 0.125", file.read_text()))
+    seen = []
+    monkeypatch.setattr(
+        "luna16_monai.inference.predict.predict", lambda *given, **named: seen.append(given[5]) or {"candidates": 0}
+    )
+    call = ["predict", "--ct", series, "--output", tmp_path / "a.csv", "--detector", bundle, "--trust-bundle"]
+    call += ["--no-lung-mask"]
+    main([str(weights if word == "ANOTHER" else word) for word in [*call, "--device", "cpu", "--max", 3, *more]])
+    assert [wanted.threshold for wanted in seen] == [threshold]
+
+
+def test_report_threshold_is_a_probability(tmp_path):
+    bundle = tmp_path / "mine"
+    shutil.copytree("bundles/nodule_detection", bundle)
+    file = bundle / "configs" / "inference.yaml"
+    said = file.read_text()
+    for value, told in (("null", None), ("0.3", 0.3), ("1", 1)):
+        file.write_text(re.sub("report_threshold: .*", f"report_threshold: {value}", said))
+        assert report_threshold(bundle) == told
+    for value in ("2", "-0.1", "high"):
+        file.write_text(re.sub("report_threshold: .*", f"report_threshold: {value}", said))
+        with pytest.raises(ValueError, match=f"report_threshold {value} in mine: give a probability from 0 to 1"):
+            report_threshold(bundle)
 
 
 @pytest.fixture

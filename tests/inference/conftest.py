@@ -16,7 +16,7 @@ from luna16_monai.networks.nodule_net import NoduleNet
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    state = NoduleNet(return_probabilities=False).state_dict()
+    state = NoduleNet(two_scales=True, return_probabilities=False).state_dict()
     # as if it had seen lungs: untouched, its logits are in the hundreds, and 1 HU moves a probability from end to end
     state["tail.running_mean"].fill_(-600)
     state["tail.running_var"].fill_(300**2)

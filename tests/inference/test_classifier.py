@@ -28,7 +28,7 @@ def test_probabilities_equal_those_of_the_store(
 ) -> None:
     table = read_candidates(phantom_dir).select(np.arange(0, 40, 4)[::-1])
     got = classifier.probabilities(table, classifier.volumes([phantom_dir]), views=1, batch_size=3)
-    network = NoduleNet(return_probabilities=True).eval()
+    network = NoduleNet(two_scales=True, return_probabilities=True).eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     store = Store(store_dir)
     for row in range(len(table)):

@@ -40,7 +40,7 @@ POINT = (0.0, 0.0, 0.0)
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(NoduleNet(return_probabilities=False).state_dict(), path)
+    torch.save(NoduleNet(two_scales=True, return_probabilities=False).state_dict(), path)
     return path
 
 

@@ -149,7 +149,7 @@ def test_predict_says_how_many_cts_the_weights_have_seen(
 def test_predict_averages_several_weights(phantom_dir: Path, weights: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = tmp_path / "other.pt"
-    torch.save(NoduleNet(return_probabilities=False).state_dict(), other)
+    torch.save(NoduleNet(two_scales=True, return_probabilities=False).state_dict(), other)
     table = read_candidates(phantom_dir)
     uid = table.series_uids[0]
     path = next(ct.path for ct in find_cts(phantom_dir) if ct.series_uid == uid)

@@ -325,7 +325,7 @@ def test_report_refuses_other_series_and_thresholds(folder, tmp_path):
 @pytest.fixture
 def call(folder: Path, tmp_path: Path) -> Callable[..., int]:
     torch.manual_seed(0)
-    torch.save(NoduleNet(return_probabilities=False).state_dict(), tmp_path / "model.pt")
+    torch.save(NoduleNet(two_scales=True, return_probabilities=False).state_dict(), tmp_path / "model.pt")
     lines = [f"{uid},{x},{y},{z}" for uid, x, y, z, _ in POINTS]
     (tmp_path / "points.csv").write_text("\n".join(["seriesuid,coordX,coordY,coordZ", *lines]) + "\n")
 
