@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pydoc import locate
 from typing import Any
 
 from luna16_monai.bundle.moved import renamed, spelled_out
@@ -72,12 +74,22 @@ def _differences(before: Any, now: Any, place: str = "") -> Iterator[tuple[str, 
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
             there = f"{place}#{key}" if place else key
-            yield from _differences(before.get(key), now.get(key), there)
+            yield from _differences(_said(before, key), _said(now, key), there)
     elif _is_list(before) and _is_list(now) and len(before) == len(now):
         for index, (one, other) in enumerate(zip(before, now, strict=True)):
             yield from _differences(one, other, f"{place}#{index}")
     elif before != now:
         yield place, f"{place} was {_short(before)}, is {_short(now)}"
+
+
+def _said(part: Mapping[str, Any], key: str) -> Any:
+    """Return what a part of a config says of a key, else the default of its target's argument of that name."""
+    name = str(part.get("_target_", ""))
+    target = locate(name) if key not in part and name.startswith("luna16_monai.") else None
+    if not callable(target):
+        return part.get(key)
+    argument = inspect.signature(target).parameters.get(key)
+    return None if argument is None or argument.default is argument.empty else argument.default
 
 
 def _is_list(value: Any) -> bool:

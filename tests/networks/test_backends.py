@@ -27,7 +27,8 @@ def test_openvino_scores_as_torch_does(trained):
         Classifier(bundle_dir(), weights=[trained[0]], backend=backend).score(image) for backend in ("auto", "torch")
     )
     np.testing.assert_allclose(fast, slow, atol=1e-5)
-    assert isinstance(load_weights(NoduleNet(return_probabilities=False), trained[0], backend="auto"), OpenVinoNetwork)
+    network = NoduleNet(two_scales=True, return_probabilities=False)
+    assert isinstance(load_weights(network, trained[0], backend="auto"), OpenVinoNetwork)
 
 
 def test_signals_are_handled_after_two_openvino_networks():
@@ -57,7 +58,7 @@ def test_import_openvino_keeps_it_from_calling_home():
 
 def test_load_weights_refuses_openvino_on_cuda(trained):
     with pytest.raises(ValueError, match="backend openvino on cuda"):
-        load_weights(NoduleNet(return_probabilities=False), trained[0], "cuda", "openvino")
+        load_weights(NoduleNet(two_scales=True, return_probabilities=False), trained[0], "cuda", "openvino")
 
 
 @pytest.mark.skipif(

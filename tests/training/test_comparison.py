@@ -31,6 +31,8 @@ GIVEN = {
         "seed": 6,
         "init_weights": "runs/nodules/model.pt",
         "nodule_run": "runs/nodules",
+        # the bundle's network was the design's
+        "network_def#two_scales": False,
     },
 }
 
@@ -56,6 +58,14 @@ def test_run_of_before_goes_on(kind):
     assert before["network_def"]["_target_"] != now["network_def"]["_target_"]
     assert before["initialize"] != now["initialize"]
     assert differences(before, now) == {}
+
+
+def test_fine_tuning_of_before_is_told_that_the_network_has_changed():
+    now = of_today("malignancy")
+    now["network_def"]["two_scales"] = True
+    assert differences(of_before("malignancy"), now) == {
+        "network_def#two_scales": "network_def#two_scales was false, is true"
+    }
 
 
 @pytest.mark.parametrize("kind", ["nodules", "malignancy"])
