@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -244,7 +245,8 @@ class _Demo:
             **settings,
         }
         configs = [bundle_dir(bundle) / "configs" / name for name in ("train.yaml", *overlays)]
-        self._step(title, command("training", configs, {key: str(value) for key, value in overrides.items()}))
+        words = command("training", configs, {key: str(value) for key, value in overrides.items()})
+        self._step(title, words, one_thread=True)
 
     def _report(self, number: str, run: Path) -> None:
         from luna16_monai.runs.folder import RunFolder
@@ -255,11 +257,17 @@ class _Demo:
     def _luna16(self, title: str, *words: Any) -> None:
         self._step(title, [*LUNA16, *words, *self.quiet])
 
-    def _step(self, title: str, command: Sequence[Any]) -> None:
+    def _step(self, title: str, command: Sequence[Any], one_thread: bool = False) -> None:
         words = [str(word) for word in command]
         shown = ["python" if word == sys.executable else word for word in words]
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if one_thread and not threads:
+            # batches of 16 small cutouts: two threads of torch take nearly twice as long as one
+            threads = "1"
+            shown = ["OMP_NUM_THREADS=1", *shown]
         self.say(f"{title}\n     {' '.join(shown)}")
-        process = subprocess.Popen(words, stdout=self.stream)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads} if threads else None
+        process = subprocess.Popen(words, stdout=self.stream, env=environment)
         try:
             code = process.wait()
         except BaseException:

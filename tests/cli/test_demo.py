@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from verb_calls import require_nobody_left
@@ -36,7 +37,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands of the demo, which are not run: the one that follows the last step raises."""
     ran: list[list[str]] = []
 
-    def note(one: demo._Demo, title: str, command: list[object]) -> None:
+    def note(one: demo._Demo, title: str, command: list[object], one_thread: bool = False) -> None:
         ran.append([str(word) for word in command])
         if "training" in ran[-1]:
             raise RuntimeError("as far as this test goes")
@@ -113,6 +114,16 @@ def test_a_step_that_fails_ends_the_demo_with_1_and_its_own_code_in_the_line(tmp
     assert out == ""
     assert "candidates_V2.csv" in err
     assert err.splitlines()[-1].startswith("luna16: this step of the demo ended with exit code 2")
+
+
+@pytest.mark.parametrize(("given", "told"), [("", "1"), ("3", "3")])
+def test_a_training_of_the_demo_takes_one_thread_unless_told_otherwise(monkeypatch, capfd, given, told):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    words = [sys.executable, "-c", "import os; print('threads', os.environ['OMP_NUM_THREADS'])"]
+    demo._Demo._step(SimpleNamespace(say=print, stream=None), "training", words, one_thread=True)
+    out = capfd.readouterr().out
+    assert f"threads {told}\n" in out
+    assert ("OMP_NUM_THREADS=1 python -c" in out) == (given == "")
 
 
 def test_demo_that_is_ended_ends_its_step(tmp_path):
