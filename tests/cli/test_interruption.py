@@ -305,11 +305,6 @@ def test_verify_is_stopped_and_changes_nothing(store_dir: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_doctor_is_stopped(phantom_dir: Path, store_dir: Path, number: signal.Signals) -> None:
-    require_stopped(stop(["doctor", "--data", phantom_dir, "--store", store_dir], number, 1.0, 0), number)
-
-
-@pytest.mark.slow
 def test_bank_is_stopped_and_writes_nothing(tmp_path: Path, number: signal.Signals) -> None:
     voxels = np.random.default_rng(0).normal(-800, 50, (200, 300, 300)).astype(np.int16)
     mask = np.zeros(voxels.shape, np.uint8)
