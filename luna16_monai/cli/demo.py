@@ -260,13 +260,12 @@ class _Demo:
     def _step(self, title: str, command: Sequence[Any], one_thread: bool = False) -> None:
         words = [str(word) for word in command]
         shown = ["python" if word == sys.executable else word for word in words]
-        threads = os.environ.get("OMP_NUM_THREADS", "")
-        if one_thread and not threads:
+        environment = dict(os.environ)
+        if one_thread and not environment.get("OMP_NUM_THREADS"):
             # batches of 16 small cutouts: two threads of torch take nearly twice as long as one
-            threads = "1"
+            environment["OMP_NUM_THREADS"] = "1"
             shown = ["OMP_NUM_THREADS=1", *shown]
         self.say(f"{title}\n     {' '.join(shown)}")
-        environment = {**os.environ, "OMP_NUM_THREADS": threads} if threads else None
         process = subprocess.Popen(words, stdout=self.stream, env=environment)
         try:
             code = process.wait()

@@ -35,7 +35,9 @@ def add_predict(verbs: Verbs) -> None:
     verb.add_argument("--ras", action="store_true", help="the candidates are RAS, not LPS as LUNA16's")
     verb.add_argument("--dicom-sr", type=Path, metavar="FILE", help="a structured report about one DICOM series")
     verb.add_argument("--report", type=Path, metavar="HTML", help="a page about one CT, for readers")
-    text = f"of the reports; calibrated where known; default: what luna16 calibrate chose, else {THRESHOLD}"
+    text = (
+        f"of the reports; calibrated where known; default: what luna16 calibrate or the bundles say, else {THRESHOLD}"
+    )
     verb.add_argument("--threshold", type=float, metavar="P", help=text)
     verb.add_argument("--explain", type=Path, metavar="DIR", help="pictures of what the probability hangs on")
     verb.add_argument("--explain-top", type=int, default=10, metavar="N", help="of the most probable; default: 10")
