@@ -107,6 +107,10 @@ def cross_fit(
     if scan.shape != label.shape:
         raise ValueError(f"scans have shape {scan.shape}, labels {label.shape}: name one scan a row")
     scans, scan_of_row = np.unique(scan, return_inverse=True)
+    if scans.size < 2:
+        raise ValueError(
+            f"candidates of {scans.size} scan: calibration needs two or more, to fit on one, judge on another"
+        )
     if not 2 <= folds <= scans.size:
         raise ValueError(f"number of folds ({folds}) must be 2 to {scans.size}, the number of scans: choose another")
     nodules_of_scan = np.bincount(scan_of_row, weights=label)

@@ -18,6 +18,8 @@ from scipy.ndimage import map_coordinates
 from luna16_monai.geometry.grid import Geometry
 from luna16_monai.geometry.volume import AIR_HU, Volume
 
+FloatArray = NDArray[np.float64]
+
 LUNG_WINDOW_HU = (-1000.0, 400.0)
 SIDE_MM, PIXELS, JPEG_QUALITY = 50.0, 201, 82
 MOST_PIXELS = 768
@@ -84,16 +86,11 @@ def cut_slices(
         raise ValueError(f"pictures of {pixels} pixels have no middle one: choose an odd number")
     if not volume.scan.contains(point_xyz):
         raise ValueError(f"point {np.asarray(point_xyz).tolist()} mm lies outside the scan: choose one inside")
-    steps = (np.arange(pixels) - pixels // 2) * (side_mm / pixels)
-    columns, rows = (np.array(axes, float) for axes in zip(*(VIEWS[view] for view in views), strict=True))
-    # (view, row, column, xyz)
-    world = (
-        np.asarray(point_xyz, float)
-        + steps[:, None, None] * rows[:, None, None, :]
-        + steps[:, None] * columns[:, None, None, :]
-    )
-    cut = _sampled(volume, world.reshape(-1, 3), outside)
-    return dict(zip(views, cut.reshape(len(views), pixels, pixels), strict=True))
+    step_mm = side_mm / pixels
+    columns, rows = (step_mm * np.array(axes, float) for axes in zip(*(VIEWS[view] for view in views), strict=True))
+    corners = np.asarray(point_xyz, float) - (rows + columns) * (pixels // 2)
+    cut = _sampled(volume, corners, rows, columns, (pixels, pixels), outside)
+    return dict(zip(views, cut, strict=True))
 
 
 @dataclass(frozen=True)
@@ -167,21 +164,48 @@ def whole_slice(
     """
     if not 0 <= number < plane.slices:
         raise ValueError(f"slice {number}: choose one from 0 to {plane.slices - 1}")
-    column, row = np.array(VIEWS[plane.view], float)
-    start = np.array(plane.corner_xyz) + number * plane.step_mm * np.array(NORMALS[plane.view])
-    down, right = np.arange(plane.rows) * plane.pixel_mm, np.arange(plane.columns) * plane.pixel_mm
-    world = start + down[:, None, None] * row + right[:, None] * column
-    hu = _sampled(volume, world.reshape(-1, 3), AIR_HU)
-    return _windowed(hu.reshape(plane.rows, plane.columns), window_hu)
+    column, row = plane.pixel_mm * np.array(VIEWS[plane.view], float)
+    corner = np.array(plane.corner_xyz) + number * plane.step_mm * np.array(NORMALS[plane.view])
+    (hu,) = _sampled(volume, corner[None], row[None], column[None], (plane.rows, plane.columns), AIR_HU)
+    return _windowed(hu, window_hu)
 
 
-def _sampled(volume: Volume, world: NDArray[np.float64], outside: float) -> NDArray[np.float32]:
-    """The values at points, (n, 3) world LPS mm, interpolated linearly; only the box around them is read."""
-    indices = volume.geometry.voxel_from_world(world).T
-    start = np.clip(np.floor(indices.min(axis=1)).astype(int), 0, volume.geometry.shape_zyx)
-    stop = np.clip(np.ceil(indices.max(axis=1)).astype(int) + 1, start, volume.geometry.shape_zyx)
+def _sampled(
+    volume: Volume,
+    corners: FloatArray,
+    rows: FloatArray,
+    columns: FloatArray,
+    shape: tuple[int, int],
+    outside: float,
+) -> NDArray[np.float32]:
+    """Return pictures, (n, row, column), interpolated linearly; only the box around all of them is read.
+
+    Args:
+        volume: as `cut_slices`.
+        corners: (n, 3) world LPS mm of the first pixels.
+        rows: (n, 3) mm from a row to the next.
+        columns: (n, 3) mm from a column to the next.
+        shape: numbers of rows and of columns.
+        outside: as `cut_slices`.
+    """
+    # a pixel's indices are the sum of its row's, (zyx, n, row, 1), and its column's, (zyx, n, 1, column)
+    number_of_rows, number_of_columns = (np.arange(size)[:, None] for size in shape)
+    zero = volume.geometry.voxel_from_world(np.zeros(3))
+    down = _indices(volume.geometry, corners[:, None] + number_of_rows * rows[:, None])[..., None]
+    right = _indices(volume.geometry, number_of_columns * columns[:, None], zero)[:, :, None]
+    low = (down.min(axis=2) + right.min(axis=3)).min(axis=(1, 2))
+    high = (down.max(axis=2) + right.max(axis=3)).max(axis=(1, 2))
+    start = np.clip(np.floor(low).astype(int), 0, volume.geometry.shape_zyx)
+    stop = np.clip(np.ceil(high).astype(int) + 1, start, volume.geometry.shape_zyx)
     box = np.asarray(volume.voxels[tuple(map(slice, start.tolist(), stop.tolist()))], np.float32)
-    return map_coordinates(box, indices - start[:, None], order=1, mode="constant", cval=outside)
+    indices = down - start[:, None, None, None] + right
+    return map_coordinates(box, indices, order=1, mode="constant", cval=outside)
+
+
+def _indices(geometry: Geometry, points_xyz: FloatArray, zero: FloatArray | float = 0.0) -> FloatArray:
+    """Return the indices (zyx, ...) of points, (..., 3), less `zero`, rounded: those on an edge stay on it."""
+    indices: FloatArray = np.round(geometry.voxel_from_world(points_xyz.reshape(-1, 3)) - zero, 9)
+    return np.moveaxis(indices.reshape(points_xyz.shape), -1, 0)
 
 
 def _windowed(hu: NDArray[np.float32], window_hu: Sequence[float]) -> NDArray[np.uint8]:

@@ -151,6 +151,11 @@ def test_cross_fit_lowers_error_and_brier_score_of_an_overconfident_network() ->
     assert brier_score(calibrated, label) < 0.02 < brier_score(raw, label)
 
 
+def test_cross_fit_of_one_scan_says_that_it_needs_two() -> None:
+    with pytest.raises(ValueError, match="candidates of 1 scan: calibration needs two or more"):
+        cross_fit(PROBABILITY, LABEL, np.zeros(6, np.int64), folds=1)
+
+
 def test_cross_fit_refuses_folds_that_cannot_be() -> None:
     for folds in (1, 3):
         with pytest.raises(ValueError, match=rf"number of folds \({folds}\) must be 2 to 2"):

@@ -143,6 +143,16 @@ def test_whole_slice_shows_a_voxel_where_it_lies(scan: Geometry) -> None:
     assert whole_slice(volume, planes["sagittal"], 30).any()
 
 
+@pytest.mark.parametrize("corner", [(-100, -50, -300), (-171.3, -163.7, -298.1), (0.1, 77.7, 1234.5)])
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1, -1, 1]), np.eye(3)[[1, 0, 2]]])
+def test_whole_slice_shows_the_outermost_voxels_too(corner: tuple[float, float, float], direction: np.ndarray) -> None:
+    scan = Geometry.from_axes((70, 60, 40), (0.7, 0.7, 0.7), corner, direction)
+    volume, planes = Volume(np.full(scan.shape_zyx, 400, np.int16), scan, scan), planes_of(scan)
+    for plane in planes.values():
+        for number in (0, plane.slices - 1):
+            assert (whole_slice(volume, plane, number) == 255).all()
+
+
 def test_whole_slice_refuses_a_slice_that_is_none() -> None:
     volume = Volume(np.zeros(OBLONG.shape_zyx, np.int16), OBLONG, OBLONG)
     for number in (-1, 40):
