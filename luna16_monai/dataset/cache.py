@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, EnsureTyped, Randomizable, RandomizableTrait, ScaleIntensityRanged
+from tqdm import tqdm
 
 from luna16_monai.dataset.augmentation import FusedAugmentation
+from luna16_monai.dataset.cutouts import LoadCutoutd
 
 
 class SeededCacheDataset(CacheDataset):
@@ -44,6 +47,25 @@ class SeededCacheDataset(CacheDataset):
             size = sum(value.nbytes for value in item.values() if isinstance(value, torch.Tensor | np.ndarray))
             self.set_num = int(cache_gb * 1e9 / max(size, 1))
             self.set_data(data)
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        """Return the cached items, as MONAI does, but read series by series."""
+        load = self.transform.transforms[0]
+        if not isinstance(load, LoadCutoutd):
+            return super()._fill_cache(indices)
+        wanted = range(self.cache_num) if indices is None else indices
+        of_series: dict[str, list[int]] = {}
+        for index in wanted:
+            of_series.setdefault(self.data[index]["series_uid"], []).append(index)
+        items: dict[int, Any] = {}
+        bar = tqdm(total=len(wanted), desc="Loading dataset", disable=not self.progress)
+        with bar, ThreadPool(self.num_workers) as pool:
+            for series_uid, members in of_series.items():
+                with load.reading(series_uid, len(members)):
+                    for index, item in zip(members, pool.imap(self._load_cache_item, members), strict=True):
+                        items[index] = item
+                        bar.update()
+        return [items[index] for index in wanted]
 
     def __getitem__(self, index: int | tuple[int, int]) -> Any:  # type: ignore[override]
         """An item; with a pair (index, seed) its augmentation is drawn from the seed."""

@@ -16,7 +16,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,18 @@ class Store:
             self._folders |= dict.fromkeys(index["series"], folder)
             self._missing += index["missing"]
         self.index = {**indices[0], "missing": self._missing, "series": self._series}
+        self._start_reading()
+
+    def _start_reading(self) -> None:
         self._open = threading.local()
+        self._whole: dict[str, Volume] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open"}
+        return {name: value for name, value in vars(self).items() if name not in ("_open", "_whole")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open = threading.local()
+        self._start_reading()
 
     @property
     def series_uids(self) -> tuple[str, ...]:
@@ -115,6 +120,8 @@ class Store:
             KeyError: the store does not have the series.
             FileNotFoundError: its file is gone.
         """
+        if series_uid in self._whole:
+            return self._whole[series_uid]
         # one handle a thread and process: blosc2's are not safe to share, and a fork shares the file's position
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.volumes = os.getpid(), OrderedDict()
@@ -137,6 +144,20 @@ class Store:
         while len(volumes) > OPEN_VOLUMES:
             volumes.popitem(last=False)
         return volumes[series_uid]
+
+    @contextmanager
+    def whole(self, series_uid: str) -> Iterator[None]:
+        """Keep a series decompressed in memory while the block runs, for many cutouts of it, in all threads.
+
+        Raises:
+            KeyError, FileNotFoundError: as `volume`.
+        """
+        volume = self.volume(series_uid)
+        self._whole[series_uid] = Volume(np.asarray(volume.voxels[...]), volume.geometry, volume.scan)
+        try:
+            yield
+        finally:
+            del self._whole[series_uid]
 
     def require_inside(self, table: PointTable) -> None:
         """Check that every row's point lies in its scan.

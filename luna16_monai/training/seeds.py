@@ -59,7 +59,9 @@ def configure_torch(deterministic: bool) -> None:
     # large tensors in pages of 2 MB: a fifth of a training step on a CPU goes into page faults otherwise
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     keep_freed_memory()
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic or torch.are_deterministic_algorithms_enabled():
+        # asked only where it changes something: the call loads torch's compiler, half a second
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
 

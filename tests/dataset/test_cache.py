@@ -71,6 +71,21 @@ def test_seeded_cache_dataset_gives_the_same_item_whatever_ran_before(candidates
     assert same(uncached[3, 17], first)
 
 
+def test_seeded_cache_dataset_reads_each_volume_once_and_keeps_the_order(candidates, store_dir, monkeypatch):
+    read: list[str] = []
+    whole = Store.whole
+    monkeypatch.setattr(Store, "whole", lambda store, uid: (read.append(uid), whole(store, uid))[1])
+    order = np.random.default_rng(0).permutation(len(candidates)).tolist()
+    mixed = torch.utils.data.Subset(candidates, order)
+    load = LoadCutoutd("image", store_dir)
+    data = SeededCacheDataset(mixed, Compose([load]), progress=False)
+    # at 2 to 3 nodules and 4 negatives to each, the boxes hold more voxels than a scan of 32 to 40 slices
+    assert sorted(read) == sorted({item["series_uid"] for item in mixed})
+    assert len(data) == len(order) == data.cache_num
+    for index in range(len(order)):
+        assert same(data[index], load(mixed[index]))
+
+
 def test_seeded_cache_dataset_seeds_what_chooses_among_transforms(candidates, store_dir):
     choice = OneOf([RandFlipd("image", prob=0.5, spatial_axis=axis) for axis in (1, 2)])
     data = dataset(candidates, store_dir, 0.0, choice)

@@ -247,3 +247,13 @@ def test_validation_pipeline_is_the_raw_cutout_clipped(candidates, store_dir):
 def test_validation_pipeline_holds_nothing_random(store_dir):
     for part in parts(parser(store_dir).get_parsed_content("validate#preprocessing")):
         assert not type(part).__name__.startswith("Rand")
+
+
+def test_load_cutoutd_reads_a_volume_whole_from_half_its_voxels_on(store_dir):
+    store = Store(store_dir)
+    uid = store.series_uids[0]
+    voxels = math.prod(store.volume(uid).geometry.shape_zyx)
+    load = LoadCutoutd("image", store, (1, 1, 1))
+    for cutouts, whole in ((voxels // 2 - 1, False), (-(-voxels // 2), True)):
+        with load.reading(uid, cutouts):
+            assert isinstance(store.volume(uid).voxels, np.ndarray) is whole

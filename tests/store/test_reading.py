@@ -200,6 +200,23 @@ def test_store_is_pickled_without_what_it_opened(native_store):
     assert read_some(copy) == expected
 
 
+def test_whole_keeps_a_volume_in_memory_for_all_threads_within_the_block(native_store):
+    store = Store(native_store)
+    point = store.volume("flipped").geometry.world_from_voxel((4.0, 20.0, 30.0))
+    pieces = store.volume("flipped").cutout(point, CUTOUT_ZYX)
+    with store.whole("flipped"):
+        seen: list[Volume] = []
+        thread = threading.Thread(target=lambda: seen.append(store.volume("flipped")))
+        thread.start()
+        thread.join()
+        assert seen == [store.volume("flipped")]
+        assert isinstance(seen[0].voxels, np.ndarray)
+        assert np.array_equal(seen[0].cutout(point, CUTOUT_ZYX), pieces)
+        assert not isinstance(store.volume("plain").voxels, np.ndarray)
+        assert len(pickle.dumps(store)) < seen[0].voxels.nbytes
+    assert not isinstance(store.volume("flipped").voxels, np.ndarray)
+
+
 def test_store_keeps_a_limited_number_of_volumes_open(native_store, monkeypatch):
     monkeypatch.setattr("luna16_monai.store.reading.OPEN_VOLUMES", 1)
     store = Store(native_store)
