@@ -106,11 +106,26 @@ def load_state(network: torch.nn.Module, state: Mapping[str, Any], what: str) ->
     Raises:
         ValueError: they belong to another network.
     """
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{what} belong to another network: {reason}") from error
+    if difference := _difference(network.state_dict(), state):
+        raise ValueError(
+            f"{what} belong to another network: {difference}; keep the run's run.json beside its model.pt, which says "
+            "which network it is, or set network_def as it was trained"
+        )
+    network.load_state_dict(state)
+
+
+def _difference(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    """Say how weights differ from a network's: one tensor by name, and how many more; empty where they fit."""
+    reshaped = [name for name in own if name in state and state[name].shape != own[name].shape]
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    if not (names := reshaped + missing + unknown):
+        return ""
+    if reshaped:
+        told = f"{names[0]} is {tuple(state[names[0]].shape)} there, {tuple(own[names[0]].shape)} in the network"
+    else:
+        told = f"{names[0]} is missing" if missing else f"the network has no {names[0]}"
+    return told if len(names) == 1 else f"{told} ({len(names)} tensors differ)"
 
 
 def load_initial_weights(network: torch.nn.Module, path: str | None, shape_zyx: Sequence[int] | None = None) -> None:

@@ -133,11 +133,23 @@ def test_load_state_takes_all_weights():
     assert network(torch.tensor([[1.0, 10.0]])).item() == 36
 
 
-def test_load_state_names_weights_of_another_network():
-    with pytest.raises(ValueError, match=r"^the weights model\.pt belong to another network: .*size mismatch"):
-        load_state(torch.nn.Linear(2, 1), torch.nn.Linear(3, 1).state_dict(), "the weights model.pt")
-    with pytest.raises(ValueError, match="Missing key"):
-        load_state(torch.nn.Linear(2, 1), {}, "init_weights x.pt")
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}, r"weight is \(1, 3\) there, \(1, 2\) in the network; "),
+        ({"weight": torch.zeros(1, 2), "bias": torch.zeros(1), "scale": torch.zeros(1)}, "the network has no scale; "),
+        ({"weight": torch.zeros(1, 2)}, "bias is missing; "),
+        (
+            {"weight": torch.zeros(4, 2), "norm": torch.zeros(4)},
+            "in the network .3 tensors differ.; keep the run's",
+        ),
+        ({}, "weight is missing .2 tensors differ.; keep the run's run.json beside its model.pt"),
+    ],
+)
+def test_load_state_tells_weights_of_another_network_in_one_line(state: dict[str, torch.Tensor], told: str):
+    with pytest.raises(ValueError, match=rf"^the weights model\.pt belong to another network: .*{told}") as refusal:
+        load_state(torch.nn.Linear(2, 1), state, "the weights model.pt")
+    assert "\n" not in str(refusal.value)
 
 
 def test_grown_head_puts_each_weight_into_the_cell_that_its_voxels_have_now():
