@@ -16,6 +16,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from luna16_monai.machine.progress import counted
 from luna16_monai.networks.nodule_detector import NoduleDetector
 
 
@@ -44,7 +45,8 @@ class TiledInferer(Inferer):
         shape, stride = np.array(inputs.shape[2:]), np.array(net.stem_stride_zyx)
         first: Tensor | None = None
         place: Any
-        for corner in itertools.product(*(range(0, n, t) for n, t in zip(shape, self.tile, strict=True))):
+        corners = list(itertools.product(*(range(0, n, t) for n, t in zip(shape, self.tile, strict=True))))
+        for corner in counted(corners, "search", "tile"):
             low = np.array(corner)
             high = np.minimum(low + self.tile, shape)
             wide_low, wide_high = np.maximum(low - self.halo, 0), np.minimum(high + self.halo, shape)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luna16_monai.detection.tiles import TiledInferer
+from luna16_monai.machine import progress
 from luna16_monai.networks.nodule_detector import NoduleDetector
 
 
@@ -34,6 +35,15 @@ def test_tiles_at_uneven_ends():
     net = network()
     hu = torch.randint(-1000, 400, (1, 1, 24, 40, 56), dtype=torch.int16)
     torch.testing.assert_close(TiledInferer((16, 16, 48))(hu, net), net(hu), rtol=0, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_tiles_of_a_long_search_are_counted(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY_S", 0.0)
+    with progress.showing(True):
+        TiledInferer((16, 16, 48))(torch.zeros(1, 1, 24, 40, 56), network())
+    assert "search: 100%" in (told := capsys.readouterr().err)
+    assert "12/12" in told
 
 
 @torch.inference_mode()
