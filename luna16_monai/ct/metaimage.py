@@ -124,6 +124,8 @@ def open_metaimage(path: Path, data_dir: Path | None = None, allow_symlinks: boo
             f"{name}: ElementDataFile {data_name!r}: a .mha holds its voxels itself (LOCAL), a .mhd names one file "
             "beside it; write it anew with SimpleITK"
         )
+    if local and not offset:
+        raise ValueError(f"{name} ends with its header, without voxels: {DAMAGED}")
     data_path = path if local else path.with_name(_plain_name(data_name, name))
     if not local:
         check_file(data_path, data_dir or path.parent, allow_symlinks, f"{data_path.name}, the data file of {name},")

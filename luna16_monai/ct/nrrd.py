@@ -112,11 +112,11 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n")[1:], start=2):
         if line.startswith("#"):
             continue
-        key, colon, value = line.partition(":")
+        key, colon, value = line.partition(": ")
+        if ":=" in (key if colon else line):
+            continue  # a note of the program that wrote it, whatever it is called
         if not colon or not line.isprintable():
             raise ValueError(f"{name} line {number} is not of the form 'field: value': {DAMAGED}")
-        if value.startswith("="):
-            continue  # a note of the program that wrote it
         key = key.strip().lower()
         if key in fields:
             raise ValueError(f"{name} line {number}: {key[:40]} appears twice: {DAMAGED}")

@@ -217,6 +217,14 @@ def test_open_metaimage_reads_a_mhd_that_holds_its_voxels_itself(tmp_path):
     np.testing.assert_array_equal(open_metaimage(path).read(), VOXELS)
 
 
+@pytest.mark.parametrize("size", ["-1", "0"])
+def test_open_metaimage_takes_no_header_for_voxels(tmp_path, size):
+    path = tmp_path / "scan.mhd"
+    # ITK takes the header's own last 48 bytes for the voxels, with -1
+    path.write_text(header_text(HeaderSize=size, ElementDataFile="LOCAL").rstrip("\n"))
+    refused(path, "scan.mhd ends with its header, without voxels: ")
+
+
 @pytest.mark.parametrize("name", ["./scan.raw", "50%.raw", "s%03d.raw"])
 def test_open_metaimage_reads_a_data_file_of_any_plain_name(tmp_path, name):
     path = tmp_path / "scan.mhd"

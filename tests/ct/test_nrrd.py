@@ -55,6 +55,16 @@ def test_open_nrrd_reads_values_and_place(tmp_path):
     assert series_uid(write(tmp_path, name="1.3.6.nrrd")) == "1.3.6"
 
 
+@pytest.mark.parametrize("note", ["space origin::= (0,0,0)", "sizes:=1 1 1", "a:=type: float", "b:=\tc"])
+def test_open_nrrd_takes_a_note_for_no_field(tmp_path, note):
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"note:=any", note.encode()))
+    ct = open_ct(path)
+    np.testing.assert_array_equal(ct.read(), VOXELS)
+    assert ct.geometry.world_from_voxel([0, 0, 0]).tolist() == [-10, 20, 30.5]
+    assert sitk.ReadImage(str(path)).GetOrigin() == (-10, 20, 30.5)
+
+
 @pytest.mark.parametrize(
     ("space", "place"),
     [("LPS", [-8.5, 21.5, 32.5]), ("right-anterior-superior", [8.5, -21.5, 32.5]), ("LAS", [-8.5, -21.5, 32.5])],
@@ -133,6 +143,9 @@ def test_open_nrrd_refuses_damaged_files(tmp_path):
     refused(path, "scan.nrrd is no NRRD file")
     path.write_bytes(b"NRRD0004\nnothing\n\n")
     refused(path, "scan.nrrd line 2 is not of the form 'field: value'")
+    # as ITK, which wants the blank
+    path.write_bytes(write(tmp_path).read_bytes().replace(b"endian: little", b"endian:little"))
+    refused(path, "scan.nrrd line 9 is not of the form 'field: value'")
 
 
 def test_find_cts_takes_nrrd_and_leaves_slicers_segmentations(tmp_path):
