@@ -236,7 +236,7 @@ def load_monai(options: argparse.Namespace, *bundles: Path | None) -> None:
         options: of the verb.
         bundles: that will run; None is one that comes with the package.
     """
-    from luna16_monai.machine.hidden import hidden
+    from luna16_monai.machine.extras import hidden
 
     if options.is_program and "monai" not in sys.modules and not any(bundles):
         with hidden(*UNUSED):

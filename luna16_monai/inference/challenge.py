@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from luna16_monai.interchange.luna25 import ANSWER, CLINICAL, LOCATIONS, read_cl
 from luna16_monai.interchange.points import PROBABILITY, Points
 from luna16_monai.interchange.scans import Scans
 from luna16_monai.machine.errors import one_line, root_cause
+from luna16_monai.machine.serving import RequestHandler, RequestServer
 
 PORT, PORT_VARIABLE = 4743, "GRAND_CHALLENGE_COMPONENT_USER_WEBSERVER_PORT"
 LONGEST_BODY = 1 << 20
@@ -127,7 +127,7 @@ def port_of(environment: dict[str, str] | os._Environ[str]) -> int:
     return int(text)
 
 
-class ChallengeServer(ThreadingHTTPServer):
+class ChallengeServer(RequestServer):
     """Answers ``GET /health`` and ``POST /invoke``; the network is loaded before it begins.
 
     It listens on every address, as the platform calls it from outside of the container. What it is sent is not read, so
@@ -141,8 +141,6 @@ class ChallengeServer(ThreadingHTTPServer):
         ValueError: the port is taken, or may not be used.
     """
 
-    daemon_threads = True
-
     def __init__(self, challenge: Challenge, port: int) -> None:
         self.challenge = challenge
         try:
@@ -151,7 +149,7 @@ class ChallengeServer(ThreadingHTTPServer):
             raise ValueError(f"port {port} cannot be used ({error.strerror}): set {PORT_VARIABLE}") from error
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     """One request."""
 
     server: ChallengeServer

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from socketserver import TCPServer
 from typing import Any
@@ -23,6 +22,7 @@ from urllib.parse import parse_qs
 
 from luna16_monai.geometry.slices import NORMALS, VIEWS
 from luna16_monai.machine.errors import one_line
+from luna16_monai.machine.serving import RequestHandler, RequestServer
 from luna16_monai.review.session import SIDES_MM, WINDOWS_HU, Review
 
 ADDRESS = "127.0.0.1"
@@ -49,7 +49,7 @@ def check_port(port: int) -> None:
         raise ValueError(f"port {port}: give a number from 1 to 65535, or 0 for a free one")
 
 
-class ReviewServer(ThreadingHTTPServer):
+class ReviewServer(RequestServer):
     """Serves one review on this machine until it is stopped.
 
     Args:
@@ -63,8 +63,6 @@ class ReviewServer(ThreadingHTTPServer):
     Raises:
         ValueError: the port is taken, or may not be used.
     """
-
-    daemon_threads = True
 
     def __init__(self, review: Review, port: int = 0) -> None:
         self.review, self.token, self.saved = review, secrets.token_urlsafe(24), 0
@@ -104,7 +102,7 @@ class ReviewServer(ThreadingHTTPServer):
             self.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     """Answers one browser; what it may ask for is the closed list in `do_GET` and `do_POST`."""
 
     server: ReviewServer

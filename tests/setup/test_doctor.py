@@ -51,7 +51,7 @@ def test_examine_finds_nothing_wrong_where_nothing_is(phantom_dir, store_dir, tm
     assert (data["ok"], data["found"]) == (True, {"series": 8, "listed": 8, "subsets": list("01234567")})
     assert data["problem"].startswith("LUNA16 has 888 series")
     assert (store["ok"], store["found"]) == (True, {"series": 8, "missing": 0, "spacing_zyx": [1.25, 0.7, 0.7]})
-    assert named(result["checks"], "torch")["found"] == torch.__version__
+    assert named(result["checks"], "torch")["found"] == importlib.metadata.version("torch")
 
 
 def test_examine_tells_of_empty_folders_without_calling_it_a_problem(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -164,7 +165,7 @@ class TestRunRecord:
         assert (written["parameters"], written["device"], written["data"]["kind"]) == (6, "cpu", "synthetic")
         assert written["data"]["name"] == "scans"
         assert written["data"]["train"] == {"series": 4, "candidates": 12, "positives": 6}
-        assert written["versions"]["torch"] == torch.__version__
+        assert written["versions"]["torch"] == importlib.metadata.version("torch")
         assert RunFolder(tmp_path).seen_series() == SERIES[:4]
 
     def test_seen_series_of_a_folder_without_a_record_are_none(self, tmp_path: Path) -> None:
