@@ -159,6 +159,7 @@ def run_challenge(options: argparse.Namespace) -> int:
         told = challenge.answer()
         line = f"challenge: {told['points']} nodules in {told['output']} ({told['seconds']} s)"
         return console.tell(options, told, line)
+    options.serves = True
     with ChallengeServer(challenge, port) as server:
         console.tell(
             options, {"port": server.server_port}, f"challenge: GET /health, POST /invoke on {server.server_port}"

@@ -123,16 +123,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options)
     except Terminated:
         print("luna16: ended by SIGTERM; the same command goes on where it stopped", file=sys.stderr)
-        return TERMINATED
+        return _ended(options, TERMINATED)
     except KeyboardInterrupt:
         print("luna16: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        return _ended(options, INTERRUPTED)
     except Exception as error:
         # nothing is hidden: the error is told in one line, and raised whole with --debug
         if options.debug:
             raise
         print("luna16:", one_line(error), file=sys.stderr)
         return WRONG_INPUT if isinstance(root_cause(error), INPUT_ERRORS) else FAILED
+
+
+def _ended(options: argparse.Namespace, code: int) -> int:
+    """Return an exit code; a program that served ends at once.
+
+    Where OpenVINO or torch had run in a server's threads, the interpreter's own end was seen to end with SIGABRT or
+    SIGSEGV instead of the code (Python 3.12). By then all is written.
+    """
+    if options.is_program and getattr(options, "serves", False):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _leave_objects() -> None:

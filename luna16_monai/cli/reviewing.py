@@ -56,6 +56,7 @@ def run_review(options: argparse.Namespace) -> int:
     if anew:
         result["predictions"] = str(predictions)
     line = f"review: {server.url}\n  {count} candidates; Ctrl-C ends it"
+    options.serves = True
     try:
         server.serve_until_stopped(lambda: console.tell(options, result, line))
     finally:

@@ -12,8 +12,8 @@ GRACE_S = 5.0
 class RequestServer(ThreadingHTTPServer):
     """A server whose ``server_close`` waits for the requests at work, for `GRACE_S` at most.
 
-    An interpreter that ends while one of its threads is in C++ (torch, OpenVINO) often ends with SIGABRT. Connections
-    that are open without a request are not waited for.
+    So what a request writes is whole, and no thread is in C++ (torch, OpenVINO) when the process ends. Connections that
+    are open without a request are not waited for.
 
     Args:
         address: host and port.
