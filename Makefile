@@ -43,7 +43,7 @@ phantom-malignancy: $(READY)
 bench: $(READY)
 	$(BIN)/python -W ignore benchmarks/bench.py --output runs/bench.json
 
-# the table of docs/comparison.md: the recipe's network, ResNet10, DenseNet121 and boosted trees, for 12 minutes each
+# as the table of docs/comparison.md, by the recipe: its network, ResNet10, DenseNet121 and boosted trees, for 12 minutes each
 compare-networks: $(READY)
 	$(BIN)/python -m luna16_monai phantom --output $(LUNA16_DATA) --scans 60
 	$(BIN)/python -m luna16_monai prepare --data $(LUNA16_DATA) --store $(LUNA16_STORE)
