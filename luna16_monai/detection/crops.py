@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class LabelledScans:
         size = 2 * math.prod(volume.geometry.shape_zyx)
         if size <= self.bytes_left:
             self.bytes_left -= size
-            volume = self._kept[series_uid] = replace(volume, voxels=np.asarray(volume.voxels[:]))
+            volume = self._kept[series_uid] = volume.in_memory()
         return volume
 
     def labels(self, series_uid: str) -> Labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Volume:
     voxels: Any
     geometry: Geometry
     scan: Geometry
+
+    def in_memory(self) -> Volume:
+        """Return the same volume with an array for its voxels, read once."""
+        return replace(self, voxels=np.asarray(self.voxels[:, :, :]))
 
     def cutout(self, point_xyz: ArrayLike, shape_zyx: Sequence[int] = (32, 48, 48)) -> NDArray[np.int16]:
         """Return the box around the voxel nearest to a point, which comes to lie at index ``shape // 2``.

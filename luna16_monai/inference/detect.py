@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from luna16_monai.bundle.config import without_steps
 from luna16_monai.ct.lungs import LungMask, lung_mask, read_lung_mask, whole_scan
-from luna16_monai.detection.crops import box_of, lung_box
+from luna16_monai.detection.crops import lung_box
 from luna16_monai.detection.peaks import Found, candidates_of
 from luna16_monai.detection.tiles import TiledInferer
 from luna16_monai.geometry.grid import Geometry
@@ -191,7 +191,8 @@ class Detector:
             require_memory(uid, volumes.cts[uid].geometry, VOXEL_BYTES)
             volume = volumes.volume(uid)
             require_memory(uid, volume.geometry, VOXEL_BYTES)
-            volume = _in_memory(volume)
+            # voxels that are resampled on demand would be resampled anew for each box
+            volume = volume.in_memory()
             found = self.find(volume, (lungs or found_lungs)(uid, volume), limit)
             yield Candidates.of(uid, found.select(found.probability >= threshold), warnings, self.weights)
 
@@ -239,11 +240,6 @@ def require_memory(uid: str, geometry: Geometry, voxel_bytes: int) -> None:
             f"{available / 1e9:.1f} GB of memory are left: mend the header's spacing if that is wrong, or give the "
             "process more memory"
         )
-
-
-def _in_memory(volume: Volume) -> Volume:
-    """Return a volume whose voxels are an array; others are resampled anew for each box that is read."""
-    return replace(volume, voxels=box_of(volume, (0, 0, 0), volume.geometry.shape_zyx))
 
 
 def found_lungs(uid: str, volume: Volume, cure: str = NO_LUNGS) -> LungMask:

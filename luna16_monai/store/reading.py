@@ -152,8 +152,7 @@ class Store:
         Raises:
             KeyError, FileNotFoundError: as `volume`.
         """
-        volume = self.volume(series_uid)
-        self._whole[series_uid] = Volume(np.asarray(volume.voxels[...]), volume.geometry, volume.scan)
+        self._whole[series_uid] = self.volume(series_uid).in_memory()
         try:
             yield
         finally:
